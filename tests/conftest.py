@@ -1,0 +1,32 @@
+"""Shared test set-up: the project root on the path, few threads per worker, real data by environment variable."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine cannot run or was not asked for, each with its reason."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+        if item.get_closest_marker("slow") and "slow" not in config.getoption("-m"):
+            item.add_marker(pytest.mark.skip(reason="slow proof: run with -m slow"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real image subsets (maps, facades, horse2zebra), from I2I_REAL_DATA."""
+    folder = os.environ.get("I2I_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real images not available: set I2I_REAL_DATA to a folder with maps/, facades/, horse2zebra/")
+    return Path(folder)
