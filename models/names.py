@@ -1,0 +1,15 @@
+"""The names a user may type for networks and norms. Imports nothing, so that `--help` answers without torch."""
+
+from typing import Literal, get_args
+
+NormName = Literal["instance", "batch", "none", "pono", "pono_ms", "pono_dms", "nc", "nc_ms", "nc_dms"]
+BaseNormName = Literal["instance", "batch", "none"]
+GeneratorName = Literal["resnet_9blocks", "resnet_6blocks", "unet_256", "unet_128"]
+DiscriminatorName = Literal["basic", "n_layers", "pixel"]
+InitName = Literal["normal", "xavier", "kaiming", "orthogonal"]
+
+NORM_NAMES: tuple[NormName, ...] = get_args(NormName)
+BASE_NORM_NAMES: tuple[BaseNormName, ...] = get_args(BaseNormName)
+GENERATOR_NAMES: tuple[GeneratorName, ...] = get_args(GeneratorName)
+DISCRIMINATOR_NAMES: tuple[DiscriminatorName, ...] = get_args(DiscriminatorName)
+INIT_NAMES: tuple[InitName, ...] = get_args(InitName)
