@@ -1,0 +1,113 @@
+"""What shows a training while it runs: one small protocol, and a fan-out that no failing viewer can stop.
+
+A viewer receives what `metrics.jsonl` receives, one dict a line, and the paths of the sample pictures. It may
+raise from any method: `Viewers` then drops it with one warning and training goes on.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+Record = dict[str, Any]
+"""One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
+
+SAVE, SAMPLE, STOP = "save", "sample", "stop"
+"""What a viewer can ask of the loop: save now, sample now, stop after this epoch."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are only shown."""
+
+    name: str
+    folder: Path
+    options: Mapping[str, Any]
+    host: str = ""
+
+
+class Viewer(Protocol):
+    """One way to watch a run. Implementations subclass it; a method that raises costs the viewer its seat."""
+
+    def start(self, run: RunInfo, records: Iterable[Record]) -> None:
+        """Begin; `records` is what metrics.jsonl already holds (empty unless the run is resumed)."""
+
+    def record(self, record: Record) -> None:
+        """Show one new line of metrics.jsonl."""
+
+    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
+        """Show new sample pictures, kind -> PNG file; `record` is their line of metrics.jsonl."""
+
+    def progress(self, step: int, epoch: int) -> None:
+        """A training step is done (called every step: must cost microseconds)."""
+
+    def commands(self) -> set[str]:
+        """What the person watching asked for since the last call: a subset of {SAVE, SAMPLE, STOP}."""
+        return set()
+
+    def close(self) -> None:
+        """The run is over (or interrupted): flush within seconds and let go of everything."""
+
+
+class Viewers:
+    """Several viewers as one that never raises.
+
+    >>> with Viewers([]) as viewers:
+    ...     viewers.record({"kind": "train", "step": 1, "epoch": 1, "losses": {}})
+    """
+
+    def __init__(self, viewers: Sequence[Viewer]) -> None:
+        self._viewers = list(viewers)
+
+    def __enter__(self) -> "Viewers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, run: RunInfo, records: Iterable[Record] = ()) -> None:
+        """Start every viewer with the records so far (read once, handed to each)."""
+        known = list(records)
+        self._each(lambda viewer: viewer.start(run, known))
+
+    def record(self, record: Record) -> None:
+        self._each(lambda viewer: viewer.record(record))
+
+    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
+        self._each(lambda viewer: viewer.samples(record, pictures))
+
+    def progress(self, step: int, epoch: int) -> None:
+        self._each(lambda viewer: viewer.progress(step, epoch))
+
+    def commands(self) -> set[str]:
+        """All that was asked for since the last call; the loop polls it once a step."""
+        asked: set[str] = set()
+        self._each(lambda viewer: asked.update(viewer.commands()))
+        return asked
+
+    def close(self) -> None:
+        """Close every viewer once; a second call does nothing."""
+        self._each(lambda viewer: viewer.close())
+        self._viewers.clear()
+
+    def _each(self, call: Callable[[Viewer], None]) -> None:
+        for viewer in tuple(self._viewers):
+            try:
+                call(viewer)
+            except Exception as error:  # a viewer is never worth a training
+                self._viewers.remove(viewer)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                say(f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training goes on without it)")
+                with contextlib.suppress(Exception):
+                    viewer.close()
+
+
+def say(line: str) -> None:
+    """Print one line on stderr without tearing a progress bar; a closed stderr is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        if "tqdm" in sys.modules:  # only then can a bar be on the screen
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
