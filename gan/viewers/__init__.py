@@ -20,7 +20,7 @@ SAVE, SAMPLE, STOP = "save", "sample", "stop"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are only shown."""
+    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are text."""
 
     name: str
     folder: Path

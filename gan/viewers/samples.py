@@ -1,0 +1,102 @@
+"""Sample pictures of one moment of a training: one PNG a kind, and one labelled grid that shows all of them.
+
+All kinds have the same arrangement, so two of them laid over each other match pixel by pixel.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from datasets.images import save_png, to_picture
+
+GRID = "grid"
+"""Kind (and file stem) of the combined picture: a row per validation input, a captioned column per kind."""
+
+CAPTIONS = {
+    "input": "input",
+    "fake": "translated",
+    "target": "target",
+    "input_A": "input A",
+    "fake_B": "translated to B",
+    "rec_A": "reconstructed A",
+    "input_B": "input B",
+    "fake_A": "translated to A",
+    "rec_B": "reconstructed B",
+}
+"""What people call each kind of picture; a kind that is not here is captioned by its own name."""
+
+GAP = 4
+BACKGROUND = (250, 250, 250)
+INK = (40, 40, 40)
+
+
+def save_samples(folder: Path, images: Mapping[str, Tensor]) -> dict[str, Path]:
+    """Write `KIND.png` for every kind and `grid.png`, and return kind -> file (with GRID last).
+
+    images: kind -> (N, C, H, W) in [-1, 1], C 1 or 3, any size per kind, the same N. Each file
+    appears whole or not at all. Raises OSError if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {kind: [to_picture(image.detach().cpu()) for image in batch] for kind, batch in images.items()}
+    files = {}
+    for kind, column in pictures.items():
+        files[kind] = folder / f"{kind}.png"
+        save_png(_tile(column), files[kind])
+    files[GRID] = folder / f"{GRID}.png"
+    save_png(_labelled_grid(pictures), files[GRID])
+    return files
+
+
+def columns_for(count: int) -> int:
+    """Columns of the tile of `count` pictures: one row up to 4, then close to a square."""
+    return count if count <= 4 else int(torch.tensor(float(count)).sqrt().ceil())
+
+
+def _tile(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one size, left to right and top to bottom, without a gap."""
+    width, height = pictures[0].size
+    columns = columns_for(len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), BACKGROUND)
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture.convert("RGB"), (index % columns * width, index // columns * height))
+    return sheet
+
+
+def _labelled_grid(pictures: Mapping[str, list[Image.Image]]) -> Image.Image:
+    """A row per input, a column per kind, the kind's caption above its column."""
+    cell_width = max(column[0].width for column in pictures.values())
+    cell_height = max(column[0].height for column in pictures.values())
+    size = max(11, cell_width // 16)
+    captions = {kind: _fitting(CAPTIONS.get(kind, kind), cell_width, size) for kind in pictures}
+    head = max(round(font.size) for _, font in captions.values()) + 3 * GAP
+    rows = max(len(column) for column in pictures.values())
+    sheet = Image.new(
+        "RGB",
+        (len(pictures) * (cell_width + GAP) + GAP, head + rows * (cell_height + GAP)),
+        BACKGROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    for position, (kind, column) in enumerate(pictures.items()):
+        left = GAP + position * (cell_width + GAP)
+        text, font = captions[kind]
+        draw.text((left + cell_width / 2, head / 2), text, fill=INK, font=font, anchor="mm")
+        for row, picture in enumerate(column):
+            sheet.paste(picture.convert("RGB"), (left, head + row * (cell_height + GAP)))
+    return sheet
+
+
+def _fitting(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The text and the largest font up to `size` in which it fits (a long text is cut at 7 pixels)."""
+    while True:
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow >= 10.1 with FreeType, as every wheel has it
+        if font.getlength(text) <= width:
+            return text, font
+        if size > 7:
+            size -= 1
+        else:
+            text = text[:-1]
