@@ -1,0 +1,189 @@
+"""Normalized convolution: the public function, the oracle, and the switch between the backends.
+
+Every im2col row (what one output position sees: all channels, padding zeros included) is standardised before the
+product with the weights (Kim et al., "Normalized Convolution for Image-to-Image Translation", Algorithm 1):
+
+    mu_p  = mean(u_p)        var_p = sum((u_p - mu_p)^2) / (n - correction)      s_p = sqrt(var_p + eps)
+    y[o,p] = W_o . (u_p - mu_p) / s_p + b_o
+
+`reference` below is that definition, word by word. `direct` (cuda_ops/direct.py) is the same function as one ordinary
+convolution with centred weights; `cuda` (cuda_ops/cuda.py) is `direct` with fused kernels.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cuda_ops import direct
+from cuda_ops.windows import Pair, output_size
+
+Backend = Literal["auto", "reference", "direct", "cuda"]
+Activation = Literal["none", "relu", "leaky_relu"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+
+class Moments(NamedTuple):
+    """Patch statistics, each (N, G, H', W') in float32 or wider: `mean` = mu_p, `std` = s_p (eps inside the root)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def normalized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    *,
+    eps: float = 1e-5,
+    correction: int = 1,
+    return_moments: bool = False,
+    backend: Backend = "auto",
+    activation: Activation = "none",
+    negative_slope: float = 0.2,
+) -> Tensor | tuple[Tensor, Moments]:
+    """Normalized convolution of `x` (N, C, H, W) with `weight` (O, C/G, kh, kw) and `bias` (O,) -> (N, O, H', W').
+
+    With `return_moments` the patch statistics come along: (y, Moments). Statistics are float32 (float64 for float64
+    inputs) whatever the dtype of `x` or autocast; `y` has the dtype that a convolution would give. `activation` is
+    applied to y; a backend may fuse it.
+
+    Raises ValueError for shapes that do not fit, for a patch without variance (C/G * kh * kw <= correction) and for an
+    unknown backend or activation; RuntimeError where `backend="cuda"` is not available.
+
+    >>> x, weight = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[1.0, 2.0]]]])
+    >>> normalized_conv2d(x, weight, correction=0, eps=0.0)  # the patch standardises to (-1, 1)
+    tensor([[[[1.]]]])
+    """
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    _check(x, weight, bias, stride, padding, dilation, groups, correction, backend, activation)
+    compute = result_dtype(x)
+    if compute == x.dtype and weight.dtype != x.dtype:
+        raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
+    function = _FUNCTIONS[choose(backend, x, weight, stride, padding, dilation, groups)]
+    with torch.autocast(x.device.type, enabled=False):
+        y, mean, std = function(
+            x, weight, bias, stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
+        )
+    return (y, Moments(mean, std)) if return_moments else y
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    eps: float,
+    correction: int,
+    activation: str,
+    negative_slope: float,
+    compute: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Algorithm 1 as it stands: unfold, standardise, matmul. The oracle; stores K copies of the input."""
+    n, _, height, width = x.shape
+    kernel = (weight.shape[2], weight.shape[3])
+    padded = (height + 2 * padding[0], width + 2 * padding[1])
+    out_height, out_width = output_size(padded, kernel, stride, dilation)
+    wide = direct.statistics_dtype(x)
+    rows = F.unfold(x.to(wide), kernel, dilation, padding, stride)  # (N, C*K, L)
+    rows = rows.unflatten(1, (groups, -1))  # (N, G, C/G*K, L)
+    mean = rows.mean(2, keepdim=True)
+    std = (rows.var(2, correction=correction, keepdim=True) + eps).sqrt()
+    rows = (rows - mean) / std
+    y = weight.to(wide).reshape(groups, weight.shape[0] // groups, -1) @ rows  # (N, G, O/G, L)
+    y = y.reshape(n, weight.shape[0], out_height, out_width)
+    if bias is not None:
+        y = y + bias.to(wide).view(-1, 1, 1)
+    y = _activate(y, activation, negative_slope)
+    shape = (n, groups, out_height, out_width)
+    return y.to(compute), mean.reshape(shape), std.reshape(shape)
+
+
+def choose(
+    backend: str, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> str:
+    """The backend that `auto` stands for on these tensors: the fastest that works."""
+    if backend == "cuda":
+        raise RuntimeError('backend="cuda" is not part of this version: use backend="auto" or "direct"')
+    if backend != "auto":
+        return backend
+    if x.device.type == "cpu" and unfold_is_faster(x, weight, stride, padding, dilation):
+        return "reference"
+    return "direct"
+
+
+def unfold_is_faster(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> bool:
+    """Whether the map is so small that centring the weights costs more than copying the patches."""
+    out = output_size(
+        (x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]),
+        (weight.shape[2], weight.shape[3]),
+        stride,
+        dilation,
+    )
+    return x.shape[0] * out[0] * out[1] <= 4
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype a convolution of `x` would have here: autocast's where it is on (float64 stays), else x's."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d}
+
+
+def _activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
+    if activation == "relu":
+        return F.relu(y)
+    if activation == "leaky_relu":
+        return F.leaky_relu(y, negative_slope)
+    return y
+
+
+def _pair(value: int | Pair) -> Pair:
+    first, second = (value, value) if isinstance(value, int) else value
+    return int(first), int(second)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    correction: int,
+    backend: str,
+    activation: str,
+) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if x.dim() != 4 or weight.dim() != 4:
+        raise ValueError(f"x and weight must be 4-D, not {tuple(x.shape)} and {tuple(weight.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating point, not {x.dtype}")
+    if groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise ValueError(f"weight {tuple(weight.shape)} with groups={groups} does not fit x {tuple(x.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} does not fit {weight.shape[0]} output channels")
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        raise ValueError(f"stride {stride} and dilation {dilation} must be >= 1, padding {padding} >= 0")
+    entries = weight.shape[1] * weight.shape[2] * weight.shape[3]
+    if entries <= correction:
+        raise ValueError(f"a patch of {entries} value(s) has no variance with correction={correction}")
+    padded = (x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
+    if min(output_size(padded, (weight.shape[2], weight.shape[3]), stride, dilation)) < 1:
+        raise ValueError(f"kernel {tuple(weight.shape[2:])} is larger than the padded input {padded}")
