@@ -1,0 +1,206 @@
+"""The one place where errors become lines.
+
+A problem the user can solve is a `UserError`, raised where it is found. `run_command` turns it into exactly
+one line on stderr, `error: <subject>: <reason> (<fix>)`, and the documented exit code; tracebacks go to the
+log file of the run.
+
+Exit codes: 0 done; 2 wrong usage or input; 1 failed while running, our own bugs too; 128+n ended by signal n.
+"""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+LINE_LIMIT = 300  # characters of the one line
+DETAILS_SHOWN = 10  # entries of a list that are printed; all of them stand in the log file
+
+_log_file: Path | None = None
+_debug = False
+
+
+class UserError(Exception):
+    """Wrong usage or input (exit code 2).
+
+    subject: the file, folder or option that is wrong; reason: what is wrong with it; fix: what to do, without
+    brackets; details: entries of a list, of which the first ten are printed. Can be pickled.
+    """
+
+    exit_code = 2
+
+    def __init__(self, subject: str | Path, reason: str, fix: str = "", details: Sequence[str] = ()) -> None:
+        self.subject, self.reason, self.fix, self.details = str(subject), reason, fix, tuple(details)
+        super().__init__(self.subject, reason, fix, self.details)
+
+    def __str__(self) -> str:
+        return error_line(self.subject, self.reason, self.fix)
+
+
+class RunError(UserError):
+    """A failure while running (exit code 1): non-finite loss, memory, a lost worker."""
+
+    exit_code = 1
+
+
+def set_log_file(path: Path | None) -> None:
+    """Name the file that tracebacks and full lists are appended to (a run's run.log), or None for no file."""
+    global _log_file
+    _log_file = path
+
+
+def set_debug(on: bool) -> None:
+    """Show tracebacks on stderr as well (`--debug`), for commands that learn of it only inside `main`."""
+    global _debug
+    _debug = on
+
+
+def printable(text: str) -> str:
+    """Text on one line: control characters, line separators, undecodable bytes of file names as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def error_line(subject: str, reason: str, fix: str = "") -> str:
+    """`<subject>: <reason> (<fix>)`, escaped; with `error: ` before it at most LINE_LIMIT characters."""
+    subject, reason, fix = printable(subject), printable(reason), printable(fix)
+    room = LINE_LIMIT - len("error: : ") - (len(" ()") if fix else 0)
+    if len(subject) + len(reason) + len(fix) > room:
+        if len(subject) > 120:  # the end of a path says more than its beginning
+            subject = "..." + subject[-117:]
+        fix = _clip(fix, 80)
+        reason = _clip(reason, room - len(subject) - len(fix))
+    return f"{subject}: {reason}" + (f" ({fix})" if fix else "")
+
+
+def _clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def error_from_os(error: OSError, path: str | Path | None = None) -> UserError | None:
+    """The UserError or RunError an operating system error stands for, or None for an unknown kind.
+
+    path: the file or folder, where the error itself does not name one.
+    """
+    kind = _OS_ERRORS.get(error.errno or 0)
+    if kind is None:
+        return None
+    error_class, reason, fix = kind
+    place = error.filename if isinstance(error.filename, str) else path
+    if isinstance(error.filename, bytes):
+        place = os.fsdecode(error.filename)
+    return error_class(str(place) if place is not None else "file system", reason, fix)
+
+
+_OS_ERRORS: dict[int, tuple[type[UserError], str, str]] = {
+    errno.ENOSPC: (UserError, "no space left on the device", "free some space or choose another place"),
+    errno.EDQUOT: (UserError, "disk quota exceeded", "free some space or choose another place"),
+    errno.EFBIG: (UserError, "file larger than the file size limit", "raise `ulimit -f`"),
+    errno.EACCES: (UserError, "permission denied", "check its permissions or choose another place"),
+    errno.EPERM: (UserError, "operation not permitted", "check its permissions or choose another place"),
+    errno.EROFS: (UserError, "read-only file system", "choose another place"),
+    errno.ENOTDIR: (UserError, "a part of this path is a file, not a folder", "choose another place"),
+    errno.EISDIR: (UserError, "is a folder, a file is needed", "choose another name"),
+    errno.ENAMETOOLONG: (UserError, "name too long", "choose a shorter one"),
+    errno.ELOOP: (UserError, "symbolic links form a loop", "remove the link"),
+    errno.EMFILE: (RunError, "too many open files", "raise `ulimit -n` or lower --num_threads"),
+    errno.ENFILE: (RunError, "too many open files on this machine", "lower --num_threads"),
+    errno.EIO: (RunError, "input/output error of the device", "check the disk"),
+}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means used-up memory of the host or the GPU (told without importing torch)."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    text = str(error)
+    signs = ("out of memory", "not enough memory", "DefaultCPUAllocator", "ALLOC_FAILED", "std::bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def out_of_memory_error(where: str = "") -> RunError:
+    """The line for used-up memory; where: for example "at step 40"."""
+    return RunError("memory", f"out of memory {where}".rstrip(), "try a smaller --crop_size or --batch_size")
+
+
+def translate(error: BaseException) -> UserError | None:
+    """What an exception means to the user, or None for one that is our own bug."""
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return out_of_memory_error()
+    return error_from_os(error) if isinstance(error, OSError) else None
+
+
+def report(error: UserError) -> None:
+    """Print the one line, and the first entries of a list, to stderr; the full list goes to the log file."""
+    lines = [
+        f"error: {error}",
+        *(_clip(f"  {printable(entry)}", LINE_LIMIT) for entry in error.details[:DETAILS_SHOWN]),
+    ]
+    left = len(error.details) - DETAILS_SHOWN
+    if left > 0:
+        logged = _log("\n".join([str(error), *(f"  {printable(entry)}" for entry in error.details)]))
+        lines.append(
+            f"  ... and {left} more" + (f", all listed in {printable(str(_log_file))}" if logged else "")
+        )
+    _print_stderr("\n".join(lines))
+
+
+def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn:
+    """Run a command's `main` and leave the process with its documented exit code.
+
+    main: returns an exit code or None for 0. debug: tracebacks on stderr too.
+    """
+    if debug:
+        set_debug(True)
+    try:
+        code = main() or 0
+        sys.stdout.flush()  # a full disk or closed pipe behind stdout shows here, not at interpreter shutdown
+    except KeyboardInterrupt:
+        _log(traceback.format_exc())
+        _print_stderr("error: interrupted")
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output left: nothing to say, nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    except Exception as error:
+        code = _report_exception(error)
+    sys.exit(code)
+
+
+def _report_exception(error: Exception) -> int:
+    trace = "".join(traceback.format_exception(error))
+    logged = _log(trace)
+    known = translate(error)
+    if _debug or (known is None and not logged):
+        _print_stderr(trace.rstrip())
+    if known is None:
+        place = f"traceback in {_log_file}" if logged else "traceback above"
+        known = RunError("internal error", f"{type(error).__name__}: {error}", f"{place}; please report it")
+    report(known)
+    return known.exit_code
+
+
+def _log(text: str) -> bool:
+    """Append to the log file; False where there is none or it cannot be written (stderr has its line)."""
+    if _log_file is None:
+        return False
+    try:
+        with _log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text.rstrip() + "\n")
+    except OSError:
+        return False
+    return True
+
+
+def _print_stderr(text: str) -> None:
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+    except OSError:  # stderr itself is closed or full: the exit code still tells
+        return
