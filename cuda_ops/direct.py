@@ -105,10 +105,13 @@ def _forward(
     deviations = channels - m
     q = (deviations.square() if torch.is_grad_enabled() else deviations.square_()).sum(2)
     m, q = m.squeeze(2).to(accumulation_dtype(x)), q.to(accumulation_dtype(x))
-    sums = window_sum(torch.cat([m, q + channels.shape[2] * m.square()], 1), kernel, g.stride, g.dilation)
-    sum_m, sum_squares = sums.chunk(2, 1)
-    mean = sum_m / (kernel[0] * kernel[1])
-    variance = (sum_squares - entries * mean.square()).clamp_min(0) / (entries - g.correction)
+    positions = kernel[0] * kernel[1]
+    sums = window_sum(torch.cat([m, m.square(), q], 1), kernel, g.stride, g.dilation)
+    sum_m, sum_m2, sum_q = sums.chunk(3, 1)
+    mean = sum_m / positions
+    if positions > 1:  # between the pixels of a window: sum (m - mu)^2
+        sum_q = sum_q + channels.shape[2] * (sum_m2 - positions * mean.square()).clamp_min(0)
+    variance = sum_q / (entries - g.correction)
     mean, std = mean.to(centred.dtype), (variance + g.eps).sqrt().to(centred.dtype)
 
     y = _per_group(z, g.groups) * std.reciprocal().unsqueeze(2)
