@@ -1,4 +1,4 @@
-"""The names a user may type for networks and norms. Imports nothing, so that `--help` answers without torch."""
+"""The names a user may type for networks and norms. Needs no torch, so that `--help` answers at once."""
 
 from typing import Literal, get_args
 

@@ -1,0 +1,104 @@
+"""NormalizedConv2d: `nn.Conv2d` whose every patch is standardised before it meets the weights."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cuda_ops import Moments, normalized_conv2d
+from cuda_ops.normalized_conv import Activation, Backend
+
+
+class NormalizedConv2d(nn.Conv2d):
+    """A drop-in for `nn.Conv2d`, with its arguments, its initialisation and its state-dict keys.
+
+    x (N, C, H, W) -> y (N, O, H', W'); with `return_moments` -> (y, Moments), mean and std each (N, groups,
+    H', W'), float32 or wider. Any `padding_mode` works: the padded entries count as entries of their patch.
+    `activation` is applied to y as part of the layer. Arguments after `padding_mode` are those of
+    `cuda_ops.normalized_conv2d`.
+    Raises ValueError where a patch has no variance (entries per patch <= correction).
+    Source: the definition in `cuda_ops/normalized_conv.py`.
+
+    >>> layer = NormalizedConv2d(3, 8, 3, padding=1, return_moments=True)
+    >>> y, moments = layer(torch.rand(2, 3, 16, 16))
+    >>> y.shape, moments.std.shape
+    (torch.Size([2, 8, 16, 16]), torch.Size([2, 1, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        *,
+        eps: float = 1e-5,
+        correction: int = 1,
+        return_moments: bool = False,
+        backend: Backend = "auto",
+        activation: Activation = "none",
+        negative_slope: float = 0.2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.eps = eps
+        self.correction = correction
+        self.return_moments = return_moments
+        self.backend = backend
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Moments]:  # type: ignore[override]
+        stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)  # (N, C, H + pads, W + pads)
+            padding = (0, 0)
+        else:
+            padding = (self.padding[0], self.padding[1])
+        return normalized_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride,
+            padding,
+            dilation,
+            self.groups,
+            eps=self.eps,
+            correction=self.correction,
+            return_moments=self.return_moments,
+            backend=self.backend,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )  # (N, O, H', W'), and the moments (N, groups, H', W')
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, eps={self.eps}, correction={self.correction}"
+        if self.return_moments:
+            text += ", return_moments=True"
+        if self.backend != "auto":
+            text += f", backend={self.backend}"
+        if self.activation != "none":
+            text += f", activation={self.activation}"
+        if self.activation == "leaky_relu":
+            text += f", negative_slope={self.negative_slope}"
+        return text

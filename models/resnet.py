@@ -1,0 +1,152 @@
+"""The ResNet generator: stem, two convs down, residual blocks, two transposed convs up, output conv."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cuda_ops import Moments
+from cuda_ops.normalized_conv import Activation, Backend
+from models.blocks import ConvBlock, check_size
+from models.moments import DynamicMomentShortcut, moment_shortcut
+from models.names import BaseNormName, NormName
+from models.norms import BASE_NORMS, Positional, plan_norms
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))): 3x3, reflected borders, each with its norm; (N, C, H, W) -> the same shape."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        base_norm: BaseNormName,
+        positional: Positional,
+        dropout: bool,
+        nc_backend: Backend,
+    ) -> None:
+        super().__init__()
+
+        def block(activation: Activation) -> ConvBlock:
+            return ConvBlock(
+                channels,
+                channels,
+                3,
+                padding=1,
+                padding_mode="reflect",
+                base_norm=base_norm,
+                positional=positional,
+                activation=activation,
+                nc_backend=nc_backend,
+            )
+
+        self.first = block("relu")
+        self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
+        self.second = block("none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.first(x)  # (N, C, H, W)
+        y, _ = self.second(self.dropout(y))  # (N, C, H, W)
+        return x + y  # (N, C, H, W)
+
+
+class UpBlock(nn.Module):
+    """Transposed 3x3 stride-2 conv -> base norm -> (DMS) -> ReLU: (N, C, H, W) -> (N, C/2, 2H, 2W)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, base_norm: BaseNormName, dynamic: bool
+    ) -> None:
+        super().__init__()
+        base = BASE_NORMS[base_norm]
+        self.conv = nn.ConvTranspose2d(
+            in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=base.bias_before
+        )
+        self.norm = base.layer(out_channels)
+        self.dms = DynamicMomentShortcut(out_channels, base_norm) if dynamic else None
+
+    def forward(self, x: Tensor, moments: Moments | None) -> Tensor:
+        y = self.norm(self.conv(x))  # (N, C/2, 2H, 2W)
+        if self.dms is not None:
+            y = self.dms(y, moments)  # (N, C/2, 2H, 2W)
+        return F.relu(y)  # (N, C/2, 2H, 2W)
+
+
+class ResnetGenerator(nn.Module):
+    """Images (N, input_nc, H, W) in [-1, 1] -> images (N, output_nc, H, W) in [-1, 1].
+
+    The moments of the two stride-2 convs return before the two transposed convs in reverse order: as `x * std
+    + mean` right before the conv (`*_ms`), or through a small network after the conv and its norm (`*_dms`).
+    H and W must be multiples of `size_multiple` and at least `min_size` (ValueError otherwise): two halvings,
+    and reflected borders of 3 at full and of 1 at quarter size. `norm` and `base_norm` are explained in
+    `models/norms.py`. 11,378,179 parameters at ngf 64, 9 blocks, instance norm.
+    Source: Johnson et al. 2016; Zhu et al. 2017 (CycleGAN); moment shortcuts: Li et al. 2019 (PONO).
+    """
+
+    size_multiple = 4
+    min_size = 8
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        ngf: int = 64,
+        n_blocks: int = 9,
+        norm: NormName = "instance",
+        base_norm: BaseNormName = "instance",
+        dropout: bool = False,
+        nc_backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        plan, base = plan_norms(norm, base_norm)
+        self.shortcut = plan.shortcut
+        self.stem = ConvBlock(
+            input_nc,
+            ngf,
+            7,
+            padding=3,
+            padding_mode="reflect",
+            base_norm=base,
+            positional=plan.rest,
+            activation="relu",
+            nc_backend=nc_backend,
+        )
+        self.downs = nn.ModuleList(
+            ConvBlock(
+                channels,
+                2 * channels,
+                3,
+                stride=2,
+                padding=1,
+                base_norm=base,
+                positional=plan.down,
+                keep_moments=plan.shortcut != "none",
+                activation="relu",
+                nc_backend=nc_backend,
+            )
+            for channels in (ngf, 2 * ngf)
+        )
+        self.blocks = nn.ModuleList(
+            ResidualBlock(
+                4 * ngf, base_norm=base, positional=plan.rest, dropout=dropout, nc_backend=nc_backend
+            )
+            for _ in range(n_blocks)
+        )
+        self.ups = nn.ModuleList(
+            UpBlock(channels, channels // 2, base_norm=base, dynamic=plan.shortcut == "dms")
+            for channels in (4 * ngf, 2 * ngf)
+        )
+        self.out = nn.Conv2d(ngf, output_nc, 7, padding=3, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_size(self, x, self.size_multiple, self.min_size)
+        x, _ = self.stem(x)  # (N, ngf, H, W)
+        kept: list[Moments | None] = []
+        for down in self.downs:
+            x, moments = down(x)  # (N, 2 ngf, H/2, W/2), then (N, 4 ngf, H/4, W/4)
+            kept.append(moments)  # (N, 1, H/2, W/2), then (N, 1, H/4, W/4)
+        for block in self.blocks:
+            x = block(x)  # (N, 4 ngf, H/4, W/4)
+        for up, moments in zip(self.ups, reversed(kept), strict=True):
+            if self.shortcut == "ms" and moments is not None:
+                x = moment_shortcut(x, moments)  # (N, 4 ngf, H/4, W/4), then (N, 2 ngf, H/2, W/2)
+            x = up(x, moments)  # (N, 2 ngf, H/2, W/2), then (N, ngf, H, W)
+        return torch.tanh(self.out(x))  # (N, output_nc, H, W)
