@@ -82,15 +82,15 @@ def _clip(text: str, length: int) -> str:
 def error_from_os(error: OSError, path: str | Path | None = None) -> UserError | None:
     """The UserError or RunError an operating system error stands for, or None for an unknown kind.
 
-    path: the file or folder, where the error itself does not name one.
+    path: the file or folder to name; without it the one that the error itself names.
     """
     kind = _OS_ERRORS.get(error.errno or 0)
     if kind is None:
         return None
     error_class, reason, fix = kind
-    place = error.filename if isinstance(error.filename, str) else path
-    if isinstance(error.filename, bytes):
-        place = os.fsdecode(error.filename)
+    place = error.filename if path is None else path
+    if isinstance(place, bytes):
+        place = os.fsdecode(place)
     return error_class(str(place) if place is not None else "file system", reason, fix)
 
 

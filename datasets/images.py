@@ -1,0 +1,274 @@
+"""A file becomes a picture, a picture a tensor in [-1, 1], and back. The only place where that happens.
+
+Read are PNG, JPEG, WebP, BMP, TIFF, GIF and PPM, told by their content; everything else is refused without
+being handed to another decoder. At most 64 megapixels, told from the header before anything is decoded.
+Damaged files are refused, never patched up. Of an animation or a multi-page file the first frame is used.
+EXIF orientation is applied; colour profiles are ignored.
+
+How a file becomes 8 bits a channel:
+
+| in the file                      | rule                                                        |
+|----------------------------------|-------------------------------------------------------------|
+| grey, RGB                        | as they are                                                 |
+| 1 bit                            | 0 and 255                                                   |
+| palette                          | its colours                                                 |
+| CMYK, YCbCr                      | RGB by Pillow's formula                                     |
+| 16-bit grey                      | value / 65535 · 255, rounded                                |
+| 16-bit RGB                       | the upper 8 bits (all that Pillow reads)                    |
+| 32-bit integers (TIFF)           | value / (2³²-1) · 255; signed: value / (2³¹-1) · 255        |
+| floating point                   | value · 255; NaN or a value outside 0..1 is refused         |
+| alpha, or one transparent colour | composited on white for 1 or 3 channels, kept for 4         |
+| grey wanted, colour there        | luma: 0.299 R + 0.587 G + 0.114 B                           |
+| colour wanted, grey there        | the grey value three times                                  |
+"""
+
+import contextlib
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from datasets.errors import RunError, UserError, error_from_os
+
+IMAGE_EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PIXEL_LIMIT = 64_000_000
+
+# Pillow's remarks about odd metadata and large images: what matters is checked and said here, by file name.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a fully decoded file holds."""
+
+    size: tuple[int, int]  # (width, height), upright
+    mode: str  # Pillow's name of what is in the file
+    conversion: str  # the rule of the table that applies, "" for plain grey and RGB
+    frames: int
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the name is that of a picture: a known extension, not hidden."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Pictures in a folder by extension, sorted by name, without hidden files and sub-folders' content.
+
+    Raises UserError where the folder cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if is_image_name(path))
+    except OSError as error:
+        raise error_from_os(error, folder) or UserError(
+            folder, f"cannot be listed: {error.strerror}"
+        ) from error
+
+
+def load_image(path: Path, channels: int = 3) -> Image.Image:
+    """Picture of a file in mode L, RGB or RGBA for 1, 3 or 4 channels. Raises UserError naming the file."""
+    if channels not in (1, 3, 4):
+        raise ValueError(f"channels must be 1, 3 or 4, not {channels}")
+    with _decoded(path) as image:
+        return _to_channels(_to_8_bit(image, path), channels)
+
+
+def inspect_image(path: Path) -> ImageInfo:
+    """What a file holds, decoded completely as load_image would. Raises UserError naming the file."""
+    with _decoded(path) as image:
+        frames = (
+            getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+        )  # MPO: a photo and its previews
+        mode, conversion = image.mode, _conversion(image)
+        return ImageInfo(_to_8_bit(image, path).size, mode, conversion, frames)
+
+
+@contextlib.contextmanager
+def _decoded(path: Path) -> Iterator[Image.Image]:
+    """The decoded first frame; whatever goes wrong with the file, in here or in the body, is a UserError."""
+    try:
+        _refuse_non_file(path)
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > PIXEL_LIMIT:
+                raise _too_large(path, width * height / 1e6)
+            if image.format == "PNG":  # decoding alone does not look at the checksums of a PNG
+                with Image.open(path, formats=("PNG",)) as copy:
+                    copy.verify()
+            image.load()
+            yield image
+    except (UserError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise _not_an_image(path) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except OSError as error:
+        if error.errno is None:
+            raise _damaged(path, error) from error
+        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+    except Exception as error:  # decoders meet hostile bytes with many kinds; each of them means a bad file
+        raise _damaged(path, error) from error
+
+
+def _refuse_non_file(path: Path) -> None:
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(
+                path, f"is a link to {path.readlink()}, which does not exist", "remove it"
+            ) from error
+        raise UserError(path, "no such file") from error
+    if stat.S_ISDIR(kind):
+        raise UserError(path, "is a folder with the name of a picture", "rename or remove it")
+    if not stat.S_ISREG(kind):
+        raise UserError(path, "is not a regular file", "remove it")
+
+
+def _too_large(path: Path, megapixels: float | None = None) -> UserError:
+    claims = f"claims {megapixels:.0f} megapixels" if megapixels else "claims far too many pixels"
+    return UserError(path, f"{claims}, at most {PIXEL_LIMIT // 1_000_000} are read", "scale it down")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = f"truncated or damaged: {error}" if str(error) else "truncated or damaged"
+    return UserError(path, reason, "replace or remove it")
+
+
+def _not_an_image(path: Path) -> UserError:
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return UserError(path, "is empty (zero bytes)", "replace or remove it")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for sign, what in _LOOKS_LIKE.items():
+        if text.startswith(sign) or (sign == b"<svg" and sign in text):
+            return UserError(path, f"is not an image but looks like {what}", "replace or remove it")
+    if text.isascii() and not any(c < 9 for c in text):
+        return UserError(path, "is not an image but looks like text", "replace or remove it")
+    known = "damaged, or not one of " + ", ".join(FORMATS)
+    return UserError(path, known, "replace, convert or remove it")
+
+
+_LOOKS_LIKE = {
+    b"<svg": "SVG, a vector drawing",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"version https://git-lfs": "a git-lfs pointer: run `git lfs pull`",
+    b"%!ps": "PostScript (EPS)",
+    b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
+    b"%pdf": "PDF",
+    b"8bps": "a Photoshop file (PSD)",
+    b"pk\x03\x04": "a zip archive",
+    b"\x00\x05\x16\x07": "an AppleDouble resource file",
+}
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
+        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
+    )
+
+
+def _conversion(image: Image.Image) -> str:
+    if _is_transparent(image):
+        return "palette with transparency" if image.mode in ("P", "PA") else "alpha"
+    names = {"L": "", "RGB": "", "1": "1 bit", "P": "palette", "I": "32-bit integers", "F": "floating point"}
+    return "16-bit grey" if image.mode.startswith("I;16") else names.get(image.mode, image.mode)
+
+
+def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
+    """Upright picture in mode L, LA, RGB or RGBA."""
+    upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        return Image.fromarray(_scale_to_8_bit(upright, image, path))
+    grey = mode in ("1", "L", "LA", "La")
+    if _is_transparent(upright):
+        return upright.convert("LA" if grey else "RGBA")
+    if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
+        raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
+    return upright.convert("L" if grey else "RGB")
+
+
+def _scale_to_8_bit(upright: Image.Image, original: Image.Image, path: Path) -> np.ndarray:
+    """(H, W) uint8: the range that the file's number format can hold becomes 0..255."""
+    values = np.asarray(upright)
+    if upright.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise UserError(path, "holds floating point values outside 0..1 or NaN", "scale it to 0..1")
+        full = 1.0
+    elif upright.mode != "I" or original.format != "TIFF":
+        full = 65535.0  # Pillow scales 16-bit PGM files of any maximum to this, in mode I
+    elif original.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 2:  # type: ignore[attr-defined]
+        full = 2.0**31 - 1
+        if values.min() < 0:
+            raise UserError(path, "holds negative values", "scale it to 0..255")
+    else:
+        full, values = 2.0**32 - 1, values.view(np.uint32)  # Pillow's mode I is signed whatever the file says
+    return np.rint(values.astype(np.float64) * (255.0 / full)).astype(np.uint8)
+
+
+_SAMPLE_FORMAT = 339  # TIFF tag: 1 unsigned, 2 signed, 3 floating point
+
+
+def _to_channels(image: Image.Image, channels: int) -> Image.Image:
+    if channels == 4:
+        return image.convert("RGBA")
+    if image.mode in ("LA", "RGBA"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(
+            "RGB"
+        )
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """(C, H, W) float32 in [-1, 1] from a picture in mode L, RGB or RGBA: value / 127.5 - 1."""
+    if picture.mode not in ("L", "RGB", "RGBA"):
+        raise ValueError(f"mode must be L, RGB or RGBA, not {picture.mode}")
+    values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C) uint8
+    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+    return values.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+
+
+def to_picture(tensor: Tensor) -> Image.Image:
+    """Picture in mode L, RGB or RGBA from (C, H, W) in [-1, 1], C 1, 3 or 4; clamped, then rounded to 8 bits.
+
+    The inverse of to_tensor to the bit. Raises RunError for NaN, which no picture can show.
+    """
+    values = tensor.detach().to("cpu", torch.float32)
+    if values.isnan().any():
+        raise RunError("picture", "holds NaN instead of colours", "the network that made it has diverged")
+    pixels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that is there whole or not at all: to a temporary file beside it, then rename.
+
+    Raises UserError naming the file where it cannot be written.
+    """
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.png.tmp")
+    try:
+        temporary.write_bytes(data.getbuffer())
+        temporary.replace(path)
+    except OSError as error:
+        raise error_from_os(error, path) or UserError(path, f"cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after the rename; after a failure it may never have existed
+            temporary.unlink()
