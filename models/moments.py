@@ -32,16 +32,6 @@ def positional_norm(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Moments]:
     return ((wide - mean) / std).to(x.dtype), Moments(mean, std)  # (N, C, H, W)
 
 
-def moment_shortcut(x: Tensor, moments: Moments) -> Tensor:
-    """Give x the moments of an encoder layer: `x * std + mean`, which undoes `positional_norm`.
-
-    x is (N, C, H, W), the moments are (N, 1, H, W); returns x's shape and dtype. Source: PONO, equation 3.
-    """
-    return (x * moments.std + moments.mean).to(
-        x.dtype
-    )  # (N, C, H, W); the product is in the moments' precision
-
-
 class PONO(nn.Module):
     """`positional_norm` as a layer: (N, C, H, W) -> the same shape, and the moments. It has no parameters."""
 
@@ -57,10 +47,14 @@ class PONO(nn.Module):
 
 
 class MomentShortcut(nn.Module):
-    """`moment_shortcut` as a layer: x (N, C, H, W), moments (N, 1, H, W) -> (N, C, H, W); no parameters."""
+    """Give x the moments of an encoder layer: `x * std + mean`, which undoes `positional_norm`.
+
+    It has no parameters. x is (N, C, H, W), the moments are (N, 1, H, W); returns x's shape and dtype.
+    Source: PONO, equation 3.
+    """
 
     def forward(self, x: Tensor, moments: Moments) -> Tensor:
-        return moment_shortcut(x, moments)
+        return (x * moments.std + moments.mean).to(x.dtype)  # (N, C, H, W), computed in the wider precision
 
 
 class DynamicMomentShortcut(nn.Module):

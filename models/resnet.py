@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from cuda_ops import Moments
 from cuda_ops.normalized_conv import Activation, Backend
 from models.blocks import ConvBlock, check_size
-from models.moments import DynamicMomentShortcut, moment_shortcut
+from models.moments import DynamicMomentShortcut, MomentShortcut
 from models.names import BaseNormName, NormName
 from models.norms import BASE_NORMS, Positional, plan_norms
 
@@ -97,7 +97,6 @@ class ResnetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         plan, base = plan_norms(norm, base_norm)
-        self.shortcut = plan.shortcut
         self.stem = ConvBlock(
             input_nc,
             ngf,
@@ -134,6 +133,7 @@ class ResnetGenerator(nn.Module):
             UpBlock(channels, channels // 2, base_norm=base, dynamic=plan.shortcut == "dms")
             for channels in (4 * ngf, 2 * ngf)
         )
+        self.ms = MomentShortcut() if plan.shortcut == "ms" else None
         self.out = nn.Conv2d(ngf, output_nc, 7, padding=3, padding_mode="reflect")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class ResnetGenerator(nn.Module):
         for block in self.blocks:
             x = block(x)  # (N, 4 ngf, H/4, W/4)
         for up, moments in zip(self.ups, reversed(kept), strict=True):
-            if self.shortcut == "ms" and moments is not None:
-                x = moment_shortcut(x, moments)  # (N, 4 ngf, H/4, W/4), then (N, 2 ngf, H/2, W/2)
+            if self.ms is not None:
+                x = self.ms(x, moments)  # (N, 4 ngf, H/4, W/4), then (N, 2 ngf, H/2, W/2)
             x = up(x, moments)  # (N, 2 ngf, H/2, W/2), then (N, ngf, H, W)
         return torch.tanh(self.out(x))  # (N, output_nc, H, W)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from cuda_ops import Moments
 from cuda_ops.normalized_conv import Backend
 from models.blocks import ConvBlock, check_size
-from models.moments import DynamicMomentShortcut, moment_shortcut
+from models.moments import DynamicMomentShortcut, MomentShortcut
 from models.names import BaseNormName, NormName
 from models.norms import BASE_NORMS, plan_norms
 
@@ -74,7 +74,6 @@ class UnetGenerator(nn.Module):
         bias = BASE_NORMS[base].bias_before
         last = num_downs - 1
         width = [ngf * min(2**level, 8) for level in range(num_downs)]  # c_i, channels after down conv i
-        self.shortcut = plan.shortcut
         self.size_multiple = 2**num_downs
         self.min_size = 2**num_downs
         self.downs = nn.ModuleList()
@@ -106,6 +105,7 @@ class UnetGenerator(nn.Module):
                     dropout=dropout and level != last and width[level - 1] == 8 * ngf,
                 )
             )
+        self.ms = MomentShortcut() if plan.shortcut == "ms" else None
         self.out = nn.ConvTranspose2d(2 * ngf, output_nc, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +125,6 @@ class UnetGenerator(nn.Module):
 
     def join(self, x: Tensor, skip: Tensor, moments: Moments | None) -> Tensor:
         """What the up-conv of a level takes: decoder path (moments restored) and skip, (N, 2 c_i, h, w)."""
-        if self.shortcut == "ms" and moments is not None:
-            x = moment_shortcut(x, moments)  # (N, c_i, h, w)
+        if self.ms is not None and moments is not None:
+            x = self.ms(x, moments)  # (N, c_i, h, w)
         return torch.cat([x, F.relu(skip)], dim=1)  # (N, 2 c_i, h, w)

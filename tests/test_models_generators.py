@@ -1,0 +1,279 @@
+"""Generators: every norm at the smallest size, refusals, the way of the moments, dtypes and layouts."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.blocks import ConvBlock
+from models.build import build_generator, initialize
+from models.moments import DynamicMomentShortcut, MomentShortcut
+from models.names import GENERATOR_NAMES, NORM_NAMES
+from models.normalized_conv import NormalizedConv2d
+from models.resnet import ResnetGenerator
+from models.unet import UnetGenerator
+
+SMALL = {"resnet_9blocks": (8, 4), "resnet_6blocks": (8, 4), "unet_256": (256, 256), "unet_128": (128, 128)}
+WITH_MOMENTS = ["pono_ms", "pono_dms", "nc_ms", "nc_dms"]
+
+
+def base_of(norm: str, base_norm: str = "instance") -> str:
+    return "none" if norm == "nc" else base_norm
+
+
+@pytest.mark.parametrize("norm", NORM_NAMES)
+@pytest.mark.parametrize("name", GENERATOR_NAMES)
+def test_smallest_sizes(name: str, norm: str) -> None:
+    smallest, multiple = SMALL[name]
+    network = build_generator(
+        name, input_nc=3, output_nc=1, ngf=8, norm=norm, base_norm=base_of(norm), dropout=True
+    )
+    initialize(network)
+    assert (network.min_size, network.size_multiple) == (smallest, multiple)
+    y = network(torch.rand(1, 3, smallest, smallest + multiple) * 2 - 1)
+    assert y.shape == (1, 1, smallest, smallest + multiple)
+    assert y.abs().max() <= 1
+    y.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "text"),
+    [
+        (
+            ResnetGenerator(ngf=4, n_blocks=1),
+            (8, 10),
+            "multiples of 4 and at least 8 pixels, got height 8 and width 10",
+        ),
+        (
+            ResnetGenerator(ngf=4, n_blocks=1),
+            (4, 8),
+            "multiples of 4 and at least 8 pixels, got height 4 and width 8",
+        ),
+        (
+            UnetGenerator(num_downs=3, ngf=4),
+            (16, 12),
+            "multiples of 8 and at least 8 pixels, got height 16 and width 12",
+        ),
+    ],
+)
+def test_wrong_sizes_are_one_sentence(network: nn.Module, size: tuple[int, int], text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{type(network).__name__} takes sides that are {text}$"):
+        network(torch.zeros(1, 3, *size))
+
+
+def moments_kept(network: nn.Module, x: Tensor) -> dict[str, torch.Size]:
+    """Name of every block that hands moments on -> their shape, seen by hooks during one forward pass."""
+    seen = {}
+
+    def hook(name: str):
+        def look(_module, _inputs, output):
+            if output[1] is not None:
+                seen[name] = output[1].std.shape
+
+        return look
+
+    handles = [
+        m.register_forward_hook(hook(n)) for n, m in network.named_modules() if isinstance(m, ConvBlock)
+    ]
+    network(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("norm", WITH_MOMENTS)
+def test_resnet_moments_come_from_the_two_downs(norm: str) -> None:
+    network = ResnetGenerator(ngf=4, n_blocks=2, norm=norm)
+    assert moments_kept(network, torch.randn(2, 3, 16, 24)) == {
+        "downs.0": (2, 1, 8, 12),
+        "downs.1": (2, 1, 4, 6),
+    }
+
+
+@pytest.mark.parametrize("norm", WITH_MOMENTS)
+def test_unet_moments_come_from_all_downs_but_the_ends(norm: str) -> None:
+    network = UnetGenerator(num_downs=5, ngf=4, norm=norm)
+    assert moments_kept(network, torch.randn(2, 3, 32, 64)) == {
+        "downs.1": (2, 1, 8, 16),
+        "downs.2": (2, 1, 4, 8),
+        "downs.3": (2, 1, 2, 4),
+    }
+
+
+@pytest.mark.parametrize("norm", [n for n in NORM_NAMES if n not in WITH_MOMENTS])
+def test_no_moments_without_a_shortcut(norm: str) -> None:
+    for network in (
+        ResnetGenerator(ngf=4, n_blocks=1, norm=norm, base_norm=base_of(norm)),
+        UnetGenerator(num_downs=4, ngf=4, norm=norm, base_norm=base_of(norm)),
+    ):
+        assert moments_kept(network, torch.randn(2, 3, 16, 16)) == {}
+        kinds = {type(m) for m in network.modules()}
+        assert not kinds & {MomentShortcut, DynamicMomentShortcut}
+
+
+def test_shortcut_receives_equal_resolutions_on_the_decoder_path() -> None:
+    network = UnetGenerator(num_downs=5, ngf=4, norm="nc_ms")
+    seen = []
+    network.ms.register_forward_hook(
+        lambda _m, inputs, _y: seen.append((inputs[0].shape, inputs[1].mean.shape))
+    )
+    network(torch.randn(1, 3, 32, 32))
+    assert [(tuple(x), tuple(m)) for x, m in seen] == [
+        ((1, 32, 2, 2), (1, 1, 2, 2)),
+        ((1, 16, 4, 4), (1, 1, 4, 4)),
+        ((1, 8, 8, 8), (1, 1, 8, 8)),
+    ]
+
+
+def normalized_convs(network: nn.Module) -> list[str]:
+    return [name for name, m in network.named_modules() if isinstance(m, NormalizedConv2d)]
+
+
+def test_which_layers_are_normalized_convolutions() -> None:
+    resnet = {"ngf": 4, "n_blocks": 1}
+    assert normalized_convs(ResnetGenerator(**resnet, norm="nc_ms")) == ["downs.0.conv", "downs.1.conv"]
+    everywhere = ["stem.conv", "downs.0.conv", "downs.1.conv", "blocks.0.first.conv", "blocks.0.second.conv"]
+    assert normalized_convs(ResnetGenerator(**resnet, norm="nc", base_norm="none")) == everywhere
+    unet = {"num_downs": 4, "ngf": 4}
+    assert normalized_convs(UnetGenerator(**unet, norm="nc_ms")) == ["downs.1.conv", "downs.2.conv"]
+    assert normalized_convs(UnetGenerator(**unet, norm="nc", base_norm="none")) == [
+        f"downs.{i}.conv" for i in range(4)
+    ]
+    for norm in ("instance", "batch", "none", "pono", "pono_ms", "pono_dms"):
+        assert normalized_convs(UnetGenerator(**unet, norm=norm)) == []
+
+
+@pytest.mark.parametrize(
+    ("norm", "base_norm", "fused"),
+    [("nc", "none", True), ("nc_ms", "none", True), ("nc_ms", "instance", False), ("nc_dms", "batch", False)],
+)
+def test_activation_is_fused_only_where_it_follows_directly(norm: str, base_norm: str, fused: bool) -> None:
+    resnet = ResnetGenerator(ngf=4, n_blocks=1, norm=norm, base_norm=base_norm)
+    unet = UnetGenerator(num_downs=4, ngf=4, norm=norm, base_norm=base_norm)
+    assert {down.conv.activation for down in resnet.downs} == {"relu" if fused else "none"}
+    assert {down.conv.activation for down in unet.downs[1:3]} == {"leaky_relu" if fused else "none"}
+    if norm == "nc":
+        assert [resnet.blocks[0].first.conv.activation, resnet.blocks[0].second.conv.activation] == [
+            "relu",
+            "none",
+        ]
+        assert unet.downs[3].conv.activation == "relu"
+
+
+@pytest.mark.parametrize("norm", ["pono_ms", "nc_ms", "nc_dms"])
+def test_gradient_flows_through_the_moments(norm: str) -> None:
+    """With the normalised activations cut off, the input still receives a gradient: through mean and std."""
+    network = ResnetGenerator(ngf=4, n_blocks=1, norm=norm, base_norm="none")
+    cut = lambda _module, _inputs, output: (output[0].detach(), output[1])
+    for down in network.downs[1:]:
+        down.register_forward_hook(cut)
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    network(x).square().sum().backward()
+    assert x.grad.abs().max() > 0
+    plain = ResnetGenerator(ngf=4, n_blocks=1, norm="none")
+    plain.downs[1].register_forward_hook(cut)
+    y = plain(x.detach().requires_grad_())
+    x.grad = None
+    y.square().sum().backward()
+    assert x.grad is None
+
+
+def test_dropout_places() -> None:
+    def places(network: nn.Module) -> list[str]:
+        return [name for name, m in network.named_modules() if isinstance(m, nn.Dropout)]
+
+    unet = build_generator("unet_256", ngf=8, dropout=True)
+    assert places(unet) == ["ups.3.dropout", "ups.4.dropout", "ups.5.dropout"]  # the innermost is ups.6
+    assert all(
+        unet.get_submodule(name.replace("dropout", "conv")).out_channels == 64 for name in places(unet)
+    )
+    assert len(places(build_generator("unet_128", ngf=8, dropout=True))) == 2
+    assert places(build_generator("resnet_6blocks", ngf=8, dropout=True)) == [
+        f"blocks.{i}.dropout" for i in range(6)
+    ]
+    assert (
+        places(build_generator("resnet_6blocks", ngf=8)) == places(build_generator("unet_128", ngf=8)) == []
+    )
+
+
+def small(kind: str, norm: str, **named) -> nn.Module:
+    base_norm = base_of(norm, named.pop("base_norm", "instance"))
+    if kind == "resnet":
+        return ResnetGenerator(ngf=8, n_blocks=2, norm=norm, base_norm=base_norm, **named)
+    return UnetGenerator(num_downs=4, ngf=8, norm=norm, base_norm=base_norm, **named)
+
+
+@pytest.mark.parametrize("norm", NORM_NAMES)
+@pytest.mark.parametrize("kind", ["resnet", "unet"])
+def test_float64_and_channels_last_agree_with_float32(kind: str, norm: str) -> None:
+    torch.manual_seed(0)
+    network = small(kind, norm)
+    x = torch.randn(2, 3, 16, 32)
+    y = network(x)
+    last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, y, rtol=1e-4, atol=1e-5)
+    wide = network.double()(x.double())
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(y.double(), wide, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", NORM_NAMES)
+@pytest.mark.parametrize("kind", ["resnet", "unet"])
+def test_bfloat16_autocast_keeps_wide_moments(kind: str, norm: str) -> None:
+    torch.manual_seed(0)
+    network = small(kind, norm)
+    x = torch.randn(2, 3, 16, 32)
+    dtypes = set()
+    for module in network.modules():
+        if isinstance(module, ConvBlock):
+            module.register_forward_hook(lambda _m, _i, y: dtypes.update(t.dtype for t in y[1] or ()))
+    full = network(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = network(x)
+    y.float().square().mean().backward()
+    assert y.dtype == torch.bfloat16
+    assert dtypes == ({torch.float32} if norm in WITH_MOMENTS else set())
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+    assert (y.float() - full).abs().mean() < 0.1 * full.abs().mean() + 0.02
+
+
+@pytest.mark.parametrize("norm", ["pono_dms", "nc", "nc_ms"])
+@pytest.mark.parametrize("kind", ["resnet", "unet"])
+def test_compiles_as_one_graph(kind: str, norm: str) -> None:
+    torch.manual_seed(0)
+    network = small(kind, norm)
+    x = torch.randn(1, 3, 16, 16)
+    want = network(x)
+    want_grads = torch.autograd.grad(want.square().sum(), list(network.parameters()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own internals
+        got = torch.compile(network, backend="aot_eager", fullgraph=True)(x)
+        got_grads = torch.autograd.grad(got.square().sum(), list(network.parameters()))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for a, b in zip(got_grads, want_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["none", "pono_ms", "nc", "nc_ms", "nc_dms"])
+def test_without_a_base_norm_nothing_is_image_wide(norm: str) -> None:
+    """`base_norm none`: one end of the image does not change the output at the other (exact tiling)."""
+    torch.manual_seed(0)
+    network = ResnetGenerator(ngf=4, n_blocks=1, norm=norm, base_norm="none").double()
+    x = torch.randn(1, 3, 8, 128, dtype=torch.float64)
+    changed = x.clone()
+    changed[..., 96:] += 3
+    y, other = network(x), network(changed)
+    torch.testing.assert_close(other[..., :48], y[..., :48], rtol=0, atol=1e-12)
+    assert (other[..., 96:] - y[..., 96:]).abs().max() > 1e-3
+
+
+def test_backend_reaches_every_layer() -> None:
+    for kind in ("resnet", "unet"):
+        network = small(kind, "nc", nc_backend="reference")
+        assert {m.backend for m in network.modules() if isinstance(m, NormalizedConv2d)} == {"reference"}
+        direct = small(kind, "nc", nc_backend="direct")
+        direct.load_state_dict(network.state_dict())
+        x = torch.randn(1, 3, 16, 16)
+        torch.testing.assert_close(direct(x), network(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,133 @@
+"""NormalizedConv2d against the definition on padded patches, and against nn.Conv2d's interface."""
+
+import doctest
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import models.normalized_conv
+from models.normalized_conv import NormalizedConv2d
+
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+def by_definition(layer: nn.Conv2d, x: Tensor, pads: list[int], mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad, cut every patch out with slices, standardise it, multiply: y, mean, std (one group)."""
+    x = F.pad(x, pads, mode=mode)
+    kh, kw = layer.kernel_size
+    sh, sw = layer.stride
+    rows = x.unfold(2, kh, sh).unfold(3, kw, sw)  # (N, C, H', W', kh, kw)
+    rows = rows.permute(0, 2, 3, 1, 4, 5).flatten(3)  # (N, H', W', n)
+    mean = rows.mean(-1, keepdim=True)
+    std = (((rows - mean) ** 2).sum(-1, keepdim=True) / (rows.shape[-1] - 1) + 1e-5).sqrt()
+    y = torch.einsum("nhwi,oi->nohw", (rows - mean) / std, layer.weight.flatten(1))
+    if layer.bias is not None:
+        y = y + layer.bias.view(1, -1, 1, 1)
+    return y, mean.permute(0, 3, 1, 2), std.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("mode", PAD_MODES)
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (4, 2, 1), ((3, 5), (2, 1), (1, 2)), (7, 1, 3)]
+)
+def test_every_padding_mode(mode: str, kernel: int, stride: int, padding: int) -> None:
+    torch.manual_seed(0)
+    layer = NormalizedConv2d(
+        3, 5, kernel, stride, padding, padding_mode=mode, return_moments=True, dtype=torch.float64
+    )
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64) + 2
+    ph, pw = layer.padding
+    expected = by_definition(layer, x, [pw, pw, ph, ph], PAD_MODES[mode])
+    y, moments = layer(x)
+    for got, want in zip((y, *moments), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_padding_same_and_valid(mode: str) -> None:
+    x = torch.randn(1, 2, 6, 7, dtype=torch.float64)
+    same = NormalizedConv2d(2, 3, 4, padding="same", padding_mode=mode, dtype=torch.float64)
+    expected, _, _ = by_definition(same, x, [1, 2, 1, 2], PAD_MODES[mode])
+    torch.testing.assert_close(same(x), expected, rtol=1e-12, atol=1e-12)
+    assert nn.Conv2d(2, 3, 4, padding="same").double()(x).shape == expected.shape
+    valid = NormalizedConv2d(2, 3, 4, padding="valid", padding_mode=mode, bias=False, dtype=torch.float64)
+    expected, _, _ = by_definition(valid, x, [0, 0, 0, 0], "constant")
+    torch.testing.assert_close(valid(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "direct"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_activation_is_part_of_the_layer(backend: str, activation: str) -> None:
+    layer = NormalizedConv2d(3, 4, 3, padding=1, backend=backend, return_moments=True, dtype=torch.float64)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    y, moments = layer(x)
+    want = F.relu(y) if activation == "relu" else F.leaky_relu(y, 0.3)
+    layer.activation, layer.negative_slope = activation, 0.3
+    got, same_moments = layer(x)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(same_moments.std, moments.std)  # the moments are those of the input, not of y
+    upstream = torch.randn_like(y)
+    (want_grad,) = torch.autograd.grad(want, x, upstream, retain_graph=True)
+    (got_grad,) = torch.autograd.grad(got, x, upstream)
+    torch.testing.assert_close(got_grad, want_grad, rtol=1e-10, atol=1e-12)
+
+
+def test_is_a_conv2d_in_keys_and_initial_weights() -> None:
+    arguments = (4, 6, 3, 2, 1, 1, 2)
+    torch.manual_seed(3)
+    plain = nn.Conv2d(*arguments, padding_mode="replicate")
+    torch.manual_seed(3)
+    layer = NormalizedConv2d(*arguments, padding_mode="replicate")
+    assert isinstance(layer, nn.Conv2d)
+    assert list(layer.state_dict()) == list(plain.state_dict()) == ["weight", "bias"]
+    torch.testing.assert_close(layer.weight, plain.weight, rtol=0, atol=0)
+    layer.load_state_dict(plain.state_dict())
+    assert layer(torch.rand(1, 4, 9, 9)).shape == plain(torch.rand(1, 4, 9, 9)).shape
+    assert list(NormalizedConv2d(3, 3, 3, bias=False).state_dict()) == ["weight"]
+
+
+def test_groups_have_their_own_moments() -> None:
+    layer = NormalizedConv2d(6, 4, 3, padding=1, groups=2, return_moments=True)
+    x = torch.randn(2, 6, 5, 7)
+    y, moments = layer(x)
+    assert y.shape == (2, 4, 5, 7)
+    assert moments.mean.shape == moments.std.shape == (2, 2, 5, 7)
+    half = NormalizedConv2d(3, 2, 3, padding=1)
+    half.load_state_dict({"weight": layer.weight[2:], "bias": layer.bias[2:]})
+    torch.testing.assert_close(y[:, 2:], half(x[:, 3:]), rtol=1e-5, atol=1e-5)
+
+
+def test_one_value_has_no_variance() -> None:
+    with pytest.raises(ValueError, match="no variance"):
+        NormalizedConv2d(1, 1, 1)(torch.zeros(1, 1, 3, 3))
+
+
+def test_repr_shows_what_differs_from_a_convolution() -> None:
+    text = repr(
+        NormalizedConv2d(
+            3,
+            8,
+            3,
+            padding=1,
+            padding_mode="reflect",
+            backend="direct",
+            activation="leaky_relu",
+            return_moments=True,
+        )
+    )
+    for part in (
+        "NormalizedConv2d(3, 8",
+        "padding_mode=reflect",
+        "eps=1e-05",
+        "correction=1",
+        "return_moments=True",
+    ):
+        assert part in text
+    assert "backend=direct, activation=leaky_relu, negative_slope=0.2" in text
+    assert "backend" not in repr(NormalizedConv2d(3, 8, 3))
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(models.normalized_conv).failed == 0
