@@ -1,0 +1,88 @@
+"""Command lines and option files become options. tyro parses; one way in for flags, files and saved runs.
+
+An option file and the options of a run that goes on are turned into flags in front of the user's own, so that every
+value passes the same type checks and the last one wins. No torch is imported here.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from datasets.errors import UserError
+from gan.options import TrainOptions, from_dict, resolve, stored_dict, to_dict
+
+Options = TypeVar("Options")
+
+
+def parse_flags(options_type: type[Options], argv: Sequence[str], prog: str, description: str) -> Options:
+    """Flat flags with underscores; prints its message and exits with 2 on an unknown flag or a bad value."""
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(
+        options_type, args=list(argv), prog=prog, description=description, use_underscores=True, config=config
+    )
+
+
+def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | None]:
+    """Complete options of train.py and, with --continue_train, the options the run was saved with.
+
+    Raises UserError for an option file that cannot be used and for a run that is not there.
+    """
+    given = _parse(argv)
+    defaults: list[str] = []
+    saved = None
+    if given.run.config:
+        defaults += flags_of(read_options(Path(given.run.config)), given.run.config)
+    if given.run.continue_train:
+        folder = Path(given.run.checkpoints_dir) / (given.run.name or resolve(_parse([*defaults, *argv])).run.name)
+        if not (folder / "options.yaml").is_file():
+            raise UserError(folder, "no run to go on with", "check --name and --checkpoints_dir")
+        stored = read_options(folder / "options.yaml")
+        stored = {key: value for key, value in stored.items() if key in to_dict(given)}
+        saved = stored_dict(from_dict(stored))
+        stored |= {"name": folder.name, "checkpoints_dir": str(folder.parent)}  # the folder may have been moved
+        defaults = flags_of(stored, folder / "options.yaml") + defaults
+    return resolve(_parse([*defaults, *argv])), saved
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of options; only plain types are read.
+
+    Raises UserError for a missing or malformed file, or one that holds anything but `flag: value` lines.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(path, "no such option file", "check --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(path, f"not a readable option file: {str(error).splitlines()[0]}", "write `flag: value` lines") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(path, "is not a list of options", "write `flag: value` lines")
+    return content
+
+
+def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
+    """Options as the flags that would set them; None and false stand for the default and are left out."""
+    known = to_dict(TrainOptions())
+    flags: list[str] = []
+    for name, value in options.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "see train.py --help for the names"
+            raise UserError(source, f"unknown option {name!r}", hint)
+        if isinstance(value, list | dict):
+            raise UserError(source, f"option {name!r} holds a {type(value).__name__}", "give one value")
+        if isinstance(known[name], bool) and not isinstance(value, bool):
+            raise UserError(source, f"option {name!r} is {value!r}", "allowed: true or false")
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not None and value is not False and value != "":
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def _parse(argv: Sequence[str]) -> TrainOptions:
+    return parse_flags(TrainOptions, argv, "train.py", "Train CycleGAN or Pix2Pix on a folder of pictures.")

@@ -1,0 +1,96 @@
+"""CycleGAN: two generators, two discriminators, no pairs (Zhu et al. 2017).
+
+    G_A: A -> B, judged by D_A (real B against translated A)        G_B: B -> A, judged by D_B
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan.losses import GAN_LOSSES, gradient_penalty
+from gan.pool import ImagePool
+from gan.precision import Placement
+from gan.training_step import Batch, StepResult, evaluating, requires_grad
+
+
+@dataclass(frozen=True)
+class CycleGAN:
+    """Networks `G_A G_B D_A D_B`, optimisers `G` (both generators) and `D`, pools `A B`, and the loss weights."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    pools: dict[str, ImagePool]
+    gan_mode: str = "lsgan"
+    lambda_A: float = 10.0
+    lambda_B: float = 10.0
+    lambda_identity: float = 0.5
+    lambda_gp: float = 10.0
+    placement: Placement = field(default_factory=lambda: Placement(torch.device("cpu")))
+
+    def step(self, batch: Batch) -> StepResult:
+        """Generators first, then discriminators; the identity loss is left out where its weight is 0."""
+        gan = GAN_LOSSES[self.gan_mode]
+        G_A, G_B, D_A, D_B = (self.networks[name] for name in ("G_A", "G_B", "D_A", "D_B"))
+        real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
+
+        requires_grad([D_A, D_B], False)
+        with self.placement.autocast():
+            fake_B = G_A(real_A)
+            rec_A = G_B(fake_B)
+            fake_A = G_B(real_B)
+            rec_B = G_A(fake_A)
+            losses = {
+                "G_A": gan.generator(D_A(fake_B)),
+                "G_B": gan.generator(D_B(fake_A)),
+                "cycle_A": self.lambda_A * _l1(rec_A, real_A),
+                "cycle_B": self.lambda_B * _l1(rec_B, real_B),
+            }
+            if self.lambda_identity > 0:
+                losses["idt_A"] = self.lambda_B * self.lambda_identity * _l1(G_A(real_B), real_B)
+                losses["idt_B"] = self.lambda_A * self.lambda_identity * _l1(G_B(real_A), real_A)
+        self.optimizers["G"].zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizers["G"].step()
+
+        requires_grad([D_A, D_B], True)
+        self.optimizers["D"].zero_grad(set_to_none=True)
+        losses["D_A"] = self._discriminate(D_A, real_B, self.pools["B"].query(fake_B.detach().float()))
+        losses["D_B"] = self._discriminate(D_B, real_A, self.pools["A"].query(fake_A.detach().float()))
+        self.optimizers["D"].step()
+
+        images = {
+            "input_A": real_A, "fake_B": fake_B, "rec_A": rec_A,
+            "input_B": real_B, "fake_A": fake_A, "rec_B": rec_B,
+        }  # fmt: skip
+        return StepResult(_detached(losses), _detached(images))
+
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        G_A, G_B = self.networks["G_A"], self.networks["G_B"]
+        real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
+        with evaluating([G_A, G_B]), self.placement.autocast():
+            fake_B, fake_A = G_A(real_A), G_B(real_B)
+            images = {
+                "input_A": real_A, "fake_B": fake_B, "rec_A": G_B(fake_B),
+                "input_B": real_B, "fake_A": fake_A, "rec_B": G_A(fake_A),
+            }  # fmt: skip
+        return _detached(images)
+
+    def _discriminate(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Half the adversarial loss (so that D learns at half the pace of G), with its gradients."""
+        gan = GAN_LOSSES[self.gan_mode]
+        with self.placement.autocast():
+            loss = 0.5 * (gan.real(discriminator(real)) + gan.fake(discriminator(fake)))
+            if self.gan_mode == "wgangp":
+                loss = loss + self.lambda_gp * gradient_penalty(discriminator, real, fake)
+        loss.backward()
+        return loss
+
+
+def _l1(output: Tensor, target: Tensor) -> Tensor:
+    return F.l1_loss(output.float(), target)
+
+
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().float() for name, tensor in tensors.items()}

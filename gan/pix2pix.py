@@ -1,0 +1,65 @@
+"""Pix2Pix: one generator, one conditional discriminator, pairs (Isola et al. 2017)."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan.losses import GAN_LOSSES, gradient_penalty
+from gan.pool import ImagePool
+from gan.precision import Placement
+from gan.training_step import Batch, StepResult, evaluating, requires_grad
+
+
+@dataclass(frozen=True)
+class Pix2Pix:
+    """Networks `G D`, optimisers `G D`, pool `AB` of (input, translation) pairs, and the loss weights."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    pools: dict[str, ImagePool]
+    gan_mode: str = "vanilla"
+    lambda_L1: float = 100.0
+    lambda_gp: float = 10.0
+    placement: Placement = field(default_factory=lambda: Placement(torch.device("cpu")))
+
+    def step(self, batch: Batch) -> StepResult:
+        """Discriminator first, then generator."""
+        gan = GAN_LOSSES[self.gan_mode]
+        G, D = self.networks["G"], self.networks["D"]
+        real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
+
+        requires_grad([D], True)
+        with self.placement.autocast():
+            fake_B = G(real_A)
+            fake_pair = self.pools["AB"].query(torch.cat([real_A, fake_B.detach()], 1))
+            real_pair = torch.cat([real_A, real_B], 1)
+            losses = {"D_real": gan.real(D(real_pair)), "D_fake": gan.fake(D(fake_pair))}
+            loss_D = 0.5 * (losses["D_real"] + losses["D_fake"])
+            if self.gan_mode == "wgangp":
+                losses["D_gp"] = self.lambda_gp * gradient_penalty(D, real_pair, fake_pair)
+                loss_D = loss_D + losses["D_gp"]
+        self.optimizers["D"].zero_grad(set_to_none=True)
+        loss_D.backward()
+        self.optimizers["D"].step()
+
+        requires_grad([D], False)
+        with self.placement.autocast():
+            losses["G_GAN"] = gan.generator(D(torch.cat([real_A, fake_B], 1)))
+            losses["G_L1"] = self.lambda_L1 * F.l1_loss(fake_B.float(), real_B)
+        self.optimizers["G"].zero_grad(set_to_none=True)
+        (losses["G_GAN"] + losses["G_L1"]).backward()
+        self.optimizers["G"].step()
+
+        return StepResult(
+            {name: loss.detach() for name, loss in losses.items()},
+            {"input": real_A, "fake": fake_B.detach().float(), "target": real_B},
+        )
+
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        G = self.networks["G"]
+        real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
+        with evaluating([G]), self.placement.autocast():
+            fake_B = G(real_A)
+        return {"input": real_A, "fake": fake_B.float(), "target": real_B}

@@ -1,0 +1,181 @@
+"""Options become objects: the one place where names turn into networks, optimisers, pools and data."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets.check import ScanReport, scan
+from datasets.errors import UserError
+from datasets.layouts import Sources, find_sources
+from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
+from datasets.transforms import Geometry
+from gan.cyclegan import CycleGAN
+from gan.options import TrainOptions, discriminator_norm, uses_dropout
+from gan.pix2pix import Pix2Pix
+from gan.pool import ImagePool
+from gan.precision import Placement, find_device
+from gan.training_step import Batch, Trainer
+from models.build import build_discriminator, build_generator, initialize
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split, its fixed validation batch, and what the start-up scan found."""
+
+    sources: Sources
+    dataset: PairDataset
+    report: ScanReport
+    validation: Batch
+    steps_per_epoch: int
+    batches: Callable[[int, int], Iterable[Batch]]
+    """(epoch, batches already done) -> the rest of that epoch."""
+
+
+def generators(options: TrainOptions) -> dict[str, nn.Module]:
+    """Untrained generators by name: G_A and G_B for cycle_gan, G for pix2pix."""
+    model, data = options.model, options.model
+
+    def generator(input_nc: int, output_nc: int) -> nn.Module:
+        assert model.netG and model.norm and model.base_norm  # options are resolved
+        return build_generator(
+            model.netG,
+            input_nc=input_nc,
+            output_nc=output_nc,
+            ngf=model.ngf,
+            norm=model.norm,
+            base_norm=model.base_norm,
+            dropout=uses_dropout(options),
+            nc_backend=model.nc_backend,
+        )
+
+    if model.model == "pix2pix":
+        return {"G": generator(data.input_nc, data.output_nc)}
+    return {
+        "G_A": generator(data.input_nc, data.output_nc),
+        "G_B": generator(data.output_nc, data.input_nc),
+    }
+
+
+def discriminators(options: TrainOptions) -> dict[str, nn.Module]:
+    """Untrained discriminators by name: D_A (judges B) and D_B for cycle_gan, the conditional D for pix2pix."""
+    model = options.model
+
+    def discriminator(channels: int) -> nn.Module:
+        return build_discriminator(
+            model.netD,
+            input_nc=channels,
+            ndf=model.ndf,
+            n_layers=model.n_layers_D,
+            base_norm=discriminator_norm(options),
+        )
+
+    if model.model == "pix2pix":
+        return {"D": discriminator(model.input_nc + model.output_nc)}
+    return {"D_A": discriminator(model.output_nc), "D_B": discriminator(model.input_nc)}
+
+
+def build_trainer(options: TrainOptions) -> Trainer:
+    """Networks with their initial weights (from the seed), optimisers and pools, on the chosen device."""
+    placement = Placement(
+        find_device(options.device.device), options.device.precision == "bf16", options.device.channels_last
+    )
+    networks = generators(options) | discriminators(options)
+    draws = torch.Generator().manual_seed(options.run.seed)
+    for network in networks.values():
+        initialize(network, options.model.init_type, options.model.init_gain, draws)
+        placement.put_network(network)
+        if options.device.compile:
+            network.compile()  # in place: the names in the checkpoint stay the same
+
+    def adam(*names: str) -> torch.optim.Adam:
+        parameters = [p for name in names for p in networks[name].parameters()]
+        return torch.optim.Adam(parameters, lr=options.schedule.lr, betas=(options.schedule.beta1, 0.999))
+
+    assert options.loss.gan_mode is not None and options.loss.pool_size is not None
+    size, seed = options.loss.pool_size, options.run.seed
+    if options.model.model == "pix2pix":
+        return Pix2Pix(
+            networks=networks,
+            optimizers={"G": adam("G"), "D": adam("D")},
+            pools={"AB": ImagePool(size, seed)},
+            gan_mode=options.loss.gan_mode,
+            lambda_L1=options.loss.lambda_L1,
+            lambda_gp=options.loss.lambda_gp,
+            placement=placement,
+        )
+    return CycleGAN(
+        networks=networks,
+        optimizers={"G": adam("G_A", "G_B"), "D": adam("D_A", "D_B")},
+        pools={"A": ImagePool(size, seed), "B": ImagePool(size, seed + 1)},
+        gan_mode=options.loss.gan_mode,
+        lambda_A=options.loss.lambda_A,
+        lambda_B=options.loss.lambda_B,
+        lambda_identity=options.loss.lambda_identity,
+        lambda_gp=options.loss.lambda_gp,
+        placement=placement,
+    )
+
+
+def build_data(options: TrainOptions) -> TrainingData:
+    """Find, scan and cut the training split. UserError for anything that would stop the training later."""
+    data = options.data
+    geometry = Geometry(data.preprocess, data.load_size, data.crop_size, not data.no_flip)
+    sources = find_sources(Path(data.dataroot), "train", data.dataset_mode, data.max_dataset_size)
+    _check_layout(options, sources)
+    if data.direction == "BtoA":
+        sources = sources.swapped()
+    sources, report = scan(sources, crop_size=data.crop_size, preprocess=data.preprocess, skip_bad=data.skip_bad)
+    dataset = PairDataset(
+        sources,
+        geometry,
+        seed=options.run.seed,
+        channels_a=options.model.input_nc,
+        channels_b=options.model.output_nc,
+        independent=options.model.model == "cycle_gan",
+    )
+    chosen = validation_indices(data.val_count, len(dataset), options.run.seed)
+    if data.val_holdout:
+        dataset = dataset.without(chosen)
+    pinned = find_device(options.device.device).type == "cuda"
+
+    def batches(epoch: int, start: int) -> Iterable[Batch]:
+        return epoch_batches(
+            dataset,
+            epoch=epoch,
+            seed=options.run.seed,
+            batch_size=data.batch_size,
+            shuffle=not data.serial_batches,
+            num_threads=data.num_threads,
+            start=start,
+            pin_memory=pinned,
+        )
+
+    steps = -(-len(dataset) // data.batch_size)
+    return TrainingData(sources, dataset, report, fixed_samples(dataset, chosen), steps, batches)
+
+
+def check_sizes(options: TrainOptions, networks: dict[str, Any]) -> None:
+    """Refuse a crop that a network cannot take, before any data is read. Raises UserError naming the flag."""
+    crop = options.data.crop_size
+    for name, network in networks.items():
+        multiple, least = getattr(network, "size_multiple", 1), getattr(network, "min_size", 1)
+        if options.data.preprocess in ("none", "scale_width") and (multiple > 4 or options.data.batch_size > 1):
+            reason = f"{options.data.preprocess} gives pictures of many sizes"
+            raise UserError("--preprocess", reason, "use resize_and_crop, or a ResNet generator with --batch_size 1")
+        if crop % multiple or crop < least:
+            what = f"{options.model.netG}" if name.startswith("G") else f"--netD {options.model.netD}"
+            fix = f"allowed: multiples of {multiple} from {max(least, multiple)}"
+            raise UserError("--crop_size", f"{crop} does not fit {what}", fix)
+
+
+def _check_layout(options: TrainOptions, sources: Sources) -> None:
+    if options.model.model == "pix2pix" and not sources.is_paired:
+        reason = f"{sources.root} holds no pairs ({sources.layout}), which pix2pix needs"
+        raise UserError("--dataroot", reason, "use --model cycle_gan, or A/train + B/train with equal names")
+    if not sources.b:
+        reason = f"{sources.root} is one plain folder, good for translation only"
+        raise UserError("--dataroot", reason, "training needs trainA + trainB, or side-by-side pictures in train/")

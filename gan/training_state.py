@@ -1,0 +1,64 @@
+"""Everything a training is made of at one moment, as plain types and tensors: what a checkpoint holds."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datasets.errors import UserError
+from gan import rng
+from gan.checkpoint import load_network
+from gan.training_step import Trainer
+
+FORMAT = 1
+"""Version of the layout below; a file with a higher one was made by a newer program."""
+
+
+@dataclass
+class Position:
+    """How far the training is: `batches` of epoch `epoch` (from 1) are done, `step` steps in all."""
+
+    epoch: int = 1
+    batches: int = 0
+    step: int = 0
+    best: float | None = None
+    """Best value so far of the metric that chooses the best checkpoint."""
+
+
+def capture(
+    trainer: Trainer, position: Position, options: dict[str, Any], metrics_bytes: int, data_fingerprint: str
+) -> dict[str, Any]:
+    """The whole state; `metrics_bytes` is the length of metrics.jsonl at this moment."""
+    return {
+        "format": FORMAT,
+        "options": options,
+        "position": asdict(position),
+        "metrics_bytes": metrics_bytes,
+        "data": data_fingerprint,
+        "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
+        "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
+        "rng": rng.get_state(),
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
+    """Put a captured state back into freshly built objects; `where` names the checkpoint in messages."""
+    check_format(state, where)
+    device = next(next(iter(trainer.networks.values())).parameters()).device
+    for name, network in trainer.networks.items():
+        load_network(network, state["networks"][name], where=f"{where}: {name}")
+    for name, optimizer in trainer.optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    for name, pool in trainer.pools.items():
+        pool.load_state_dict(state["pools"][name], device)
+    rng.set_state(state["rng"])
+    return Position(**state["position"])
+
+
+def check_format(state: dict[str, Any], where: str) -> None:
+    """Raises UserError unless `state` was written by this version of the program or an older one."""
+    version = state.get("format")
+    if not isinstance(version, int) or "networks" not in state or "options" not in state:
+        raise UserError(where, "is not a checkpoint of this program", "choose a run that train.py has made")
+    if version > FORMAT:
+        reason = f"was made by a newer version (format {version}, this is {FORMAT})"
+        raise UserError(where, reason, "update this program")
