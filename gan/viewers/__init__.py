@@ -104,6 +104,11 @@ class Viewers:
                     viewer.close()
 
 
+def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that may be shown: whatever is called a password stays out of pages, logs and panes."""
+    return {name: value for name, value in options.items() if "password" not in name.lower()}
+
+
 def say(line: str) -> None:
     """Print one line on stderr without tearing a progress bar; a closed stderr is no error."""
     with contextlib.suppress(OSError, ValueError):

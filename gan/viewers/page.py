@@ -1,0 +1,158 @@
+"""The page of a run: `index.html`, which opens from a file or over HTTP and keeps itself current.
+
+`index.html` is written once and loads its data as scripts, because a page opened from a file may not fetch.
+`page/data-NNNNN.js` hold one record a line, CHUNK records a file, and are only ever appended to;
+`page/state.js` says how many records there are. An update appends a line and replaces that small file, at a cost
+that does not grow.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gan.viewers import Record, RunInfo, Viewer, public_options, say
+from gan.viewers.web import embed, escape, fill
+
+CHUNK = 250
+"""Records a data file: what an open page loads again to see the newest one."""
+
+RETRY_AFTER = 5.0
+"""Seconds between attempts to write while the disk is full."""
+
+_SUBTITLE = ("model", "norm", "netG", "dataroot", "direction")
+
+
+class Page(Viewer):
+    """Keeps `index.html` of the run's folder; what a full disk held back is written once there is space."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []  # records, as lines, that are not in a file yet
+        self._written = 0
+        self._laid_out = False
+        self._failed_at: float | None = None
+        self._generation = ""
+        self._status = "training"
+
+    def start(self, run: RunInfo, records: Iterable[Record]) -> None:
+        self._run = run
+        self._generation = str(time.time_ns())  # an open page of an earlier start reloads itself
+        self._waiting = [_line(index, record) for index, record in enumerate(records)]
+        self._write()
+
+    def record(self, record: Record) -> None:
+        if record["kind"] != "samples":  # those arrive through `samples`, once their files exist
+            self._append(record)
+
+    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
+        self._append(record)
+
+    def close(self) -> None:
+        self._status = "ended"
+        self._failed_at = None  # one last attempt, whenever the last one was
+        self._write()
+
+    def _append(self, record: Record) -> None:
+        self._waiting.append(_line(self._written + len(self._waiting), record))
+        self._write()
+
+    def _write(self) -> None:
+        if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_AFTER:
+            return
+        failed_before = self._failed_at is not None
+        try:
+            if not self._laid_out:
+                self._lay_out()
+            while self._waiting:
+                self._append_to_chunk()
+            self._write_state()
+        except OSError as error:
+            self._failed_at = time.monotonic()
+            if not failed_before:
+                say(
+                    f"warning: {self._run.folder / 'index.html'} cannot be updated: {error.strerror or error}"
+                )
+        else:
+            self._failed_at = None
+            if failed_before:
+                say(f"note: {self._run.folder / 'index.html'} is up to date again")
+
+    def _lay_out(self) -> None:
+        """Write index.html and an empty page/ folder."""
+        folder = self._run.folder / "page"
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("data-*.js"):
+            stale.unlink()
+        _replace(self._run.folder / "index.html", _index(self._run))
+        self._laid_out = True
+
+    def _append_to_chunk(self) -> None:
+        """Append what the current data file still takes; nothing of it stays if the disk is full half way."""
+        path = self._run.folder / "page" / f"data-{self._written // CHUNK:05d}.js"
+        lines = self._waiting[: CHUNK - self._written % CHUNK]
+        length = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, length)  # half a line would spoil the whole script
+            raise
+        self._written += len(lines)
+        del self._waiting[: len(lines)]
+
+    def _write_state(self) -> None:
+        state = {
+            "generation": self._generation,
+            "records": self._written,
+            "status": self._status,
+            "updated": round(time.time(), 1),
+        }
+        _replace(self._run.folder / "page" / "state.js", f"gan.state({json.dumps(state)});\n")
+
+
+def _line(index: int, record: Record) -> str:
+    return f"gan.add({index},{json.dumps(record, default=str)});\n"  # NaN and Infinity are JavaScript
+
+
+def _index(run: RunInfo) -> str:
+    options = public_options(run.options)
+    info = {
+        "name": run.name,
+        "host": run.host,
+        "options": options,
+        "chunk": CHUNK,
+        "epochs": epochs_of(options),
+    }
+    return fill(
+        "page.html",
+        "live.js",
+        title=escape(run.name),
+        subtitle=escape(subtitle(options)),
+        run=embed(info),
+    )
+
+
+def subtitle(options: Mapping[str, Any]) -> str:
+    """`pix2pix · nc_ms · unet_256 · ./data`: the options that tell runs apart."""
+    return " · ".join(str(options[name]) for name in _SUBTITLE if options.get(name))
+
+
+def epochs_of(options: Mapping[str, Any]) -> int:
+    """Epochs the run was asked for, 0 if the options do not say."""
+    return int(options.get("n_epochs") or 0) + int(options.get("n_epochs_decay") or 0)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file whole or not at all; a browser reads the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
