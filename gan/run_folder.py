@@ -1,0 +1,202 @@
+"""A run's folder, `CHECKPOINTS_DIR/NAME/`: its paths, its lock, its options file."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datasets.errors import UserError, error_from_os, printable
+from gan.metrics_log import MetricsLog, read_records
+from gan.safe_files import as_mib, free_space, replacing, write_atomically
+from gan.warning import warn
+
+__all__ = [
+    "MetricsLog",
+    "RunFolder",
+    "check_name",
+    "read_records",
+    "read_yaml",
+    "require_writable",
+    "write_atomically",
+]
+
+LONGEST_NAME = 200  # bytes; most file systems allow 255
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of one run is."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def options(self) -> Path:
+        return self.path / "options.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "index.html"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def sample_folder(self, step: int) -> Path:
+        """Where the sample pictures of a step are."""
+        return self.samples / f"step-{step:08d}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a training has been started here."""
+        return self.options.exists() or any(self.path.glob("ckpt-*.pt"))
+
+    @classmethod
+    def at(cls, checkpoints_dir: Path, name: str) -> "RunFolder":
+        """The run of this name, made or not; UserError for a name that is not one plain folder name."""
+        return cls(checkpoints_dir / check_name(name))
+
+    @classmethod
+    def create(cls, checkpoints_dir: Path, name: str) -> "RunFolder":
+        """Make the run's folder and prove that it can be written to; UserError otherwise."""
+        run = cls.at(checkpoints_dir, name)
+        require_writable(run.path)
+        return run
+
+    def require_space(self, size: int) -> None:
+        """UserError unless `size` bytes are free where the run is."""
+        free = free_space(self.path)
+        if free < size:
+            reason = f"no space: need {as_mib(size)}, free {as_mib(free)}"
+            raise UserError(self.path, reason, "free some space or choose another --checkpoints_dir")
+
+    def write_options(self, options: Mapping[str, Any]) -> None:
+        """Write options.yaml, whole or not at all. Plain types only (yaml.YAMLError otherwise)."""
+        text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
+        write_atomically(self.options, text.encode())
+
+    def read_options(self) -> dict[str, Any]:
+        """What options.yaml holds; UserError where it is missing or is not a plain mapping."""
+        return read_yaml(self.options)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; UserError, naming the holder, if another one has it.
+
+        The system frees the lock when the process ends, however it ends.
+        """
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        owner = os.getpid()
+        try:
+            self._take_lock(descriptor)
+            _held.add(descriptor)
+            yield
+        finally:
+            if os.getpid() == owner:  # a forked child has closed its copy already
+                _held.discard(descriptor)
+                os.close(descriptor)
+
+    def _take_lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = printable(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip())
+            reason = f"another training is using this run: {holder or 'an unknown process'}"
+            raise UserError(self.path, reason, "wait for it, stop it, or use another --name") from None
+        except OSError as error:  # some network file systems have no locks
+            warn(self.lock_file, f"cannot be locked ({error.strerror}); do not start this run twice")
+            return
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+# A lock lives as long as any copy of its descriptor. Loader workers are forked copies of the trainer and may
+# outlive it by seconds, so they drop theirs at once.
+_held: set[int] = set()
+
+
+def _drop_locks() -> None:
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_drop_locks)
+
+
+def check_name(name: str) -> str:
+    """A run's name as it is, if it is one plain folder name; UserError otherwise."""
+    fix = "use a plain name such as maps_nc_ms"
+    if not name.strip():
+        raise UserError("--name", "is empty", fix)
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise UserError("--name", f"{name!r} is a path, not a name", fix)
+    if not name.isprintable() or name != name.strip():
+        raise UserError("--name", f"{name!r} has control characters or spaces around it", fix)
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError("--name", f"is longer than {LONGEST_NAME} bytes", fix)
+    return name
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that
+    fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "probe"
+        with replacing(probe) as file:
+            file.write(b"probe")
+        probe.unlink()
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise UserError(folder, "is a file, a folder is needed", "choose another place") from None
+        known = error_from_os(error, folder)
+        reason = known.reason if known else error.strerror or str(error)
+        raise UserError(folder, f"cannot be written to: {reason}", "choose another place") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, plain types only; UserError where it is missing, malformed or more than
+    that.
+    """
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(path, f"not a plain YAML file{line}: {problem}", "correct or remove it") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        known = error_from_os(error, path) if isinstance(error, OSError) else None
+        text = known.reason if known else getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(path, f"cannot be read: {text}", "check the path") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(path, "must hold `option: value` lines", "correct or remove it")
+    return content

@@ -1,0 +1,143 @@
+"""Files that are either whole or not there.
+
+A file is written under a temporary name *beside* its target (so $TMPDIR plays no part), flushed to the disk,
+renamed, and the folder is flushed: whoever opens the target sees the old bytes or the new ones, whenever the
+process dies.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+
+
+class HashingFile:
+    """A file open for writing that keeps the SHA-256 and the size of what went in.
+
+    An error of a write is kept in `error`, and what follows is dropped: serialisers written in C++
+    (`torch.save`) would turn it into a message about positions. Whoever opened the file raises it afterwards.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path  # the temporary name
+        self._descriptor = descriptor
+        self._hash = hashlib.sha256()
+        self.size = 0  # bytes
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while view and self.error is None:
+                written = os.write(self._descriptor, view)
+                self._hash.update(view[:written])
+                self.size += written
+                view = view[written:]
+        except BaseException as error:  # KeyboardInterrupt too: it is raised again by `replacing`
+            self.error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[HashingFile]:
+    """Write a file that takes the place of `path` when the block ends, and leaves no trace when it fails.
+
+    Raises OSError of any step; `path` is then what it was before (or, if only the last flush of the folder
+    failed, the new file).
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _try_lock(descriptor)  # held while the writer lives: see remove_leftovers
+            file = HashingFile(temporary, descriptor)
+            yield file
+            if file.error is not None:
+                raise file.error
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105 - one visible system call
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the content of a file, whole or not at all; OSError if it cannot be done."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that cannot flush a folder say EINVAL
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in a folder; those being written now are left alone.
+
+    A writer holds a lock on its temporary file, and the system drops it when the process dies, so this needs
+    neither process ids (which are reused) nor clocks.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if not TEMPORARY_NAME.fullmatch(entry.name):
+            continue
+        with contextlib.suppress(OSError):  # vanished or not ours to remove: the next save tries again
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if _try_lock(descriptor):
+                    entry.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False where another process (or thread) holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def as_mib(size: int) -> str:
+    """A number of bytes as text: `324 MiB`."""
+    return f"{size / 2**20:.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**20:.1f} MiB"
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free for this user on the file system of a folder or, where it is not made yet, of its nearest
+    parent.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
