@@ -16,16 +16,24 @@ from typing import IO, Any, Literal, cast
 import torch
 
 from datasets.errors import UserError, error_from_os
-from gan import plain_tensors
+from gan.archive_check import inspect
 from gan.checkpoint_file import FILE_NAME, Sidecar, load_file, read_sidecar, sidecar_path, verify
 from gan.network_state import describe_difference, load_network, require_finite
-from gan.plain_tensors import prepare_state
+from gan.plain_tensors import prepare_state, size_of
 from gan.safe_files import HashingFile, as_mib, free_space, remove_leftovers, replacing, write_atomically
 from gan.warning import warn
 
 __all__ = [
-    "CheckpointInfo", "describe_difference", "list_checkpoints", "load_checkpoint", "load_file", "load_network",
-    "prepare_state", "remove_leftovers", "require_finite", "save_checkpoint",
+    "CheckpointInfo",
+    "describe_difference",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_file",
+    "load_network",
+    "prepare_state",
+    "remove_leftovers",
+    "require_finite",
+    "save_checkpoint",
 ]  # fmt: skip
 
 LATEST, BEST = "latest.json", "best.json"
@@ -77,7 +85,7 @@ def save_checkpoint(
         if not sidecar_path(path).exists():  # without it the new file would only take up the space
             with contextlib.suppress(OSError):
                 path.unlink()
-        raise _not_saved(path, error, _size(plain)) from error
+        raise _not_saved(path, error, size_of(plain)) from error
     _delete_others(folder, step, keep)
     return path
 
@@ -86,7 +94,7 @@ def _write_checkpoint(path: Path, state: dict[str, Any], step: int, epoch: int) 
     sidecar = sidecar_path(path)
     with replacing(path) as file:
         _write_state(state, file)
-        plain_tensors.inspect(file.path, checksums=False)  # what is saved can be loaded
+        inspect(file.path, checksums=False)  # what is saved can be loaded
         new = Sidecar(file.sha256, file.size, step, epoch)
         old = read_sidecar(path) if path.exists() else None
         if old is not None:  # until the rename is done either content is right
@@ -213,14 +221,6 @@ def _checkpoint_files(folder: Path) -> list[Path]:
 def _step(path: Path) -> int:
     match = FILE_NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
-
-
-def _size(state: Any) -> int:
-    """Bytes of the tensors in a state, nearly the size of its file."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
-    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(map(_size, values))
 
 
 def _not_saved(path: Path, error: OSError, need: int) -> UserError:

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import torch
 
 from datasets.errors import UserError
-from gan import plain_tensors
-from gan.plain_tensors import NotCompleteError, NotPlainError
+from gan.archive_check import NotCompleteError, NotPlainError, inspect
+from gan.plain_tensors import prepare_state
 
 NOT_PLAIN = "not a plain-tensor checkpoint, refused"
 FILE_NAME = re.compile(r"ckpt-(\d{8,18})\.pt")
@@ -109,9 +109,9 @@ def _load_file(path: Path) -> dict[str, Any]:
     verified = verify(path) is not None
     _check_first_bytes(path)
     try:
-        plain_tensors.inspect(path, checksums=not verified)
+        inspect(path, checksums=not verified)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = plain_tensors.prepare_state(state)
+        state = prepare_state(state)
     except NotCompleteError as error:
         raise UserError(path, str(error), "copy it again or use another checkpoint") from None
     except NotPlainError as error:
