@@ -2,8 +2,8 @@
 
 `index.html` is written once and loads its data as scripts, because a page opened from a file may not fetch.
 `page/data-NNNNN.js` hold one record a line, CHUNK records a file, and are only ever appended to;
-`page/state.js` says how many records there are. An update appends a line and replaces that small file, at a cost
-that does not grow.
+`page/state.js` says how many records there are. An update appends a line and replaces that small file; its
+cost does not grow.
 """
 
 import contextlib

@@ -1,0 +1,152 @@
+"""One HTML file that shows finished runs: result tables, pictures, samples over time, curves.
+
+It needs no other file and no network.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from gan.viewers import Record, public_options
+from gan.viewers.history import read_options, read_records
+from gan.viewers.page import epochs_of, subtitle
+from gan.viewers.samples import GRID
+from gan.viewers.web import embed, escape, fill
+
+MOMENTS = 10
+"""Samples shown of one run: first, last, and evenly between."""
+
+CURVE_RECORDS = 2000
+PNG_LIMIT = 60_000
+"""Bytes above which a picture goes in as JPEG."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Results as rows of cells; a cell that reads as a number stands on the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture file with its caption."""
+
+    caption: str
+    path: Path
+
+
+def make_report_page(
+    output: Path,
+    title: str,
+    runs: Sequence[Path],
+    tables: Sequence[Table] = (),
+    figures: Sequence[Figure] = (),
+    intro: str = "",
+) -> Path:
+    """Write the page to `output` and return it. `runs` are run folders (metrics.jsonl, samples/).
+
+    Raises OSError if a figure cannot be read or the page cannot be written.
+    """
+    page = fill(
+        "report.html",
+        "report.js",
+        title=escape(title),
+        intro=f'<p class="sub">{escape(intro)}</p>' if intro else "",
+        tables="\n".join(_table(table) for table in tables),
+        figures="\n".join(_figure(figure) for figure in figures),
+        runs="\n".join(_run(run) for run in runs),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return output
+
+
+def _table(table: Table) -> str:
+    texts = [["–" if value is None else str(value) for value in row] for row in table.rows]
+    numeric = [all(_is_number(row[i]) for row in texts) for i in range(len(table.columns))]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="number"' if number else "" for number in numeric)
+        made = (f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(made)}</tr>"
+
+    head, body = line("th", table.columns), "\n".join(line("td", row) for row in texts)
+    note = f'<p class="hint">{escape(table.note)}</p>' if table.note else ""
+    grid = f"<table><thead>{head}</thead><tbody>\n{body}\n</tbody></table>"
+    card = f'<div class="card wide"><div class="scroll">{grid}</div>{note}</div>'
+    return f"<section><h2>{escape(table.title)}</h2>{card}</section>"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.split("±")[0].replace("dB", "").strip("%+ "))
+    except ValueError:
+        return text == "–"
+    return True
+
+
+def _figure(figure: Figure) -> str:
+    caption = escape(figure.caption)
+    picture = f'<img alt="{caption}" src="{data_address(figure.path)}">'
+    return f'<figure class="card figure"><figcaption>{caption}</figcaption>{picture}</figure>'
+
+
+def _run(folder: Path) -> str:
+    options = public_options(read_options(folder))
+    records = thinned(read_records(folder))
+    files: dict[str, int] = {}
+    blobs: dict[str, int] = {}  # fixed inputs are the same at every moment: they go in once
+    for record in records:
+        if record["kind"] == "samples":
+            record["pictures"].pop(GRID, None)  # would show everything a second time
+            for name in record["pictures"].values():
+                path = folder / record["folder"] / name
+                if path.is_file():
+                    files[f"{record['folder']}/{name}"] = blobs.setdefault(data_address(path), len(blobs))
+    info = {
+        "name": folder.name,
+        "host": "",
+        "options": options,
+        "epochs": epochs_of(options),
+        "records": records,
+        "files": files,
+        "blobs": list(blobs),
+    }
+    return (
+        f'<section class="run"><h2>{escape(folder.name)}</h2><p class="sub">{escape(subtitle(options))}</p>'
+        f'<script type="application/json" class="run">{embed(info)}</script></section>'
+    )
+
+
+def thinned(records: Sequence[Record]) -> list[Record]:
+    """At most MOMENTS samples and CURVE_RECORDS training lines, first and last among them."""
+    keep: set[int] = set()
+    for kind, limit in (("samples", MOMENTS), ("train", CURVE_RECORDS)):
+        places = [index for index, record in enumerate(records) if record["kind"] == kind]
+        if len(places) > limit:
+            places = [places[round(i * (len(places) - 1) / (limit - 1))] for i in range(limit)]
+        keep.update(places)
+    return [
+        record
+        for index, record in enumerate(records)
+        if index in keep or record["kind"] not in ("samples", "train")
+    ]
+
+
+def data_address(path: Path) -> str:
+    """A picture file as a `data:` address; a large PNG becomes a JPEG of quality 90."""
+    data, kind = path.read_bytes(), "png"
+    if len(data) > PNG_LIMIT:
+        buffer = io.BytesIO()
+        with Image.open(path) as picture:
+            picture.convert("RGB").save(buffer, "JPEG", quality=90)
+        data, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

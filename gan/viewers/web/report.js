@@ -1,0 +1,7 @@
+// A report of finished runs: everything stands in this one file.
+
+for (const script of document.querySelectorAll("script.run")) {
+  const run = JSON.parse(script.textContent);
+  const view = new RunView(script.parentElement, run, (record, file) => run.blobs[run.files[`${record.folder}/${file}`]]);
+  for (const record of run.records) view.add(record);
+}
