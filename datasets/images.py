@@ -236,12 +236,21 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """(C, H, W) float32 in [-1, 1] from a picture in mode L, RGB or RGBA: value / 127.5 - 1."""
+    """(C, H, W) float32 in [-1, 1] from a picture in mode L, RGB or RGBA."""
+    return to_unit_range(to_bytes(picture))
+
+
+def to_bytes(picture: Image.Image) -> Tensor:
+    """(C, H, W) uint8 from a picture in mode L, RGB or RGBA."""
     if picture.mode not in ("L", "RGB", "RGBA"):
         raise ValueError(f"mode must be L, RGB or RGBA, not {picture.mode}")
-    values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C) uint8
-    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
-    return values.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+    values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C)
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
+
+
+def to_unit_range(values: Tensor) -> Tensor:
+    """float32 in [-1, 1] from uint8 of any shape: value / 127.5 - 1."""
+    return values.to(torch.float32) / 127.5 - 1
 
 
 def to_picture(tensor: Tensor) -> Image.Image:

@@ -81,9 +81,7 @@ def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int |
     if layout == "auto":
         layout = _find_layout(root)
         if layout == "folder" and split == "train":
-            raise UserError(
-                root, f"pictures, but no training split: looked for {_LOOKED_FOR}", "see --dataroot"
-            )
+            raise UserError(root, f"pictures, but no train split: looked for {_LOOKED_FOR}", "see --dataroot")
     finders = {"unaligned": _find_unaligned, "paired": _find_paired, "aligned": _find_aligned}
     if layout == "folder":
         sources = Sources("folder", root, ".", tuple(_images_in(root)), ())
@@ -96,7 +94,7 @@ def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int |
 
 
 def find_inputs(path: Path) -> list[Path]:
-    """The pictures to translate: the file itself, or those directly in the folder. Raises UserError for none."""
+    """The pictures to translate: the file itself, or those right in the folder. Raises UserError for none."""
     if not path.exists() and not path.is_symlink():
         raise UserError(path, "no such file or folder")
     return _images_in(path) if path.is_dir() else [path]
@@ -130,7 +128,7 @@ def _find_paired(root: Path, split: Split) -> Sources:
         if path.stem not in by_stem_a or path.stem not in by_stem_b
     ]
     if unmatched:
-        counts = f"{len(files_a)} images in A, {len(files_b)} in B, {len(unmatched)} without a partner of equal stem"
+        counts = f"{len(files_a)} images in A, {len(files_b)} in B; without a partner of equal stem"
         first = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
         details = unmatched if len(unmatched) > 3 else ()
         raise UserError(root, f"{counts}: {first}", "rename or remove them", details)

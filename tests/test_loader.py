@@ -1,0 +1,386 @@
+"""Batches depend on seeds and positions alone, and worker processes can neither hang a run nor outlive it."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import workers
+from datasets.errors import RunError, UserError
+from datasets.layouts import Sources, find_sources
+from datasets.loader import (
+    Batch,
+    PairDataset,
+    epoch_batches,
+    epoch_order,
+    fixed_samples,
+    stable_hash,
+    validation_indices,
+)
+from datasets.transforms import Geometry
+
+SMALL = Geometry("resize_and_crop", load_size=20, crop_size=16)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+
+
+def plain(path: Path, level: int, size: tuple[int, int] = (16, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (level, level, level)).save(path)
+
+
+@pytest.fixture
+def unaligned(tmp_path: Path) -> Sources:
+    for i in range(5):
+        noise(tmp_path / "trainA" / f"{i}.png", seed=i)
+    for i in range(7):
+        noise(tmp_path / "trainB" / f"{i}.png", seed=100 + i)
+    return find_sources(tmp_path, "train")
+
+
+@pytest.fixture
+def aligned(tmp_path: Path) -> Sources:
+    for i in range(6):
+        noise(tmp_path / "train" / f"{i}.png", (32, 16), seed=i)
+    return find_sources(tmp_path, "train")
+
+
+def epoch(
+    dataset: PairDataset, number: int = 1, *, start: int = 0, num_threads: int = 0, **options: Any
+) -> list[Batch]:
+    options = {"seed": 3, "batch_size": 2, "shuffle": True} | options
+    return list(epoch_batches(dataset, epoch=number, start=start, num_threads=num_threads, **options))
+
+
+def assert_equal(left: list[Batch], right: list[Batch]) -> None:
+    assert [b["paths_A"] for b in left] == [b["paths_A"] for b in right]
+    assert [b["paths_B"] for b in left] == [b["paths_B"] for b in right]
+    for one, other in zip(left, right, strict=True):
+        assert torch.equal(one["A"], other["A"])
+        assert torch.equal(one["B"], other["B"])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_workers_do_not_change_the_batches(unaligned: Sources, num_threads: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(workers, "_cores", lambda: 2)
+    dataset = PairDataset(unaligned, SMALL, seed=3)
+    assert_equal(epoch(dataset, num_threads=num_threads), epoch(dataset))
+    assert multiprocessing.active_children() == []
+
+
+def test_the_middle_of_an_epoch_is_reached_from_its_position(unaligned: Sources) -> None:
+    dataset = PairDataset(unaligned, SMALL, seed=3)
+    whole = epoch(dataset, 2)
+    assert [len(batch["paths_A"]) for batch in whole] == [2, 2, 2, 1]
+    for start in (1, 3):
+        assert_equal(epoch(dataset, 2, start=start), whole[start:])
+        assert_equal(epoch(dataset, 2, start=start, num_threads=2), whole[start:])
+    assert epoch(dataset, 2, start=4) == epoch(dataset, 2, start=4, num_threads=2) == []
+
+
+def test_batches_already_done_are_not_decoded(aligned: Sources) -> None:
+    dataset = PairDataset(aligned, SMALL, seed=3)
+    order = epoch_order(6, epoch=1, seed=3, shuffle=True)
+    aligned.a[order[0]].unlink()
+    assert len(epoch(dataset, start=1)) == 2
+    with pytest.raises(UserError, match="no such file"):
+        epoch(dataset)
+
+
+def test_epochs_and_seeds_differ_and_global_generators_neither_matter_nor_move(unaligned: Sources) -> None:
+    dataset = PairDataset(unaligned, SMALL, seed=3)
+    first = epoch(dataset)
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    before = torch.get_rng_state(), random.getstate()
+    assert_equal(epoch(dataset, num_threads=2), first)
+    assert_equal(epoch(dataset), first)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    orders = {tuple(epoch_order(7, epoch=e, seed=s, shuffle=True)) for e in range(4) for s in range(4)}
+    assert len(orders) > 12
+    assert not torch.equal(dataset[(1, 0)]["A"], dataset[(2, 0)]["A"])
+    assert not torch.equal(dataset[(1, 0)]["A"], PairDataset(unaligned, SMALL, seed=4)[(1, 0)]["A"])
+
+
+def test_the_hash_of_positions_is_a_fixed_number() -> None:
+    # first 16 hex digits of `printf 3/1/0 | sha256sum`
+    printed = subprocess.run(["sha256sum"], input=b"3/1/0", capture_output=True, check=True).stdout
+    assert stable_hash(3, 1, 0) == int(printed[:16], 16)
+
+
+def test_unaligned_epoch_visits_every_file_of_the_larger_side_and_draws_partners(unaligned: Sources) -> None:
+    swapped = PairDataset(unaligned.swapped(), SMALL, seed=0)  # A 7 files, B 5
+    for number in range(3):
+        names = [Path(p).name for batch in epoch(swapped, number) for p in batch["paths_A"]]
+        assert sorted(names) == [f"{i}.png" for i in range(7)]
+    dataset = PairDataset(unaligned, SMALL, seed=0)
+    assert len(dataset) == 7
+    visits = Counter(p for n in range(10) for batch in epoch(dataset, n) for p in batch["paths_A"])
+    assert set(visits.values()) == {10, 20}  # 7 samples over 5 files
+    partners = Counter(p for n in range(60) for batch in epoch(dataset, n) for p in batch["paths_B"])
+    assert len(partners) == 7
+    assert all(60 - 4 * 60**0.5 < count < 60 + 4 * 60**0.5 for count in partners.values())  # 4 sd around 60
+
+
+def test_serial_batches_come_in_the_order_of_the_files(unaligned: Sources) -> None:
+    dataset = PairDataset(unaligned, SMALL, seed=0, serial=True)
+    batches = epoch(dataset, shuffle=False, batch_size=1)
+    assert [Path(b["paths_A"][0]).stem for b in batches] == ["0", "1", "2", "3", "4", "0", "1"]
+    assert [Path(b["paths_B"][0]).stem for b in batches] == ["0", "1", "2", "3", "4", "5", "6"]
+
+
+def test_a_pair_shares_crop_and_flip(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.concatenate([values, 255 - values], axis=1)).save(tmp_path / "train" / "a.png")
+    sources = find_sources(tmp_path, "train")
+    crop = Geometry("crop", crop_size=16)
+    dataset = PairDataset(sources, crop, seed=0)
+    seen: set[tuple[bool, int, int]] = set()
+    for number in range(40):
+        sample = dataset[(number, 0)]
+        a = ((sample["A"][0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        b = ((sample["B"][0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.array_equal(a, 255 - b)
+        for flip in (False, True):  # A is a crop of the left half, found by looking everywhere
+            unflipped = a[:, ::-1] if flip else a
+            hits = [
+                (x, y)
+                for x in range(25)
+                for y in range(15)
+                if np.array_equal(values[y : y + 16, x : x + 16], unflipped)
+            ]
+            seen.update((flip, *hit) for hit in hits)
+    assert len(seen) > 25
+    assert {flip for flip, *_ in seen} == {False, True}
+    independent = PairDataset(sources, crop, seed=0, independent=True)
+    samples = [independent[(number, 0)] for number in range(5)]
+    assert any(not torch.allclose(s["A"], -s["B"], atol=1e-6) for s in samples)
+
+
+def test_direction_exchanges_the_halves_and_channels_follow_the_side(tmp_path: Path) -> None:
+    pair = Image.new("RGB", (32, 16), (255, 255, 255))
+    pair.paste((0, 0, 0), (0, 0, 16, 16))
+    (tmp_path / "train").mkdir()
+    pair.save(tmp_path / "train" / "a.png")
+    sources = find_sources(tmp_path, "train")
+    sample = PairDataset(sources, SMALL, seed=0, channels_a=1, channels_b=3)[(1, 0)]
+    assert sample["A"].shape == (1, 1, 16, 16)
+    assert sample["B"].shape == (1, 3, 16, 16)
+    assert sample["A"].eq(-1).all()
+    assert sample["B"].eq(1).all()
+    sample = PairDataset(sources.swapped(), SMALL, seed=0)[(1, 0)]
+    assert sample["A"].eq(1).all()
+    assert sample["B"].eq(-1).all()
+
+
+def test_held_out_samples_never_train(aligned: Sources, unaligned: Sources) -> None:
+    held = validation_indices(6, 2, seed=5)
+    assert held == validation_indices(6, 2, seed=5) == sorted(set(held))
+    assert validation_indices(3, 8, seed=0) == [0, 1, 2]
+    assert len({tuple(validation_indices(100, 8, seed)) for seed in range(10)}) == 10
+    for sources, independent in ((aligned, False), (aligned, True), (unaligned, False)):
+        dataset = PairDataset(sources, SMALL, seed=0, exclude=held, independent=independent)
+        seen_a = {p for n in range(8) for batch in epoch(dataset, n) for p in batch["paths_A"]}
+        seen_b = {p for n in range(8) for batch in epoch(dataset, n) for p in batch["paths_B"]}
+        fixed = fixed_samples(dataset, held)
+        assert not seen_a & set(fixed["paths_A"])
+        assert not seen_b & set(fixed["paths_B"])
+        assert len(seen_a | set(fixed["paths_A"])) == len(sources.a)
+    with pytest.raises(UserError, match="--val_count"):
+        PairDataset(aligned, SMALL, seed=0, exclude=range(6))
+
+
+def test_fixed_samples_are_whole_pictures(aligned: Sources) -> None:
+    batch = fixed_samples(PairDataset(aligned, SMALL, seed=0), [4, 1])
+    assert batch["A"].shape == (2, 3, 16, 16)
+    left = np.asarray(Image.open(aligned.a[4]))[:, :16].astype(
+        np.float64
+    )  # 16x16 as it is: nothing to resize
+    assert np.allclose(batch["A"][0].permute(1, 2, 0).numpy(), left / 127.5 - 1, atol=1e-6)
+    assert batch["paths_A"] == [str(aligned.a[4]), str(aligned.a[1])]
+
+
+def test_pictures_of_different_size_in_a_batch_are_refused(tmp_path: Path) -> None:
+    noise(tmp_path / "train" / "a.png", (32, 16))
+    noise(tmp_path / "train" / "b.png", (64, 16))
+    dataset = PairDataset(find_sources(tmp_path, "train"), Geometry("none"), seed=0)
+    for num_threads in (0, 1):
+        with pytest.raises(UserError, match="--batch_size 1") as caught:
+            epoch(dataset, shuffle=False, num_threads=num_threads)
+        assert caught.value.subject.endswith("b.png")
+
+
+def test_a_plain_folder_cannot_train(tmp_path: Path) -> None:
+    noise(tmp_path / "a.png")
+    with pytest.raises(UserError, match="training needs A and B"):
+        PairDataset(find_sources(tmp_path, "test"), SMALL, seed=0)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_file_lost_during_training_is_named_or_replaced(unaligned: Sources, num_threads: int) -> None:
+    unaligned.b[2].write_bytes(unaligned.b[2].read_bytes()[:200])
+    with pytest.raises(UserError, match="damaged") as caught:
+        for number in range(20):
+            epoch(PairDataset(unaligned, SMALL, seed=0), number, num_threads=num_threads)
+    assert caught.value.subject == str(unaligned.b[2])
+    assert caught.value.exit_code == 2
+    dataset = PairDataset(unaligned, SMALL, seed=0, skip_bad=True)
+    batches = [batch for number in range(6) for batch in epoch(dataset, number, num_threads=num_threads)]
+    assert_equal(batches, [batch for number in range(6) for batch in epoch(dataset, number)])
+    assert [len(batch["paths_A"]) for batch in batches] == [2, 2, 2, 1] * 6
+    assert any(str(unaligned.b[2]) in text for batch in batches for text in batch["skipped"])
+    assert not any(str(unaligned.b[2]) in batch["paths_B"] for batch in batches)
+
+
+def test_when_every_file_is_gone_skipping_ends(aligned: Sources) -> None:
+    for path in aligned.a:
+        path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        epoch(PairDataset(aligned, SMALL, seed=0, skip_bad=True))
+
+
+def _local_exception(_: int) -> dict[str, Any]:
+    class Unpicklable(Exception):
+        def __init__(self) -> None:
+            super().__init__(lambda: None)
+
+    raise Unpicklable
+
+
+def _killed(_: int) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def _segfault(_: int) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {}
+
+
+def _exits(_: int) -> dict[str, Any]:
+    os._exit(0)
+
+
+def _hangs(_: int) -> dict[str, Any]:
+    signal.pause()
+    return {}
+
+
+def _pids(i: int) -> dict[str, Any]:
+    return {"i": i, "pid": os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("function", "cause"),
+    [
+        (_local_exception, "Unpicklable"),
+        (_killed, "killed by SIGKILL"),
+        (_segfault, "killed by SIGSEGV"),
+        (_exits, "exit code 0"),
+        (_hangs, "a worker hangs"),
+    ],
+)
+def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, cause: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(RunError, match=cause) as caught:
+        list(workers.map_in_workers(function, [1, 2, 3], 2, timeout=1))
+    assert caught.value.exit_code == 1
+    assert time.monotonic() - began < 10
+    assert multiprocessing.active_children() == []
+
+
+def test_abandoned_batches_leave_no_process() -> None:
+    results = workers.map_in_workers(_pids, list(range(50)), 2)
+    pids = {next(results)["pid"] for _ in range(4)}
+    del results
+    assert multiprocessing.active_children() == []
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+_PARENT = """
+import os, signal, sys, time
+from datasets import workers
+
+def answer(i):
+    return {"pid": os.getpid()}
+
+results = workers.map_in_workers(answer, list(range(1000)), 1)
+print(next(results)["pid"], flush=True)
+%s
+"""
+
+
+def _run_parent(ending: str) -> tuple[int, int]:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT % ending], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    code = parent.wait(timeout=30)
+    parent.stdout.close()
+    return code, worker
+
+
+def _has_ended(pid: int) -> bool:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":  # ended; whoever adopted it has not asked yet
+            return True
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+        ("keep = results; sys.exit(3)", 3),
+        ("raise SystemExit(0)", 0),
+    ],
+)
+def test_workers_end_with_their_parent(ending: str, code: int) -> None:
+    got, worker = _run_parent(ending)
+    assert got == code
+    assert _has_ended(worker)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_the_process_group_is_left_to_the_parent(name: str) -> None:
+    results = workers.map_in_workers(_pids, list(range(40)), 1)
+    os.kill(next(results)["pid"], getattr(signal, name))
+    assert [result["i"] for result in results] == list(range(1, 40))
+
+
+def test_a_dead_worker_does_not_interrupt_the_training_step() -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    results = workers.map_in_workers(_pids, list(range(1000)), 1)
+    pid = next(results)["pid"]
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    os.kill(pid, signal.SIGKILL)
+    [process] = multiprocessing.active_children()
+    process.join()  # an exception from a signal handler would come here
+    with pytest.raises(RunError, match="SIGKILL"):
+        list(results)
