@@ -66,7 +66,9 @@ class _NormalizedConv2d(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, z, pivot, centred_mean, std = _forward(x, weight, bias, geometry)
-        mask = y if geometry.activation != "none" else None  # its sign says which side of the activation was taken
+        mask = (
+            y if geometry.activation != "none" else None
+        )  # its sign says which side of the activation was taken
         ctx.save_for_backward(x, weight, bias, z, pivot, centred_mean, std, mask)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
@@ -83,7 +85,18 @@ class _NormalizedConv2d(torch.autograd.Function):
             )
         else:
             dx, dw, db = _backward(
-                ctx.needs_input_grad, x, weight, z, pivot, centred_mean, std, mask, ctx.geometry, dy, dmean, dstd
+                ctx.needs_input_grad,
+                x,
+                weight,
+                z,
+                pivot,
+                centred_mean,
+                std,
+                mask,
+                ctx.geometry,
+                dy,
+                dmean,
+                dstd,
             )
         return dx, dw, db, None
 
@@ -142,9 +155,9 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The closed form of SPEC section 1, r = 1/s:
 
-        dz = r dy     dW = centred(conv weight gradient)     db = sum dy
-        t_p = d_s - r^2 sum_o(dy z)     a_p = t_p r / (n - correction)
-        dx = conv input gradient + x A - B      A = T(a), B = T(a mu - d_mu / n)
+    dz = r dy     dW = centred(conv weight gradient)     db = sum dy
+    t_p = d_s - r^2 sum_o(dy z)     a_p = t_p r / (n - correction)
+    dx = conv input gradient + x A - B      A = T(a), B = T(a mu - d_mu / n)
     """
     kernel = (weight.shape[2], weight.shape[3])
     entries = weight[0].numel()
@@ -163,7 +176,9 @@ def _backward(
         dz = (dy_groups * r.unsqueeze(2)).flatten(1, 2).to(g.compute)
         projection = (dy_groups * _per_group(z, g.groups)).sum(2)
         t = -r.square() * projection if dstd is None else dstd - r.square() * projection
-    centred = _pad_and_centre(x, pivot, g)  # made again rather than kept: one pass, and no second copy of x lives on
+    centred = _pad_and_centre(
+        x, pivot, g
+    )  # made again rather than kept: one pass, and no second copy of x lives on
     if dz is not None and needs[1]:
         dw = _convolution_gradient(dz, centred.to(g.compute), weight.to(g.compute), g, (0, 0), of="weight")
         dw = _centre(dw).to(weight.dtype)
@@ -222,9 +237,14 @@ def _pad_and_centre(x: Tensor, pivot: Tensor, g: Geometry) -> Tensor:
     (ph, pw), (height, width) = g.padding, x.shape[2:]
     if torch.is_grad_enabled():
         return F.pad(x.to(pivot.dtype), (pw, pw, ph, ph)) - pivot
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    )
     padded = torch.empty(
-        (*x.shape[:2], height + 2 * ph, width + 2 * pw), dtype=pivot.dtype, device=x.device, memory_format=layout
+        (*x.shape[:2], height + 2 * ph, width + 2 * pw),
+        dtype=pivot.dtype,
+        device=x.device,
+        memory_format=layout,
     )
     padded[:, :, :ph] = padded[:, :, height + ph :] = -pivot
     padded[:, :, :, :pw] = padded[:, :, :, width + pw :] = -pivot
@@ -248,7 +268,9 @@ def _per_group(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1))
 
 
-def _convolution_gradient(dz: Tensor, x: Tensor, weight: Tensor, g: Geometry, padding: Pair, of: str) -> Tensor:
+def _convolution_gradient(
+    dz: Tensor, x: Tensor, weight: Tensor, g: Geometry, padding: Pair, of: str
+) -> Tensor:
     """Gradient of the plain convolution with respect to its input or its weight."""
     wanted = (of == "input", of == "weight", False)
     gradients = torch.ops.aten.convolution_backward(

@@ -69,7 +69,18 @@ def normalized_conv2d(
     function = _FUNCTIONS[choose(backend, x, weight, stride, padding, dilation, groups)]
     with torch.autocast(x.device.type, enabled=False):
         y, mean, std = function(
-            x, weight, bias, stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
+            x,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            eps,
+            correction,
+            activation,
+            negative_slope,
+            compute,
         )
     return (y, Moments(mean, std)) if return_moments else y
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-import yaml
 
 from datasets.errors import UserError
 from gan.options import TrainOptions, from_dict, resolve, stored_dict, to_dict
+from gan.run_folder import RunFolder, read_yaml
 
 Options = TypeVar("Options")
 
@@ -35,33 +35,17 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
     defaults: list[str] = []
     saved = None
     if given.run.config:
-        defaults += flags_of(read_options(Path(given.run.config)), given.run.config)
+        defaults += flags_of(read_yaml(Path(given.run.config)), given.run.config)
     if given.run.continue_train:
-        folder = Path(given.run.checkpoints_dir) / (given.run.name or resolve(_parse([*defaults, *argv])).run.name)
-        if not (folder / "options.yaml").is_file():
-            raise UserError(folder, "no run to go on with", "check --name and --checkpoints_dir")
-        stored = read_options(folder / "options.yaml")
-        stored = {key: value for key, value in stored.items() if key in to_dict(given)}
+        name = given.run.name or resolve(_parse([*defaults, *argv])).run.name
+        run = RunFolder.at(Path(given.run.checkpoints_dir), name)
+        if not run.options.is_file():
+            raise UserError(run.path, "no run to go on with", "check --name and --checkpoints_dir")
+        stored = {key: value for key, value in run.read_options().items() if key in to_dict(given)}
         saved = stored_dict(from_dict(stored))
-        stored |= {"name": folder.name, "checkpoints_dir": str(folder.parent)}  # the folder may have been moved
-        defaults = flags_of(stored, folder / "options.yaml") + defaults
+        stored |= {"name": name, "checkpoints_dir": str(run.path.parent)}  # the folder may have been moved
+        defaults = flags_of(stored, run.options) + defaults
     return resolve(_parse([*defaults, *argv])), saved
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of options; only plain types are read.
-
-    Raises UserError for a missing or malformed file, or one that holds anything but `flag: value` lines.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(path, "no such option file", "check --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(path, f"not a readable option file: {str(error).splitlines()[0]}", "write `flag: value` lines") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(path, "is not a list of options", "write `flag: value` lines")
-    return content
 
 
 def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:

@@ -1,6 +1,6 @@
 """CycleGAN: two generators, two discriminators, no pairs (Zhu et al. 2017).
 
-    G_A: A -> B, judged by D_A (real B against translated A)        G_B: B -> A, judged by D_B
+G_A: A -> B, judged by D_A (real B against translated A)        G_B: B -> A, judged by D_B
 """
 
 from dataclasses import dataclass, field

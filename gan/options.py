@@ -82,9 +82,11 @@ class ModelGroup:
     model: Model = "cycle_gan"
     """Unpaired (cycle_gan) or paired (pix2pix) translation."""
     norm: NormName | None = None
-    """Normalization of the generator. nc_ms: normalized convolution with moment shortcut. Default: instance for cycle_gan, batch for pix2pix."""
+    """Normalization of the generator. nc_ms: normalized convolution with moment shortcut. Default: instance for
+    cycle_gan, batch for pix2pix."""
     base_norm: BaseNormName | None = None
-    """Norm of the places that --norm leaves alone, and of the discriminators. Default: instance for cycle_gan, batch for pix2pix."""
+    """Norm of the places that --norm leaves alone, and of the discriminators. Default: instance for cycle_gan,
+    batch for pix2pix."""
     netG: GeneratorName | None = None
     """Generator. Default: resnet_9blocks for cycle_gan, unet_256 for pix2pix."""
     netD: DiscriminatorName = "basic"

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets.check import ScanReport, scan
 from torch import nn
 
-from datasets.check import ScanReport, scan
 from datasets.errors import UserError
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
@@ -37,7 +38,7 @@ class TrainingData:
 
 def generators(options: TrainOptions) -> dict[str, nn.Module]:
     """Untrained generators by name: G_A and G_B for cycle_gan, G for pix2pix."""
-    model, data = options.model, options.model
+    model = options.model
 
     def generator(input_nc: int, output_nc: int) -> nn.Module:
         assert model.netG and model.norm and model.base_norm  # options are resolved
@@ -53,10 +54,10 @@ def generators(options: TrainOptions) -> dict[str, nn.Module]:
         )
 
     if model.model == "pix2pix":
-        return {"G": generator(data.input_nc, data.output_nc)}
+        return {"G": generator(model.input_nc, model.output_nc)}
     return {
-        "G_A": generator(data.input_nc, data.output_nc),
-        "G_B": generator(data.output_nc, data.input_nc),
+        "G_A": generator(model.input_nc, model.output_nc),
+        "G_B": generator(model.output_nc, model.input_nc),
     }
 
 
@@ -128,18 +129,24 @@ def build_data(options: TrainOptions) -> TrainingData:
     _check_layout(options, sources)
     if data.direction == "BtoA":
         sources = sources.swapped()
-    sources, report = scan(sources, crop_size=data.crop_size, preprocess=data.preprocess, skip_bad=data.skip_bad)
-    dataset = PairDataset(
+    sources, report = scan(
+        sources, crop_size=data.crop_size, preprocess=data.preprocess, skip_bad=data.skip_bad
+    )
+    everything = partial(
+        PairDataset,
         sources,
         geometry,
         seed=options.run.seed,
         channels_a=options.model.input_nc,
         channels_b=options.model.output_nc,
         independent=options.model.model == "cycle_gan",
+        serial=data.serial_batches,
+        skip_bad=data.skip_bad,
     )
-    chosen = validation_indices(data.val_count, len(dataset), options.run.seed)
+    dataset = everything()
+    chosen = validation_indices(len(dataset), data.val_count, options.run.seed)
     if data.val_holdout:
-        dataset = dataset.without(chosen)
+        dataset = everything(exclude=chosen)
     pinned = find_device(options.device.device).type == "cuda"
 
     def batches(epoch: int, start: int) -> Iterable[Batch]:
@@ -163,9 +170,13 @@ def check_sizes(options: TrainOptions, networks: dict[str, Any]) -> None:
     crop = options.data.crop_size
     for name, network in networks.items():
         multiple, least = getattr(network, "size_multiple", 1), getattr(network, "min_size", 1)
-        if options.data.preprocess in ("none", "scale_width") and (multiple > 4 or options.data.batch_size > 1):
+        if options.data.preprocess in ("none", "scale_width") and (
+            multiple > 4 or options.data.batch_size > 1
+        ):
             reason = f"{options.data.preprocess} gives pictures of many sizes"
-            raise UserError("--preprocess", reason, "use resize_and_crop, or a ResNet generator with --batch_size 1")
+            raise UserError(
+                "--preprocess", reason, "use resize_and_crop, or a ResNet generator with --batch_size 1"
+            )
         if crop % multiple or crop < least:
             what = f"{options.model.netG}" if name.startswith("G") else f"--netD {options.model.netD}"
             fix = f"allowed: multiples of {multiple} from {max(least, multiple)}"
@@ -178,4 +189,6 @@ def _check_layout(options: TrainOptions, sources: Sources) -> None:
         raise UserError("--dataroot", reason, "use --model cycle_gan, or A/train + B/train with equal names")
     if not sources.b:
         reason = f"{sources.root} is one plain folder, good for translation only"
-        raise UserError("--dataroot", reason, "training needs trainA + trainB, or side-by-side pictures in train/")
+        raise UserError(
+            "--dataroot", reason, "training needs trainA + trainB, or side-by-side pictures in train/"
+        )

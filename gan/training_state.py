@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets.errors import UserError
 from gan import rng
-from gan.checkpoint import load_network
+from gan.network_state import load_network
 from gan.training_step import Trainer
 
 FORMAT = 1

@@ -22,9 +22,14 @@ class StepResult(NamedTuple):
 class Trainer(Protocol):
     """One way to train: `step` is all the loop needs to know of it."""
 
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    pools: dict[str, ImagePool]
+    @property
+    def networks(self) -> dict[str, nn.Module]: ...
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
+
+    @property
+    def pools(self) -> dict[str, ImagePool]: ...
 
     def step(self, batch: Batch) -> StepResult:
         """One update of all networks from a batch with "A" and "B"."""

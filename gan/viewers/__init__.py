@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
@@ -28,8 +28,8 @@ class RunInfo:
     host: str = ""
 
 
-class Viewer(Protocol):
-    """One way to watch a run. Implementations subclass it; a method that raises costs the viewer its seat."""
+class Viewer:
+    """One way to watch a run. Implementations override what they need; a method that raises costs the seat."""
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         """Begin; `records` is what metrics.jsonl already holds (empty unless the run is resumed)."""

@@ -1,0 +1,215 @@
+"""From options to a finished (or interrupted) training: the run's folder, resuming, viewers, exit code."""
+
+import contextlib
+import platform
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.errors import UserError, set_log_file
+from gan import rng
+from gan.checkpoint import list_checkpoints, load_checkpoint
+from gan.loop import Evaluate, Plan, Training
+from gan.metrics_log import MetricsLog, read_records
+from gan.options import TrainOptions, changes_that_matter, stored_dict
+from gan.run_folder import RunFolder
+from gan.setup import TrainingData, build_data, build_trainer, check_sizes
+from gan.signals import StopRequest, tolerate_closed_stdout
+from gan.training_state import Position, restore
+from gan.training_step import Trainer
+from gan.viewers import RunInfo, Viewer, Viewers, say
+from gan.viewers.console import Console
+from gan.viewers.page import Page
+
+
+def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluate | None = None) -> int:
+    """Train a new run, or go on with one (`saved`: the options it was made with). Returns the exit code.
+
+    Raises UserError and RunError, which the command line turns into one line.
+    """
+    tolerate_closed_stdout()
+    run = RunFolder.at(Path(options.run.checkpoints_dir), options.run.name)
+    if saved is None and run.exists:
+        new = shlex.join([*_command(run), "..."])
+        details = (
+            f"to go on with it:  {resume_command(run)}",
+            f"for another run:   {new.replace(run.name, 'NEW_NAME')}",
+        )
+        raise UserError(run.path, "this run exists already", "nothing was changed", details)
+    if saved is not None:
+        _refuse_changes(
+            run, changes_that_matter(saved, stored_dict(options)), options.run.override, "options"
+        )
+    with _folder_of(run, fresh=saved is None), run.lock():
+        set_log_file(run.log)
+        rng.deterministic(options.run.deterministic)
+        rng.seed_everything(options.run.seed)
+        trainer = build_trainer(options)
+        check_sizes(options, trainer.networks)
+        data = build_data(options)
+        rng.seed_everything(options.run.seed)  # the weights' random numbers do not shift the dropout's
+        position, log = Position(), MetricsLog(run.metrics)
+        if saved is not None:
+            position = _resume(run, trainer, data, log, options)
+            if position.epoch > options.schedule.n_epochs + options.schedule.n_epochs_decay:
+                _say_nothing_left(run, options, position)
+                return 0
+        run.write_options(stored_dict(options))
+        return _train(options, saved, run, trainer, data, position, log, evaluate)
+
+
+def dry_run(options: TrainOptions) -> int:
+    """Print what would be done; write nothing."""
+    trainer = build_trainer(options)
+    check_sizes(options, trainer.networks)
+    run = RunFolder.at(Path(options.run.checkpoints_dir), options.run.name)
+    print(describe(options, trainer, build_data(options), run))
+    return 0
+
+
+def describe(options: TrainOptions, trainer: Trainer, data: TrainingData, run: RunFolder) -> str:
+    """The plan of a training as text."""
+    model, schedule = options.model, options.schedule
+    epochs = schedule.n_epochs + schedule.n_epochs_decay
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in trainer.networks.items()}
+    counts = (
+        f"{len(data.sources.a)} A, {len(data.sources.b)} B"
+        if not data.dataset.paired
+        else f"{len(data.sources.a)} pairs"
+    )
+    device = next(next(iter(trainer.networks.values())).parameters()).device
+    lines = {
+        "run": str(run.path),
+        "model": f"{model.model}, {model.netG}, norm {model.norm}, base norm {model.base_norm}",
+        "networks": "  ".join(f"{name} {count / 1e6:.3f} M" for name, count in sizes.items()),
+        "data": f"{data.sources.root} ({data.sources.layout}, {options.data.direction}): {counts}",
+        "pictures": f"{options.data.preprocess} to {options.data.crop_size} pixels, batch {options.data.batch_size}",
+        "steps": f"{epochs} epochs of {data.steps_per_epoch} = {epochs * data.steps_per_epoch}",
+        "device": f"{device}, {options.device.precision}",
+        "page": str(run.page),
+    }
+    return "\n".join(f"{name:>9}  {text}" for name, text in lines.items())
+
+
+def resume_command(run: RunFolder) -> str:
+    return shlex.join([*_command(run), "--continue_train"])
+
+
+def _train(
+    options: TrainOptions,
+    saved: dict[str, Any] | None,
+    run: RunFolder,
+    trainer: Trainer,
+    data: TrainingData,
+    position: Position,
+    log: MetricsLog,
+    evaluate: Evaluate | None,
+) -> int:
+    print(describe(options, trainer, data, run), flush=True)
+    plan = plan_of(options)
+    stored = stored_dict(options)
+    viewers = Viewers(_viewers(options, plan, data))
+    with StopRequest() as stop, viewers:
+        viewers.start(RunInfo(run.name, run.path, stored, _host(trainer)), read_records(run.metrics))
+        training = Training(trainer, data, plan, run, log, viewers, stop, position, stored, evaluate)
+        training.log_changes(saved)
+        done = training.train()
+    if stop.requested:
+        print(f"stopped at step {position.step}; saved. To go on:\n  {resume_command(run)}", flush=True)
+        return stop.exit_code
+    if not done:
+        print(f"stopped after epoch {position.epoch - 1}, as asked. To go on:\n  {resume_command(run)}")
+        return 0
+    translate = shlex.join(["python", "test.py", *_command(run)[2:]])
+    print(f"done: {position.step} steps. Page: {run.page}\nto translate:  {translate}")
+    return 0
+
+
+def plan_of(options: TrainOptions) -> Plan:
+    schedule, output = options.schedule, options.output
+    return Plan(
+        n_epochs=schedule.n_epochs,
+        n_epochs_decay=schedule.n_epochs_decay,
+        lr=schedule.lr,
+        lr_policy=schedule.lr_policy,
+        lr_decay_iters=schedule.lr_decay_iters,
+        print_freq=output.print_freq,
+        display_freq=output.display_freq,
+        save_epoch_freq=output.save_epoch_freq,
+        save_step_freq=output.save_step_freq,
+        keep=output.keep,
+        best_by=output.best_by,
+        eval_every=output.eval_every,
+    )
+
+
+def _viewers(options: TrainOptions, plan: Plan, data: TrainingData) -> list[Viewer]:
+    """The page, the terminal and, where asked for, Visdom."""
+    return [Page(), Console(plan.epochs, data.steps_per_epoch)]
+
+
+def _resume(
+    run: RunFolder, trainer: Trainer, data: TrainingData, log: MetricsLog, options: TrainOptions
+) -> Position:
+    """Put the newest good checkpoint back and cut the log to its length."""
+    if not list_checkpoints(run.path):
+        say(f"no checkpoint in {run.path} yet: starting from the beginning")
+        log.truncate(0)
+        return Position()
+    state, path = load_checkpoint(run.path, "last")
+    if state.get("data") != data.report.fingerprint:
+        change = f"{options.data.dataroot} holds other files than at the checkpoint"
+        _refuse_changes(run, [change], options.run.override, "data")
+    position = restore(trainer, state, str(path))
+    log.truncate(state["metrics_bytes"])
+    return position
+
+
+def _refuse_changes(run: RunFolder, changes: list[str], override: bool, kind: str) -> None:
+    if changes and not override:
+        reason = f"the run was trained with other {kind}"
+        raise UserError(run.path, reason, "undo the change, or add --override to go on with it", changes)
+
+
+def _say_nothing_left(run: RunFolder, options: TrainOptions, position: Position) -> None:
+    more = options.schedule.n_epochs + 10
+    print(
+        f"nothing left to train: all {position.epoch - 1} epochs of {run.name} are done\n"
+        f"to extend it:  {resume_command(run)} --n_epochs {more}"
+    )
+
+
+def _command(run: RunFolder) -> list[str]:
+    place = [] if run.path.parent == Path("checkpoints") else ["--checkpoints_dir", str(run.path.parent)]
+    return ["python", "train.py", "--name", run.name, *place]
+
+
+def _host(trainer: Trainer) -> str:
+    device = next(next(iter(trainer.networks.values())).parameters()).device
+    card = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    return (
+        f"{platform.node()}, {device} ({card}), torch {torch.__version__}, Python {platform.python_version()}"
+    )
+
+
+@contextlib.contextmanager
+def _folder_of(run: RunFolder, fresh: bool) -> Iterator[None]:
+    """The run's folder, proven writable before any data is read, and gone again if no training came of it."""
+    made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+    RunFolder.create(run.path.parent, run.name)
+    try:
+        yield
+    except BaseException:
+        if fresh and not run.options.exists():
+            for leftover in (run.lock_file, run.log):
+                leftover.unlink(missing_ok=True)
+            set_log_file(None)
+            with contextlib.suppress(OSError):  # not empty: somebody else's files are in it
+                for folder in made:
+                    folder.rmdir()
+        raise
