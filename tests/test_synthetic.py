@@ -1,0 +1,197 @@
+"""The embedded data: what is written, that it is the same everywhere, that recolouring cannot solve it."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, ImageDraw
+
+from datasets.errors import UserError
+from datasets.synthetic import draw_pair, side_by_side, write_dataset
+from datasets.towns.canvas import OVERSAMPLING, Canvas, Noise, reduced
+from datasets.towns.layout import build_town
+from datasets.towns.shapes import EXTENT, Disc, Town
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "datasets.synthetic", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_aligned_counts_sizes_and_sides(tmp_path: Path) -> None:
+    assert write_dataset(tmp_path / "towns", 10, 32) == {"train": 10, "val": 2, "test": 2}
+    for split, count in (("train", 10), ("val", 2), ("test", 2)):
+        found = sorted((tmp_path / "towns" / split).iterdir())
+        assert len(found) == count
+        for path in found:
+            with Image.open(path) as image:
+                assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 32))
+    photo, street_map = draw_pair(0, "train", 3, 32)
+    with Image.open(tmp_path / "towns/train/town_00003.png") as both:
+        assert both.crop((0, 0, 32, 32)).tobytes() == photo.tobytes()
+        assert both.crop((32, 0, 64, 32)).tobytes() == street_map.tobytes()
+
+
+def test_unaligned_has_other_towns_in_train_and_the_same_in_test(tmp_path: Path) -> None:
+    counts = write_dataset(tmp_path / "towns", 3, 16, "unaligned", seed=5)
+    assert counts == {"trainA": 3, "trainB": 3, "testA": 2, "testB": 2}
+
+    def pixels(name: str, k: int) -> bytes:
+        with Image.open(tmp_path / "towns" / name / f"town_{k:05d}.png") as image:
+            assert image.size == (16, 16)
+            return image.tobytes()
+
+    for k in range(3):
+        photo, street_map = draw_pair(5, "train", k, 16)
+        assert pixels("trainA", k) == photo.tobytes()
+        assert pixels("trainB", k) != street_map.tobytes()
+    for k in range(2):
+        assert (pixels("testA", k), pixels("testB", k)) == tuple(
+            x.tobytes() for x in draw_pair(5, "test", k, 16)
+        )
+
+
+def test_towns_depend_on_seed_split_and_number_only(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "few", 2, 16, seed=1)
+    write_dataset(tmp_path / "many", 11, 16, seed=1)
+    few, many = files(tmp_path / "few"), files(tmp_path / "many")
+    assert few.items() <= many.items()
+    assert len(set(many.values())) == len(many)
+    write_dataset(tmp_path / "other", 2, 16, seed=2)
+    assert not set(files(tmp_path / "other").values()) & set(few.values())
+
+
+def test_pixels_are_the_same_on_every_machine() -> None:
+    """Recorded once. A change here changes everybody's embedded data, so it has to be on purpose."""
+    digest = hashlib.sha256()
+    for k in range(3):
+        for picture in draw_pair(7, "train", k, 64):
+            digest.update(picture.tobytes())
+    assert digest.hexdigest() == "1f39704b18a73bea5d3da2d63a5a2dcc9bc42914ad732762634cc8ac49be544e"
+
+
+def test_photo_and_map_show_the_same_town() -> None:
+    """Roofs, water and roads of the geometry have the map's colours at their middles."""
+    size = 128
+    for k in range(3):
+        town = build_town(0, "train", k)
+        street_map = np.asarray(draw_pair(0, "train", k, size)[1]).astype(int)
+        seen = 0
+        for building in town.buildings:
+            x, y = (int(value * size / EXTENT) for value in town.place(*building.box.middle))
+            if 2 <= x < size - 2 and 2 <= y < size - 2:
+                assert np.abs(street_map[y, x] - (206, 160, 134)).max() <= 1
+                seen += 1
+        assert seen > 5
+
+
+def affine_and_mean_error(source: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Mean squared errors of the best affine colour map and of the mean colour, where they were fitted."""
+    x = np.concatenate([source.reshape(-1, 3), np.ones((source.size // 3, 1))], axis=1)
+    y = target.reshape(-1, 3)
+    fitted = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return float(((fitted - y) ** 2).mean()), float(((y.mean(0) - y) ** 2).mean())
+
+
+def test_no_affine_colour_map_turns_photos_into_maps_or_back() -> None:
+    pairs = [draw_pair(0, "train", k, 64) for k in range(12)]
+    photos, maps = (np.stack([np.asarray(pair[i], np.float64) for pair in pairs]) for i in (0, 1))
+    for source, target in ((photos, maps), (maps, photos)):
+        affine, mean = affine_and_mean_error(source, target)
+        assert affine > 0.7 * mean  # less than 1.6 dB is won by recolouring
+
+
+def test_polygons_and_discs_against_pillow() -> None:
+    """Pillow's own drawing on the canvas grid agrees, except on pixels at the edge."""
+    canvas = Canvas(Town(axis=(1.0, 0.0)), 64, (0, 0, 0))
+    scale = canvas.side / EXTENT
+    corners = [(40.0, 30.0), (200.0, 60.0), (180.0, 190.0), (20.0, 150.0)]
+    for (window, mask), draw in (
+        (canvas.polygon(corners), lambda d: d.polygon([(x * scale, y * scale) for x, y in corners], fill=1)),
+        (
+            canvas.circle(Disc(100.0, 120.0, 60.0)),
+            lambda d: d.ellipse([40 * scale, 60 * scale, 160 * scale, 180 * scale], fill=1),
+        ),
+    ):
+        ours = np.zeros((canvas.side, canvas.side), bool)
+        ours[window] = mask
+        picture = Image.new("L", (canvas.side, canvas.side))
+        draw(ImageDraw.Draw(picture))
+        theirs = np.asarray(picture) > 0
+        assert theirs.sum() > 10_000
+        assert (ours != theirs).sum() < 0.03 * theirs.sum()
+    window, mask = canvas.circle(Disc(-50.0, 400.0, 10.0))
+    assert not mask.any()
+
+
+def test_reduction_is_the_rounded_mean() -> None:
+    colours = (
+        np.random.default_rng(0).integers(0, 256, (8 * OVERSAMPLING, 8 * OVERSAMPLING, 3)).astype(np.int32)
+    )
+    means = colours.reshape(8, OVERSAMPLING, 8, OVERSAMPLING, 3).mean(axis=(1, 3))
+    assert np.array_equal(reduced(colours), np.floor(means + 0.5))
+
+
+def test_noise_is_centred_bell_shaped_and_smooth_noise_is_smooth() -> None:
+    white = Noise(0, "train", 0).white(200, 201)
+    assert white.shape == (200, 201)
+    assert abs(white.mean()) < 1.5
+    assert white.std() == pytest.approx(255 / 12**0.5 / 2, rel=0.03)  # four uniform bytes
+    smooth = Noise(0, "train", 0).smooth(100, 8)
+    assert smooth.shape == (100, 100)
+    assert np.abs(np.diff(smooth, axis=0)).max() <= 2 * 127 // 8 + 2
+
+
+def test_side_by_side_keeps_both() -> None:
+    left, right = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (3, 2), "blue")
+    both = np.asarray(side_by_side(left, right))
+    assert both.shape == (2, 6, 3)
+    assert (both[:, :3] == (255, 0, 0)).all() and (both[:, 3:] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("count", 0), ("count", -3), ("size", 8), ("size", 4096), ("seed", -1)]
+)
+def test_values_out_of_range(tmp_path: Path, flag: str, value: int) -> None:
+    arguments = {"count": 2, "size": 16, flag: value}
+    with pytest.raises(UserError, match=f"--{flag}: {value} is out of range"):
+        write_dataset(tmp_path / "towns", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_with_files_is_untouched(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    result = run("--output", str(tmp_path), "--count", "2", "--size", "16")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: {tmp_path}: is not empty")
+    assert files(tmp_path) == {"mine.txt": b"kept"}
+
+
+@pytest.mark.parametrize("output", ["/proc/none/towns", "{file}/towns", "{file}"])
+def test_unwritable_output(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    result = run("--output", output.format(file=tmp_path / "file"), "--count", "2", "--size", "16")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert files(tmp_path) == {"file": b"kept"}
+
+
+def test_command_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("--output", str(tmp_path / "empty"), "--count", "2", "--size", "16", "--layout", "unaligned")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "trainA 2, trainB 2, testA 2, testB 2" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    for wrong in (["--layout", "other"], ["--colour", "red"], ["--count", "two"]):
+        result = run("--output", str(tmp_path / "new"), "--count", "2", "--size", "16", *wrong)
+        assert result.returncode == 2 and wrong[0] in result.stderr
+    assert not (tmp_path / "new").exists()
