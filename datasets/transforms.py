@@ -38,11 +38,11 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.preprocess not in get_args(Preprocess):
-            raise UserError(
-                "--preprocess",
-                f"unknown value {self.preprocess}",
-                "one of " + ", ".join(get_args(Preprocess)),
-            )
+            known = ", ".join(get_args(Preprocess))
+            raise UserError("--preprocess", f"unknown value {self.preprocess}", f"one of {known}")
+        if self.preprocess.endswith("_and_crop") and self.load_size < self.crop_size:
+            reason = f"{self.load_size} is smaller than --crop_size {self.crop_size}"
+            raise UserError("--load_size", reason, "raise the one or lower the other")
 
     @property
     def crops(self) -> bool:
@@ -77,14 +77,9 @@ def problem(geometry: Geometry, size: Size) -> tuple[str, str] | None:
     width, height = size
     if min(size) < 2:
         return f"image is {width}x{height}, needs at least 2x2", "remove it"
-    if geometry.crops and min(resized(geometry, size)) < geometry.crop_size:
-        crop = f"--crop_size {geometry.crop_size}"
-        if geometry.preprocess == "crop":
-            return (
-                f"image is {width}x{height}, smaller than {crop}",
-                "lower it or use --preprocess resize_and_crop",
-            )
-        return f"--load_size {geometry.load_size} is smaller than {crop}", "raise the one or lower the other"
+    if geometry.preprocess in ("crop", "none") and min(size) < geometry.crop_size:
+        reason = f"image is {width}x{height}, smaller than --crop_size {geometry.crop_size}"
+        return reason, "lower that or use --preprocess resize_and_crop"
     return None
 
 

@@ -68,7 +68,7 @@ def map_in_workers(
     lost, or no result comes for timeout seconds. All workers have ended when the iterator has, also when it
     is abandoned.
     """
-    num_workers = min(num_workers, len(arguments), _cores())
+    num_workers = min(num_workers, len(arguments), cores())
     if num_workers == 0:
         return
     iterator, processes = _start(_Calls(function, arguments), num_workers)
@@ -160,5 +160,6 @@ def _stop(processes: list[BaseProcess]) -> None:
         process.join()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -78,7 +78,7 @@ def assert_equal(left: list[Batch], right: list[Batch]) -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_workers_do_not_change_the_batches(unaligned: Sources, num_threads: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(workers, "_cores", lambda: 2)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
     dataset = PairDataset(unaligned, SMALL, seed=3)
     assert_equal(epoch(dataset, num_threads=num_threads), epoch(dataset))
     assert multiprocessing.active_children() == []
@@ -220,7 +220,7 @@ def test_fixed_samples_are_whole_pictures(aligned: Sources) -> None:
 def test_pictures_of_different_size_in_a_batch_are_refused(tmp_path: Path) -> None:
     noise(tmp_path / "train" / "a.png", (32, 16))
     noise(tmp_path / "train" / "b.png", (64, 16))
-    dataset = PairDataset(find_sources(tmp_path, "train"), Geometry("none"), seed=0)
+    dataset = PairDataset(find_sources(tmp_path, "train"), Geometry("none", crop_size=16), seed=0)
     for num_threads in (0, 1):
         with pytest.raises(UserError, match="--batch_size 1") as caught:
             epoch(dataset, shuffle=False, num_threads=num_threads)
