@@ -1,0 +1,128 @@
+"""What test.py does: translate a test split with a results page, or a folder of pictures."""
+
+import html
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+from datasets.errors import UserError
+from datasets.images import load_image, save_png
+from datasets.layouts import Sources, find_inputs, find_sources
+from gan.run_folder import RunFolder, require_writable, write_atomically
+from gan.translation_options import TranslationOptions
+from gan.translate import Translator, load_translator
+from gan.translate_files import check_readable, output_names, translate_pictures
+
+
+def run_test(options: TranslationOptions) -> int:
+    """Check the options, load the run, translate. Returns the exit code; raises UserError."""
+    if not options.name:
+        raise UserError("--name", "is required", "name the run to translate with")
+    if bool(options.input) != bool(options.output):
+        raise UserError(
+            "--output" if options.input else "--input", "is missing", "give --input and --output together"
+        )
+    for flag, value in (
+        ("size", options.size),
+        ("num_test", options.num_test),
+        ("batch_size", options.batch_size),
+    ):
+        if value is not None and value < (2 if flag == "size" else 1):
+            raise UserError(f"--{flag}", f"is {value}", f"allowed: {2 if flag == 'size' else 1} or more")
+    run = RunFolder.at(Path(options.checkpoints_dir), options.name)
+    translator = load_translator(
+        run.path,
+        epoch=options.epoch,
+        direction=options.direction,
+        device=options.device,
+        test_mode=options.test_mode,
+    )
+    if options.input:
+        translate_folder(translator, options)
+    else:
+        translate_test_split(translator, options)
+    return 0
+
+
+def translate_folder(translator: Translator, options: TranslationOptions) -> None:
+    """--input to --output: same stems, same sizes."""
+    output = Path(options.output)
+    inputs = find_inputs(Path(options.input))[: options.num_test]
+    if output.exists() and output.resolve() == Path(options.input).resolve():
+        raise UserError(
+            "--output", "is the input folder", "choose another, so that no picture is overwritten"
+        )
+    require_writable(output)
+    inputs = check_readable(inputs, options.skip_bad)
+    names = output_names(inputs)
+    pictures = [
+        (partial(load_image, path, translator.input_nc), output / name)
+        for path, name in zip(inputs, names, strict=True)
+    ]
+    translate_pictures(translator, pictures, options.batch_size, options.size)
+    print(f"{len(pictures)} pictures translated {translator.direction} (epoch {translator.epoch}): {output}")
+
+
+def translate_test_split(translator: Translator, options: TranslationOptions) -> None:
+    """The test split of the run's data: STEM_real_A, STEM_fake_B (and STEM_real_B), and a page of them."""
+    data = translator.options.data
+    sources = find_sources(
+        Path(options.dataroot or data.dataroot), "test", data.dataset_mode, options.num_test
+    )
+    source, target = translator.direction.split("to")
+    if translator.direction == "BtoA":
+        sources = sources.swapped()
+    folder = Path(options.results_dir) / options.name / f"test_{options.epoch}_{translator.direction}"
+    images = folder / "images"
+    require_writable(images)
+    stems = [Path(name).stem for name in output_names(sources.a)]
+    fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
+    pictures = [(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)]
+    translate_pictures(translator, pictures, options.batch_size, options.size)
+    columns = _save_originals(sources, stems, images, source, target)
+    columns.insert(1, (f"translated to {target}", fakes))
+    write_atomically(folder / "index.html", _page(options.name, translator, columns).encode())
+    print(
+        f"{len(fakes)} pictures translated {translator.direction} (epoch {translator.epoch}): {folder / 'index.html'}"
+    )
+
+
+def _save_originals(
+    sources: Sources, stems: list[str], images: Path, source: str, target: str
+) -> list[tuple[str, list[Path]]]:
+    """Copies of inputs and targets beside the translations: (caption, files) a column."""
+    columns = []
+    for caption, load, side in (
+        (f"input {source}", sources.load_a, source),
+        (f"target {target}", sources.load_b, target),
+    ):
+        if side == target and not sources.is_paired:
+            continue
+        files = [images / f"{stem}_real_{side}.png" for stem in stems]
+        for i, path in enumerate(files):
+            save_png(load(i), path)
+        columns.append((caption, files))
+    return columns
+
+
+def _page(name: str, translator: Translator, columns: list[tuple[str, list[Path]]]) -> str:
+    """A table of pictures that works from a file, names escaped, images loaded as they come into view."""
+    head = "".join(f"<th>{html.escape(caption)}</th>" for caption, _ in columns)
+    rows = []
+    for files in zip(*(files for _, files in columns), strict=True):
+        cells = "".join(
+            f'<td><img loading="lazy" src="images/{quote(path.name)}" alt=""></td>' for path in files
+        )
+        stem = html.escape(files[0].stem.rsplit("_real_", 1)[0])
+        rows.append(f"<tr>{cells}</tr><tr><td class=name colspan={len(columns)}>{stem}</td></tr>")
+    title = html.escape(f"{name} {translator.direction}, epoch {translator.epoch}")
+    style = (
+        ":root{color-scheme:light dark}body{font:16px system-ui;margin:1rem;max-width:90rem}"
+        "table{border-spacing:4px;width:100%;table-layout:fixed}img{width:100%;image-rendering:auto}"
+        "th{text-align:left;position:sticky;top:0;background:Canvas}.name{opacity:.7;overflow-wrap:anywhere}"
+    )
+    return (
+        f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{style}</style><h1>{title}</h1>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>\n"
+    )
