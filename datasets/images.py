@@ -45,8 +45,13 @@ IMAGE_EXTENSIONS = frozenset(
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 PIXEL_LIMIT = 64_000_000
 
-# Pillow's remarks about odd metadata and large images: what matters is checked and said here, by file name.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+
+def quiet_pillow() -> None:
+    """Leave out Pillow's remarks about odd metadata: what matters is checked and said here, by file name."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+quiet_pillow()
 
 
 @dataclass(frozen=True)

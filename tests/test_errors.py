@@ -1,7 +1,7 @@
 """The error contract: one line, ten entries of a list, documented exit codes, tracebacks only in the log."""
 
 import errno
-import pickle
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -181,7 +181,9 @@ def test_a_path_that_is_told_wins_over_the_temporary_one() -> None:
 
 def test_errors_cross_processes_unchanged() -> None:
     for error in (UserError("s", "r", "f", ["d"]), RunError("s", "r")):
-        copy = pickle.loads(pickle.dumps(error))
+        here, there = multiprocessing.Pipe()
+        there.send(error)
+        copy = here.recv()
         assert type(copy) is type(error)
         assert (str(copy), copy.details, copy.exit_code) == (str(error), error.details, error.exit_code)
 
