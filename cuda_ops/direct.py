@@ -109,10 +109,6 @@ def _forward(
     entries = weight[0].numel()
     pivot = _pivot(x, g.groups)
     centred = _pad_and_centre(x, pivot, g)  # (N, C, H+2ph, W+2pw), statistics dtype
-    z = F.conv2d(
-        centred.to(g.compute), _centre(weight).to(g.compute), None, g.stride, 0, g.dilation, g.groups
-    )
-
     channels = centred.unflatten(1, (g.groups, -1))  # (N, G, C/G, H+2ph, W+2pw)
     m = channels.mean(2, keepdim=True)
     deviations = channels - m
@@ -126,6 +122,10 @@ def _forward(
         sum_q = sum_q + channels.shape[2] * (sum_m2 - positions * mean.square()).clamp_min(0)
     variance = sum_q / (entries - g.correction)
     mean, std = mean.to(centred.dtype), (variance + g.eps).sqrt().to(centred.dtype)
+
+    z = F.conv2d(
+        centred.to(g.compute), _centre(weight).to(g.compute), None, g.stride, 0, g.dilation, g.groups
+    )
 
     y = _per_group(z, g.groups) * std.reciprocal().unsqueeze(2)
     if bias is not None:
@@ -189,13 +189,14 @@ def _backward(
         spread = window_sum_transpose(torch.cat([a, b], 1), kernel, g.stride, g.dilation, size)
         map_a, map_b = (v.unsqueeze(2) for v in _crop(spread, g.padding).chunk(2, 1))  # (N, G, 1, H, W)
         inner = _per_group(_crop(centred, g.padding), g.groups)  # carries the same pivot as `mean`
-        statistics = (inner * map_a).sub_(map_b).flatten(1, 2)
-        if dz is None:
-            dx = statistics
-        else:
+        dx = inner.mul_(map_a).sub_(map_b).flatten(1, 2)
+        if dz is not None:
             centred_weight = _centre(weight).to(g.compute)
-            dx = _convolution_gradient(dz, x.to(g.compute), centred_weight, g, g.padding, of="input")
-            dx = statistics.add_(dx)
+            dx = (
+                _convolution_gradient(dz, x.to(g.compute), centred_weight, g, g.padding, of="input")
+                .to(wide)
+                .add_(dx)
+            )
         dx = dx.to(x.dtype)
     return dx, dw, db
 
@@ -235,7 +236,7 @@ def _pad_and_centre(x: Tensor, pivot: Tensor, g: Geometry) -> Tensor:
     if g.padding == (0, 0):
         return x.to(pivot.dtype) - pivot
     (ph, pw), (height, width) = g.padding, x.shape[2:]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # no `out=` for autograd and the compiler
         return F.pad(x.to(pivot.dtype), (pw, pw, ph, ph)) - pivot
     layout = (
         torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format

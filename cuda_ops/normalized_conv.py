@@ -64,7 +64,7 @@ def normalized_conv2d(
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     _check(x, weight, bias, stride, padding, dilation, groups, correction, backend, activation)
     compute = result_dtype(x)
-    if compute == x.dtype and weight.dtype != x.dtype:
+    if not torch.is_autocast_enabled(x.device.type) and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
     function = _FUNCTIONS[choose(backend, x, weight, stride, padding, dilation, groups)]
     with torch.autocast(x.device.type, enabled=False):
