@@ -1,0 +1,233 @@
+"""What `python -m evaluate` does: collect comparisons, find weights, one pass, a table, a report."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.errors import UserError
+from evaluate.baselines import baselines
+from evaluate.cache import FeatureCache
+from evaluate.metrics import (
+    INCEPTION_FLAGS,
+    SEED,
+    Choice,
+    Comparison,
+    choose,
+    evaluate_row,
+    parse_flags,
+    wanted_by,
+)
+from evaluate.networks import Networks
+from evaluate.options import EvaluateOptions
+from evaluate.passes import Measurements
+from evaluate.pictures import folder_pictures, match_by_stem, require_one_size, set_hash
+from evaluate.protocol import Protocol
+from evaluate.report import Report, Row, with_groups, write_report
+from evaluate.runs import RunChoice, comparisons_of_run, find_run, protocol_of, test_sides, training_pairs
+from evaluate.tables import terminal_table
+from evaluate.weights import (
+    Weights,
+    cache_folder,
+    load_alexnet_weights,
+    load_inception_weights,
+    load_lpips_heads,
+)
+from gan.options import TrainOptions
+from gan.precision import find_device
+
+
+def run_evaluation(options: EvaluateOptions) -> int:
+    """Evaluate, print the table, write the report. Returns the exit code; raises UserError."""
+    started = time.perf_counter()
+    check(options)
+    asked = parse_flags(options.metrics) if options.metrics else None
+    rows, run_options, protocol = collect(options)
+    report = measure(options, asked, rows, protocol)
+    if options.baselines:
+        report = dataclasses.replace(report, rows=[*report.rows, *baseline_rows(run_options, options)])
+    report = dataclasses.replace(report, seconds=time.perf_counter() - started)
+    paths = write_report(report, output_folder(options), options.latex)
+    print(terminal_table(report.rows, report.columns))
+    print(f"\nprotocol {report.protocol.id}; {', '.join(str(path) for path in paths)}")
+    for flag, reason in report.reasons.items():
+        print(f"{flag}: {reason}")
+    return 0
+
+
+def check(options: EvaluateOptions) -> None:
+    """Refuse flags that do not go together or are out of range. Raises UserError."""
+    if bool(options.runs) == bool(options.fake or options.real):
+        raise UserError("evaluate", "name runs, or --fake and --real", "see --help")
+    if bool(options.fake) != bool(options.real):
+        missing = "--real" if options.fake else "--fake"
+        raise UserError(missing, "is missing", "--fake and --real go together")
+    for flag, low in (("size", 2), ("num_test", 1), ("bootstrap", 0), ("batch_size", 1), ("num_threads", 1)):
+        value = getattr(options, flag)
+        if value is not None and value < low:
+            raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} or more")
+    if options.runs and (options.size or options.paired or options.input):
+        flag = "--size" if options.size else "--paired" if options.paired else "--input"
+        raise UserError(flag, "is for folders, not for runs", "leave it out")
+    if options.baselines and not options.runs:
+        raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
+
+
+def collect(options: EvaluateOptions) -> tuple[list[Comparison], list[TrainOptions], Protocol]:
+    """The comparisons asked for, the options of the runs, and the one protocol they share."""
+    if options.fake and options.real:
+        return [*folder_comparison(options.fake, options.real, options)], [], folder_protocol(options)
+    comparisons: list[Comparison] = []
+    run_options: list[TrainOptions] = []
+    protocols: dict[str, str] = {}
+    for name in dict.fromkeys(options.runs):
+        run = find_run(name, options.checkpoints_dir)
+        for epoch in options.epoch.split(","):
+            choice = run_choice(options, epoch)
+            found, trained = comparisons_of_run(run, choice)
+            comparisons += found
+            protocol = protocol_of(trained, choice)
+            protocols[protocol.id] = run.name
+        run_options.append(trained)
+        if len(protocols) > 1:
+            both = " and ".join(f"{run} ({identity})" for identity, run in protocols.items())
+            raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
+    return comparisons, run_options, protocol
+
+
+def run_choice(options: EvaluateOptions, epoch: str) -> RunChoice:
+    """The flags that concern runs."""
+    return RunChoice(epoch.strip(), options.test_mode, options.dataroot, options.num_test, options.device)
+
+
+def folder_comparison(fake: Path, real: Path, options: EvaluateOptions) -> list[Comparison]:
+    """The one row of two folders."""
+    fakes, reals = folder_pictures(fake, options.size), folder_pictures(real, options.size)
+    if options.num_test is not None:
+        fakes = fakes[: options.num_test]
+    targets = inputs = None
+    if options.paired:
+        targets = match_by_stem(fakes, reals, fake, real)
+    if options.input:
+        inputs = match_by_stem(fakes, folder_pictures(options.input, options.size), fake, options.input)
+    if options.size is None:
+        require_one_size([fakes[0], reals[0], *(inputs or [])[:1]])
+    details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
+    return [Comparison(fake.name or str(fake), "", fakes, reals, targets, inputs, details=details)]
+
+
+def folder_protocol(options: EvaluateOptions) -> Protocol:
+    """Folders are used as they are, or stretched to --size."""
+    if options.size is not None:
+        return Protocol(str(options.size), "files", options.num_test)
+    assert options.fake is not None
+    width, height = require_one_size(folder_pictures(options.fake, None)[:1])
+    return Protocol(f"{width}x{height}", "files", options.num_test)
+
+
+def measure(
+    options: EvaluateOptions, asked: Sequence[str] | None, rows: Sequence[Comparison], protocol: Protocol
+) -> Report:
+    """Find the weights that are needed, make one pass over the files, and put the numbers together."""
+    cache_dir = options.cache_dir or cache_folder()
+    weights, missing = find_weights(options, asked, cache_dir)
+    smallest = min(int(side) for side in protocol.size.split("x"))
+    choice = choose(asked, rows, smallest, missing)
+    networks = Networks(
+        weights.get("inception"), weights.get("alexnet"), weights.get("heads"), find_device(options.device)
+    )
+    cache = FeatureCache(None if options.no_cache else cache_dir / "features.sqlite")
+    measurements = Measurements(
+        cache, networks, batch_size=options.batch_size, num_threads=options.num_threads, progress=True
+    )
+    measurements.compute(wanted_by(rows, choice.flags))
+    used = {name: found for name, found in weights.items() if uses(name, choice)}
+    return Report(
+        dataclasses.replace(protocol, verified=all(found.verified for found in used.values())),
+        with_groups([to_row(row, choice, measurements) for row in rows]),
+        choice.reasons,
+        dataclasses.asdict(options),
+        {name: {"sha256": found.digest, "verified": found.verified} for name, found in used.items()},
+        SEED,
+    )
+
+
+def find_weights(
+    options: EvaluateOptions, asked: Sequence[str] | None, cache_dir: Path
+) -> tuple[dict[str, Weights], dict[str, UserError]]:
+    """The weights that the chosen metrics need, and by metric flag why some cannot be had.
+
+    A file named by its own flag must be usable: its error is raised.
+    """
+    weights: dict[str, Weights] = {}
+    missing: dict[str, UserError] = {}
+    how = {"offline": options.offline, "allow_unverified": options.allow_unverified}
+    if asked is None or INCEPTION_FLAGS & set(asked):
+        try:
+            weights["inception"] = load_inception_weights(options.inception_weights, cache_dir, **how)
+        except UserError as error:
+            if options.inception_weights:
+                raise
+            missing |= dict.fromkeys(INCEPTION_FLAGS, error)
+    if asked is None or "lpips" in asked:
+        try:
+            weights["alexnet"] = load_alexnet_weights(options.lpips_weights, cache_dir, **how)
+            weights["heads"] = load_lpips_heads()
+        except UserError as error:
+            if options.lpips_weights:
+                raise
+            missing["lpips"] = error
+    return weights, missing
+
+
+def uses(network: str, choice: Choice) -> bool:
+    """Whether any chosen metric is computed by this network."""
+    return bool((INCEPTION_FLAGS if network == "inception" else {"lpips"}) & set(choice.flags))
+
+
+def to_row(row: Comparison, choice: Choice, measurements: Measurements) -> Row:
+    """The values of one comparison, with its counts and hashes."""
+    hashes = {"fake": set_hash(row.fakes), "real": set_hash(row.reals)}
+    if row.inputs is not None:
+        hashes["input"] = set_hash(row.inputs)
+    return Row(
+        row.label,
+        row.direction,
+        row.checkpoint,
+        len(row.fakes),
+        len(row.reals),
+        evaluate_row(row, choice.flags, measurements),
+        hashes=hashes,
+        details=row.details,
+    )
+
+
+def baseline_rows(run_options: Sequence[TrainOptions], options: EvaluateOptions) -> list[Row]:
+    """Two rows for every data set and direction among the paired runs."""
+    rows: list[Row] = []
+    seen = set()
+    for trained in run_options:
+        data = (options.dataroot or trained.data.dataroot, trained.data.direction, trained.data.crop_size)
+        pairs = None if data in seen else training_pairs(trained, options.dataroot)
+        seen.add(data)
+        if pairs is None:
+            continue
+        _, inputs, targets = test_sides(trained, trained.data.direction, run_choice(options, "last"))
+        found = baselines(pairs, list(zip(inputs, targets, strict=True)))
+        rows += [
+            Row(f"baseline: {name}", trained.data.direction, "", len(inputs), len(targets), values)
+            for name, values in found.items()
+        ]
+    return rows
+
+
+def output_folder(options: EvaluateOptions) -> Path:
+    """Where the report goes."""
+    if options.output:
+        return options.output
+    runs = list(dict.fromkeys(options.runs))
+    if len(runs) == 1:
+        return find_run(runs[0], options.checkpoints_dir) / "evaluation"
+    if options.fake and options.real:
+        return Path("results/evaluation") / f"{options.fake.name}-{options.real.name}"
+    return Path("results/evaluation")

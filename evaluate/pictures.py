@@ -1,0 +1,155 @@
+"""The pictures of an evaluation: which file, which half of it, at which size; known by their content."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datasets.errors import UserError, error_from_os
+from datasets.images import find_images, load_image
+from datasets.layouts import Sources, half
+from datasets.transforms import evaluation_resize
+
+DECODING = 1  # raised when datasets.images turns a file into other pixels than before
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture. part: which half of a side-by-side file; size: side it is stretched to, None as it is."""
+
+    path: Path
+    content: str  # SHA-256 of the file
+    part: Literal["whole", "left", "right"] = "whole"
+    size: int | None = None
+    channels: int = 3  # 1: seen in grey, as a network with grey output is trained
+
+    @property
+    def key(self) -> str:
+        """What determines the pixels of `load`."""
+        return f"{self.content}:{self.part}:{self.size}:{self.channels}:{DECODING}"
+
+    def load(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8. Raises UserError naming the file."""
+        return np.asarray(self.load_image().convert("RGB"))
+
+    def load_image(self) -> Image.Image:
+        """The picture with its channels, mode L or RGB. Raises UserError naming the file."""
+        picture = load_image(self.path, self.channels)
+        if self.part != "whole":
+            picture = half(picture, self.path, right=self.part == "right")
+        if self.size is not None:
+            picture = evaluation_resize(picture, self.size)
+        return picture
+
+
+def pictures_of(paths: Iterable[Path], size: int | None = None, channels: int = 3) -> list[Picture]:
+    """Whole files as pictures."""
+    return [Picture(path, content_of(path), "whole", size, channels) for path in paths]
+
+
+def pictures_of_side(
+    sources: Sources, side: Literal["a", "b"], size: int | None, channels: int = 3
+) -> list[Picture]:
+    """A or B of a split, halves of side-by-side files included."""
+    paths = sources.a if side == "a" else sources.b
+    part: Literal["whole", "left", "right"] = "whole"
+    if sources.layout == "aligned":
+        part = "right" if (side == "b") != sources.is_swapped else "left"
+    return [Picture(path, content_of(path), part, size, channels) for path in paths]
+
+
+def folder_pictures(folder: Path, size: int | None) -> list[Picture]:
+    """The pictures of one folder, sorted by name.
+
+    Without a size all must have one size already; UserError names the first that differs, or the folder
+    where there is none.
+    """
+    if not folder.is_dir():
+        reason = "is a file, a folder is needed" if folder.exists() else "no such folder"
+        raise UserError(folder, reason, "see --help")
+    paths = find_images(folder)
+    if not paths:
+        raise UserError(folder, "no image in it", "name a folder with pictures directly in it")
+    pictures = pictures_of(paths, size)
+    if size is None:
+        require_one_size(pictures)
+    return pictures
+
+
+def require_one_size(pictures: Sequence[Picture]) -> tuple[int, int]:
+    """(width, height) that all of these pictures have, from their headers. UserError for mixed sizes."""
+    first = _header_size(pictures[0].path)
+    for picture in pictures[1:]:
+        found = _header_size(picture.path)
+        if found != first:
+            raise UserError(
+                picture.path,
+                f"is {found[0]}x{found[1]}, {pictures[0].path.name} is {first[0]}x{first[1]}: mixed sizes",
+                "--size N stretches all to NxN",
+            )
+    return first
+
+
+def _header_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side
+            return (height, width) if turned else (width, height)
+    except Exception:  # load_image knows how to say what is wrong with the file
+        return load_image(path).size
+
+
+def match_by_stem(
+    a: Sequence[Picture], b: Sequence[Picture], folder_a: Path, folder_b: Path
+) -> list[Picture]:
+    """For every picture of a, the one of b with the same stem. UserError with the names that have no
+    partner."""
+    stems_a, stems_b = _by_stem(a, folder_a), _by_stem(b, folder_b)
+    lonely = [f"{folder_a.name}/{p.path.name}" for stem, p in stems_a.items() if stem not in stems_b]
+    lonely += [f"{folder_b.name}/{p.path.name}" for stem, p in stems_b.items() if stem not in stems_a]
+    if lonely:
+        shown = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
+        reason = f"{len(a)} images, {len(b)} in {folder_b}, {len(lonely)} without a partner: {shown}"
+        raise UserError(folder_a, reason, "pairs have equal stems", lonely if len(lonely) > 3 else ())
+    return [stems_b[p.path.stem] for p in a]
+
+
+def _by_stem(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
+    stems: dict[str, Picture] = {}
+    for picture in pictures:
+        stem = picture.path.stem
+        if stem in stems:
+            both = f"{stems[stem].path.name} and {picture.path.name} have the same stem"
+            raise UserError(folder, both, "pairs are found by stem: rename or remove one")
+        stems[stem] = picture
+    return stems
+
+
+def set_hash(pictures: Iterable[Picture]) -> str:
+    """SHA-256 of a list of pictures: their contents, parts and sizes in order (64 hex digits)."""
+    total = hashlib.sha256()
+    for picture in pictures:
+        total.update(picture.key.encode() + b"\n")
+    return total.hexdigest()
+
+
+def content_of(path: Path) -> str:
+    """SHA-256 of a file; remembered while the file keeps its size and time of change."""
+    try:
+        stat = path.stat()
+        return _hash_file(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=100_000)
+def _hash_file(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,191 @@
+"""A report: rows of numbers and everything that is needed to quote them."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from datasets.errors import UserError
+from evaluate.metrics import METRICS, Metric
+from evaluate.protocol import METRIC_DEFINITIONS, Protocol
+from evaluate.tables import csv_table, latex_table, markdown_table
+from gan.run_folder import require_writable, write_atomically
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. values, errors and spreads are by metric name.
+
+    errors: half width of the 95 % bootstrap interval; spreads: standard deviation over `seeds` runs, whose mean the
+    values then are.
+    """
+
+    label: str
+    direction: str
+    checkpoint: str
+    n_fake: int
+    n_real: int
+    values: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    spreads: Mapping[str, float] = field(default_factory=dict)
+    seeds: int = 1
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of the lists of files
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """reasons: by metric flag, why a column is missing; weights: by network, file hash and whether it is verified."""
+
+    protocol: Protocol
+    rows: Sequence[Row]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def columns(self) -> list[Metric]:
+        """The metrics any row has, in their fixed order."""
+        return [metric for metric in METRICS if any(metric.name in row.values for row in self.rows)]
+
+
+def with_groups(rows: Sequence[Row]) -> list[Row]:
+    """The rows, and after them mean and standard deviation of every configuration that has several seeds."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if "configuration" in row.details:
+            data, kind = row.details.get("data"), row.details.get("checkpoint")
+            key = json.dumps(
+                [row.details["configuration"], data, kind, row.direction], sort_keys=True, default=str
+            )
+            groups.setdefault(key, []).append(row)
+    return [*rows, *(_grouped(group) for group in groups.values() if len({r.label for r in group}) > 1)]
+
+
+def _grouped(rows: Sequence[Row]) -> Row:
+    names = [name for name in rows[0].values if all(name in row.values for row in rows)]
+    by_name = {name: np.array([row.values[name] for row in rows]) for name in names}
+    return Row(
+        label=f"{_common_start([row.label for row in rows])} (mean ± sd of {len(rows)})",
+        direction=rows[0].direction,
+        checkpoint=str(rows[0].details.get("checkpoint", "")),
+        n_fake=rows[0].n_fake,
+        n_real=rows[0].n_real,
+        values={name: float(found.mean()) for name, found in by_name.items()},
+        spreads={name: float(found.std(ddof=1)) for name, found in by_name.items()},
+        seeds=len(rows),
+        details={"seeds": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},
+    )
+
+
+def _common_start(labels: Sequence[str]) -> str:
+    start = labels[0]
+    while not all(label.startswith(start) for label in labels):
+        start = start[:-1]
+    return start.rstrip("_- ") or labels[0]
+
+
+def to_json(report: Report) -> str:
+    """report.json: strict JSON, an infinite PSNR as the text "inf"."""
+    content = {
+        "protocol": {
+            "id": report.protocol.id,
+            "in_words": report.protocol.sentences(),
+            "metrics": {metric.name: METRIC_DEFINITIONS[metric.name] for metric in report.columns},
+        },
+        "rows": [
+            {
+                "label": row.label,
+                "direction": row.direction,
+                "checkpoint": row.checkpoint,
+                "n_fake": row.n_fake,
+                "n_real": row.n_real,
+                "values": _plain(row.values),
+                "interval_95": _plain(row.errors),
+                "sd": _plain(row.spreads),
+                "seeds": row.seeds,
+                "file_list_hashes": dict(row.hashes),
+                **dict(row.details),
+            }
+            for row in report.rows
+        ],
+        "not_computed": dict(report.reasons),
+        "options": dict(report.options),
+        "weights": {name: dict(found) for name, found in report.weights.items()},
+        "versions": versions(),
+        "seed": report.seed,
+        "seconds": round(report.seconds, 3),
+    }
+    return json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_report(report: Report, folder: Path, latex: bool = False) -> list[Path]:
+    """Write report.json, .md, .csv (and .tex) and return their paths.
+
+    Raises UserError where the folder holds a report of another protocol, or cannot be written to.
+    """
+    require_writable(folder)
+    existing = read_protocol_id(folder / "report.json")
+    if existing is not None and existing != report.protocol.id:
+        reason = f"holds a report of protocol {existing}, this one is {report.protocol.id}"
+        raise UserError(folder / "report.json", reason, "name another folder with --output")
+    texts = {
+        "report.json": to_json(report),
+        "report.md": markdown(report),
+        "report.csv": csv_table(report.rows, report.columns, report.protocol.id),
+    }
+    if latex:
+        texts["report.tex"] = latex_table(report.rows, report.columns, report.protocol.id)
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    return [folder / name for name in texts]
+
+
+def read_protocol_id(path: Path) -> str | None:
+    """The protocol of a report.json, None where there is none. UserError for a file that is no report."""
+    try:
+        return str(json.loads(path.read_bytes())["protocol"]["id"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            path, "is not a report of this program", "name another folder with --output"
+        ) from error
+
+
+def markdown(report: Report) -> str:
+    """report.md: the table, what its columns mean, why some are missing."""
+    lines = [
+        f"# Evaluation, protocol `{report.protocol.id}`",
+        "",
+        markdown_table(report.rows, report.columns),
+        "",
+    ]
+    lines += [f"- {sentence}" for sentence in report.protocol.sentences()]
+    lines += [f"- {metric.title}: {METRIC_DEFINITIONS[metric.name]}" for metric in report.columns]
+    lines += [f"- {flag} is not computed: {reason}" for flag, reason in report.reasons.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,102 @@
+"""Rows of numbers as a terminal, Markdown, CSV or LaTeX table."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evaluate.metrics import Metric
+
+if TYPE_CHECKING:
+    from evaluate.report import Row
+
+FIXED = ("run", "direction", "checkpoint", "fake", "real")
+
+
+def cell(row: "Row", metric: Metric, plus_minus: str = "±") -> str:
+    """`12.34`, with the spread over seeds or else the interval behind it; empty where there is no value."""
+    if metric.name not in row.values:
+        return ""
+    text = f"{row.values[metric.name]:.{metric.digits}f}"
+    width = row.spreads.get(metric.name, row.errors.get(metric.name))
+    return text if width is None else f"{text} {plus_minus} {width:.{metric.digits}f}"
+
+
+def cells(row: "Row", columns: Sequence[Metric]) -> list[str]:
+    """All cells of a row as text, fixed ones first."""
+    counts = [str(row.n_fake or ""), str(row.n_real or "")]
+    return [row.label, row.direction, row.checkpoint, *counts, *(cell(row, metric) for metric in columns)]
+
+
+def terminal_table(rows: Sequence["Row"], columns: Sequence[Metric]) -> str:
+    """Aligned columns; the pairing of a metric stands in a second line of the head."""
+    heads = [(name, "") for name in FIXED]
+    for metric in columns:
+        name, _, rest = metric.title.partition(" (")
+        heads.append((name, f"({rest}" if rest else ""))
+    body = [cells(row, columns) for row in rows]
+    used = [i for i in range(len(heads)) if any(line[i] for line in body)]
+    widths = {i: max(len(text) for text in (*heads[i], *(line[i] for line in body))) for i in used}
+
+    def line(texts: Sequence[str]) -> str:
+        parts = [texts[i].ljust(widths[i]) if i < 3 else texts[i].rjust(widths[i]) for i in used]
+        return "  ".join(parts).rstrip()
+
+    top, bottom = [head[0] for head in heads], [head[1] for head in heads]
+    rule = "-" * (sum(widths.values()) + 2 * (len(used) - 1))
+    return "\n".join([line(top), *([line(bottom)] if any(bottom) else []), rule, *map(line, body)])
+
+
+def markdown_table(rows: Sequence["Row"], columns: Sequence[Metric]) -> str:
+    """A table of GitHub's Markdown."""
+    heads = [*FIXED, *(metric.title for metric in columns)]
+    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    lines += [[text.replace("|", "\\|") for text in cells(row, columns)] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def csv_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -> str:
+    """Full precision; two columns a metric (value, sd or half interval), the protocol id in every line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["protocol", *FIXED, "seeds", *(head for m in columns for head in (m.name, f"{m.name}_plus_minus"))]
+    )
+    for row in rows:
+        numbers: list[object] = []
+        for metric in columns:
+            width = row.spreads.get(metric.name, row.errors.get(metric.name, ""))
+            numbers += [row.values.get(metric.name, ""), width]
+        fixed = [protocol, row.label, row.direction, row.checkpoint, row.n_fake, row.n_real, row.seeds]
+        writer.writerow([*fixed, *numbers])
+    return text.getvalue()
+
+
+def latex_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -> str:
+    """A booktabs tabular; the best value of a column in bold where there are several rows."""
+    lines = [f"% protocol {protocol}", rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\toprule"]
+    heads = [
+        _escaped(metric.title) + (r" $\downarrow$" if metric.lower_is_better else r" $\uparrow$")
+        for metric in columns
+    ]
+    lines += [" & ".join(["run", "direction", *heads]) + r" \\", r"\midrule"]
+    for row in rows:
+        numbers = []
+        for metric in columns:
+            text = cell(row, metric, r"$\pm$")
+            numbers.append(
+                rf"\textbf{{{text}}}" if text and len(rows) > 1 and _is_best(row, rows, metric) else text
+            )
+        lines.append(" & ".join([_escaped(row.label), _escaped(row.direction), *numbers]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _is_best(row: "Row", rows: Sequence["Row"], metric: Metric) -> bool:
+    same = [r.values[metric.name] for r in rows if metric.name in r.values and r.direction == row.direction]
+    return row.values[metric.name] == (min(same) if metric.lower_is_better else max(same)) and len(same) > 1
+
+
+def _escaped(text: str) -> str:
+    for special in "\\&%$#_{}":
+        text = text.replace(special, "\\textbackslash " if special == "\\" else "\\" + special)
+    return text.replace("±", r"$\pm$")
