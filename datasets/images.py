@@ -87,7 +87,9 @@ def load_image(path: Path, channels: int = 3) -> Image.Image:
     if channels not in (1, 3, 4):
         raise ValueError(f"channels must be 1, 3 or 4, not {channels}")
     with _decoded(path) as image:
-        return _to_channels(_to_8_bit(image, path), channels)
+        picture = _to_channels(_to_8_bit(image, path), channels)
+        picture.info = {}  # a colour profile or comment must not follow into files written later
+        return picture
 
 
 def inspect_image(path: Path) -> ImageInfo:
@@ -196,35 +198,38 @@ def _conversion(image: Image.Image) -> str:
 
 
 def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
-    """Upright picture in mode L, LA, RGB or RGBA."""
-    upright = ImageOps.exif_transpose(image)
-    mode = upright.mode
+    """Upright picture in mode L, LA, RGB or RGBA; turns the image itself."""
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
-        return Image.fromarray(_scale_to_8_bit(upright, image, path))
+        return Image.fromarray(_scale_to_8_bit(image, path))
     grey = mode in ("1", "L", "LA", "La")
-    if _is_transparent(upright):
-        return upright.convert("LA" if grey else "RGBA")
+    if _is_transparent(image):
+        return _in_mode(image, "LA" if grey else "RGBA")
     if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
         raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
-    return upright.convert("L" if grey else "RGB")
+    return _in_mode(image, "L" if grey else "RGB")
 
 
-def _scale_to_8_bit(upright: Image.Image, original: Image.Image, path: Path) -> np.ndarray:
+def _scale_to_8_bit(image: Image.Image, path: Path) -> np.ndarray:
     """(H, W) uint8: the range that the file's number format can hold becomes 0..255."""
-    values = np.asarray(upright)
-    if upright.mode == "F":
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
             raise UserError(path, "holds floating point values outside 0..1 or NaN", "scale it to 0..1")
         full = 1.0
-    elif upright.mode != "I" or original.format != "TIFF":
+    elif image.mode != "I" or image.format != "TIFF":
         full = 65535.0  # Pillow scales 16-bit PGM files of any maximum to this, in mode I
-    elif original.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 2:  # type: ignore[attr-defined]
+    elif image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 2:  # type: ignore[attr-defined]
         full = 2.0**31 - 1
         if values.min() < 0:
             raise UserError(path, "holds negative values", "scale it to 0..255")
     else:
         full, values = 2.0**32 - 1, values.view(np.uint32)  # Pillow's mode I is signed whatever the file says
-    return np.rint(values.astype(np.float64) * (255.0 / full)).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), 64):  # in strips, or float64 would be eight times the picture
+        scaled[rows : rows + 64] = np.rint(values[rows : rows + 64] * (255.0 / full))
+    return scaled
 
 
 _SAMPLE_FORMAT = 339  # TIFF tag: 1 unsigned, 2 signed, 3 floating point
@@ -232,12 +237,16 @@ _SAMPLE_FORMAT = 339  # TIFF tag: 1 unsigned, 2 signed, 3 floating point
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:
     if channels == 4:
-        return image.convert("RGBA")
+        return _in_mode(image, "RGBA")
     if image.mode in ("LA", "RGBA"):
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(
-            "RGB"
-        )
-    return image.convert("L" if channels == 1 else "RGB")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        image = white
+    return _in_mode(image, "L" if channels == 1 else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # convert would copy: 256 MB at the limit
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -529,3 +529,16 @@ def test_what_only_a_programmer_gets_wrong_is_a_value_error() -> None:
         load_image(Path("x.png"), 2)
     with pytest.raises(ValueError, match="mode"):
         to_tensor(Image.new("CMYK", (2, 2)))
+
+
+def test_profiles_and_comments_do_not_follow_into_written_files(tmp_path: Path) -> None:
+    path = saved(
+        Image.fromarray(COLOUR),
+        tmp_path / "x.png",
+        icc_profile=b"profile",
+        dpi=(10, 10),
+        transparency=(1, 2, 3),
+    )
+    save_png(load_image(path), tmp_path / "y.png")
+    with Image.open(tmp_path / "y.png") as written:
+        assert written.info == {}
