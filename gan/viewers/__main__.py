@@ -1,0 +1,72 @@
+"""Show a run again from its files: `python -m gan.viewers RUN` plays it into a Visdom server.
+
+With `--page` it writes the run's index.html anew instead, which needs no server.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets.errors import RunError, UserError, run_command
+from gan.viewers import RunInfo
+from gan.viewers.history import read_options, read_records
+from gan.viewers.page import Page
+from gan.viewers.visdom import environment_name, make_client
+from gan.viewers.visdom_http import Address, Unreachable
+from gan.viewers.visdom_panes import Board
+from gan.viewers.visdom_push import send_all
+
+
+def main() -> None:
+    """Do what the command line says. Raises UserError for what is no run, RunError without a server."""
+    arguments = _parser().parse_args()
+    folder = find_run(arguments.run, Path(arguments.checkpoints_dir))
+    run = RunInfo(folder.name, folder, read_options(folder))
+    records = read_records(folder)
+    if not records:
+        raise UserError(str(folder), "has no metrics.jsonl with anything in it", "name the folder of a run")
+    if arguments.page:
+        page = Page()
+        page.start(run, records)
+        page.close()
+        print(folder / "index.html")
+        return
+    address = Address(arguments.visdom_server, arguments.visdom_port, arguments.visdom_base_url)
+    client = make_client(address, arguments.visdom_username, "")
+    env = environment_name(arguments.visdom_env or run.name)
+    board = Board()
+    for record in records:
+        board.add(record)
+    try:
+        client.probe()
+        send_all(client, run, env, board)
+    except Unreachable as error:
+        fix = "start one with: python -m gan.viewers.visdom_launch -bind_local"
+        raise RunError(address.page(), f"no Visdom server: {error}", fix) from error
+    print(address.page(env))
+
+
+def find_run(name: str, checkpoints: Path) -> Path:
+    """The folder of a run: a path, or a name under the folder of all runs. Raises UserError if there is none."""
+    for folder in (Path(name), checkpoints / name):
+        if (folder / "metrics.jsonl").is_file():
+            return folder.resolve()
+    raise UserError(
+        name, f"is no run: no metrics.jsonl in it, nor in {checkpoints / name}", "name a run's folder"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gan.viewers", description=__doc__)
+    parser.add_argument("run", help="folder of a run, or its name")
+    parser.add_argument("--page", action="store_true", help="write index.html anew; no server")
+    parser.add_argument("--checkpoints_dir", default="checkpoints", help="folder of all runs (%(default)s)")
+    parser.add_argument("--visdom_server", default="http://localhost", help="(%(default)s)")
+    parser.add_argument("--visdom_port", type=int, default=8097, help="(%(default)s)")
+    parser.add_argument("--visdom_base_url", default="/", help="(%(default)s)")
+    parser.add_argument("--visdom_env", default="", help="environment (the run's name)")
+    parser.add_argument("--visdom_username", default="", help="its password is read from VISDOM_PASSWORD")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,258 @@
+"""The thread that talks to Visdom. The training thread only ever puts things into its inbox, which cannot block.
+
+What the server shows is a `Board`, which this thread keeps up to date whether or not there is a server. So an outage
+loses nothing: when a server answers again, everything is sent anew. Should the inbox overflow, the board is rebuilt
+from `metrics.jsonl`, which holds it all.
+"""
+
+import getpass
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from gan.viewers import Record, RunInfo, say
+from gan.viewers.visdom_http import Client, LoginRefused, Unreachable
+from gan.viewers.visdom_inbox import Inbox
+from gan.viewers.visdom_panes import SAMPLES, Board, about_message, command_of, controls_message
+from gan.viewers.visdom_push import send_news
+from gan.viewers.visdom_server import LocalServer
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds between attempts to reach a server: doubled from the first to the longest."""
+
+LISTEN_EVERY = 1.5
+"""Seconds between questions for clicks in the controls pane."""
+
+PAUSE, LONGEST_PAUSE, SHARE = 1.0, 10.0, 0.05
+"""Seconds between two updates: at least PAUSE, more so that updating takes at most SHARE of the time."""
+
+SERVER_SECONDS = 45.0
+"""How long a server that was started may take until it answers (its own download of scripts included)."""
+
+QUIET_SECONDS = 600.0
+"""A connection that comes and goes is reported at most this often."""
+
+
+class Sender:
+    """One thread, from `start` to `close`."""
+
+    def __init__(
+        self,
+        run: RunInfo,
+        env: str,
+        client: Client,
+        server: LocalServer | None,
+        known: Iterable[Record],
+        reread: Callable[[], Iterable[Record]],
+    ) -> None:
+        self.inbox = Inbox()
+        self._run_info, self._env, self._client, self._server = run, env, client, server
+        self._board = _board(known)
+        self._reread = reread
+        self._connected = False
+        self._given_up = False
+        self._fixed_panes_sent = False
+        self._saved_epoch = self._board.epoch
+        self._listener: str | None = None  # our name as a listener for clicks
+        self._listen_at = self._next_try = self._next_push = 0.0
+        self._wait = FIRST_WAIT
+        self._reported: float | None = None  # when an outage was last reported
+        self._owes_return = False
+        self._introduced = False
+        self._asked: set[str] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, seconds: float) -> None:
+        """Send what is left, for so many seconds at most, then stop the server if we started it."""
+        self._client.timeout = min(self._client.timeout, seconds)
+        self.inbox.close()
+        self._thread.join(seconds)
+        if self._server:
+            self._server.stop()
+
+    def commands(self) -> set[str]:
+        """What was clicked since the last call."""
+        if not self._asked:
+            return set()
+        with self._lock:
+            asked, self._asked = self._asked, set()
+        return asked
+
+    def _work(self) -> None:
+        closing = False
+        while not closing:
+            batch = self.inbox.take(self._next_push, self._listen_at if self._connected else self._next_try)
+            closing = batch.closing
+            if batch.overflowed:
+                self._board = _board(self._reread())
+            for record in batch.records:
+                self._board.add(record)
+            if self._given_up:
+                self._next_try = time.monotonic() + LONGEST_WAIT
+                continue
+            try:
+                if not self._connected and (closing or time.monotonic() >= self._next_try):
+                    self._connect()
+                if self._connected:
+                    self._push()
+                    if closing:
+                        self._save()
+                    elif time.monotonic() >= self._listen_at:
+                        self._listen()
+            except Unreachable as error:
+                self._lost(error)
+
+    def _connect(self) -> None:
+        try:
+            self._client.probe()
+        except LoginRefused:
+            raise
+        except Unreachable:
+            if self._server is None or (self._introduced and not self._server.has_ended):
+                raise
+            self._start_server(self._server)
+        self._connected = True
+        self._board.forget_sent()
+        self._fixed_panes_sent = False
+        self._listener = None
+        self._listen_at = 0.0
+
+    def _start_server(self, server: LocalServer) -> None:
+        wanted = self._client.address.port
+        try:
+            server.start()
+        except OSError as error:
+            self._server = None
+            raise Unreachable(f"none could be started: {error}") from error
+        self._client.address = server.address
+        deadline = time.monotonic() + SERVER_SECONDS
+        while True:
+            try:
+                self._client.probe()
+                break
+            except Unreachable as error:
+                if server.has_ended or time.monotonic() > deadline:
+                    raise Unreachable(
+                        f"the one that was started does not answer, see {server.log}"
+                    ) from error
+            time.sleep(0.1)
+        if server.address.port != wanted:
+            say(
+                f"note: port {wanted} is held by something that is not Visdom, port {server.address.port} is used"
+            )
+
+    def _push(self) -> None:
+        """Bring the server up to date."""
+        begin = time.monotonic()
+        if not self._fixed_panes_sent:
+            self._client.post(*about_message(self._run_info, self._env))
+            self._client.post(*controls_message(self._env))
+            self._fixed_panes_sent = True
+        send_news(self._client, self._run_info, self._env, self._board)
+        if self._board.epoch > self._saved_epoch:
+            self._save()
+        now = time.monotonic()
+        self._next_push = now + min(LONGEST_PAUSE, max(PAUSE, (now - begin) / SHARE))
+        self._wait = FIRST_WAIT
+        self._introduce()
+
+    def _save(self) -> None:
+        self._client.post("save", {"data": [self._env]})
+        self._saved_epoch = self._board.epoch
+
+    def _listen(self) -> None:
+        """Ask for clicks. A server that does not know us any more has started anew and shows nothing of ours."""
+        self._listen_at = time.monotonic() + LISTEN_EVERY
+        if self._listener is None:
+            answer = _answer(self._client.post("vis_socket_wrap", {"sid": None}))
+            self._listener = str(answer.get("sid"))
+            return
+        question = {"message_type": "query", "sid": self._listener}
+        answer = _answer(self._client.post("vis_socket_wrap", question))
+        if not answer.get("success"):
+            self._listener = None
+            self._fixed_panes_sent = False
+            self._board.forget_sent()
+            self._listen_at = self._next_push = 0.0
+            return
+        messages = answer.get("messages")
+        for text in messages if isinstance(messages, list) else []:
+            event = _answer(text)
+            if command := command_of(event, self._env):
+                with self._lock:
+                    self._asked = self._asked | {command}
+            if event.get("event_type") == "close" and event.get("eid") == self._env:
+                self._closed_by_hand(str(event.get("target")))
+
+    def _closed_by_hand(self, pane: str) -> None:
+        """A pane that somebody closed comes back whole with its next news."""
+        if pane == SAMPLES:
+            self._board.moments = self._board.moments[-1:]
+            self._board.moments_sent = len(self._board.moments)
+        elif pane in self._board.panes:
+            self._board.panes[pane].was_sent(False)
+
+    def _lost(self, reason: Unreachable) -> None:
+        """Note the outage, report it once, and try again later: after 1, 2, 4, ... 60 seconds."""
+        was_connected, self._connected = self._connected, False
+        now = time.monotonic()
+        self._next_try = now + self._wait
+        self._wait = min(LONGEST_WAIT, 2 * self._wait)
+        self._given_up = isinstance(reason, LoginRefused)
+        if self.inbox.is_closing() or not (was_connected or self._reported is None or self._given_up):
+            return
+        if self._reported is not None and now - self._reported < QUIET_SECONDS and not self._given_up:
+            return
+        self._reported = now
+        self._owes_return = True
+        page = self._run_info.folder / "index.html"
+        what = "lost the connection to" if self._introduced else "no server at"
+        then = "not tried again" if self._given_up else "tried again in the background"
+        say(f"visdom: {what} {self._client.address.page()}: {reason} ({then}; {page} shows the same)")
+
+    def _introduce(self) -> None:
+        """Say where to look, once; and once after a reported outage that all is well again."""
+        if not self._introduced:
+            self._introduced = True
+            page = self._client.address.page(self._env)
+            say(f"visdom: {page}")
+            if tunnel := tunnel_command(self._client.address.port, self._client.address.is_loopback):
+                say(f"visdom: from your own machine: {tunnel}")
+        elif self._owes_return:
+            say(f"visdom: {self._client.address.page(self._env)} is back, nothing is missing")
+        self._owes_return = False
+
+
+def _board(records: Iterable[Record]) -> Board:
+    board = Board()
+    for record in records:
+        board.add(record)
+    return board
+
+
+def _answer(text: bytes | str) -> dict[str, object]:
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise Unreachable("what answers there is not Visdom") from error
+    if not isinstance(answer, dict):
+        raise Unreachable("what answers there is not Visdom")
+    return answer
+
+
+def tunnel_command(port: int, is_loopback: bool) -> str:
+    """The `ssh -L` line that brings the page to whoever is logged in here from elsewhere; empty if nobody is."""
+    parts = os.environ.get("SSH_CONNECTION", "").split()
+    if not is_loopback or len(parts) != 4:
+        return ""
+    try:
+        user = getpass.getuser() + "@"
+    except (OSError, KeyError):  # no entry for this user, as in some containers
+        user = ""
+    return f"ssh -L {port}:localhost:{port} {user}{parts[2]}"
