@@ -140,7 +140,7 @@ def unfold_is_faster(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dil
         stride,
         dilation,
     )
-    return x.shape[0] * out[0] * out[1] <= 4
+    return 16 * x.shape[0] * out[0] * out[1] <= weight.shape[0]
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

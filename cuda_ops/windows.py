@@ -21,17 +21,27 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
 def window_sum(maps: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
     """Sum of every window: (N, M, H, W) -> (N, M, H', W'). No padding: pad first."""
     height, width = output_size((maps.shape[2], maps.shape[3]), kernel, stride, dilation)
-    rows = sum(
-        maps[:, :, i * dilation[0] : i * dilation[0] + (height - 1) * stride[0] + 1 : stride[0]]
-        for i in range(kernel[0])
+    rows = _sum(
+        [
+            maps[:, :, i * dilation[0] : i * dilation[0] + (height - 1) * stride[0] + 1 : stride[0]]
+            for i in range(kernel[0])
+        ]
     )
-    assert isinstance(rows, Tensor)  # kernel >= 1
-    columns = sum(
-        rows[..., j * dilation[1] : j * dilation[1] + (width - 1) * stride[1] + 1 : stride[1]]
-        for j in range(kernel[1])
+    return _sum(
+        [
+            rows[..., j * dilation[1] : j * dilation[1] + (width - 1) * stride[1] + 1 : stride[1]]
+            for j in range(kernel[1])
+        ]
     )
-    assert isinstance(columns, Tensor)
-    return columns
+
+
+def _sum(slices: list[Tensor]) -> Tensor:
+    if len(slices) == 1:
+        return slices[0]
+    total = slices[0] + slices[1]
+    for part in slices[2:]:
+        total = total + part if torch.is_grad_enabled() else total.add_(part)
+    return total
 
 
 def window_sum_transpose(maps: Tensor, kernel: Pair, stride: Pair, dilation: Pair, size: Pair) -> Tensor:
@@ -40,11 +50,11 @@ def window_sum_transpose(maps: Tensor, kernel: Pair, stride: Pair, dilation: Pai
     rows = maps.new_zeros(n, m, height, size[1])
     for j in range(kernel[1]):
         start = j * dilation[1]
-        rows[..., start : start + (width - 1) * stride[1] + 1 : stride[1]] += maps
+        rows[..., start : start + (width - 1) * stride[1] + 1 : stride[1]].add_(maps)
     out = maps.new_zeros(n, m, size[0], size[1])
     for i in range(kernel[0]):
         start = i * dilation[0]
-        out[:, :, start : start + (height - 1) * stride[0] + 1 : stride[0]] += rows
+        out[:, :, start : start + (height - 1) * stride[0] + 1 : stride[0]].add_(rows)
     return out
 
 
