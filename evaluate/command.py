@@ -23,7 +23,7 @@ from evaluate.options import EvaluateOptions
 from evaluate.passes import Measurements
 from evaluate.pictures import folder_pictures, match_by_stem, require_one_size, set_hash
 from evaluate.protocol import Protocol
-from evaluate.report import Report, Row, with_groups, write_report
+from evaluate.report import Report, Row, check_place, with_groups, write_report
 from evaluate.runs import RunChoice, comparisons_of_run, find_run, protocol_of, test_sides, training_pairs
 from evaluate.tables import terminal_table
 from evaluate.weights import (
@@ -50,8 +50,8 @@ def run_evaluation(options: EvaluateOptions) -> int:
     paths = write_report(report, output_folder(options), options.latex)
     print(terminal_table(report.rows, report.columns))
     print(f"\nprotocol {report.protocol.id}; {', '.join(str(path) for path in paths)}")
-    for flag, reason in report.reasons.items():
-        print(f"{flag}: {reason}")
+    for remark in report.remarks:
+        print(remark)
     return 0
 
 
@@ -133,6 +133,9 @@ def measure(
     weights, missing = find_weights(options, asked, cache_dir)
     smallest = min(int(side) for side in protocol.size.split("x"))
     choice = choose(asked, rows, smallest, missing)
+    used = {name: found for name, found in weights.items() if uses(name, choice)}
+    protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
+    check_place(output_folder(options), protocol)
     networks = Networks(
         weights.get("inception"), weights.get("alexnet"), weights.get("heads"), find_device(options.device)
     )
@@ -141,9 +144,8 @@ def measure(
         cache, networks, batch_size=options.batch_size, num_threads=options.num_threads, progress=True
     )
     measurements.compute(wanted_by(rows, choice.flags))
-    used = {name: found for name, found in weights.items() if uses(name, choice)}
     return Report(
-        dataclasses.replace(protocol, verified=all(found.verified for found in used.values())),
+        protocol,
         with_groups([to_row(row, choice, measurements) for row in rows]),
         choice.reasons,
         dataclasses.asdict(options),
@@ -197,6 +199,7 @@ def to_row(row: Comparison, choice: Choice, measurements: Measurements) -> Row:
         len(row.fakes),
         len(row.reals),
         evaluate_row(row, choice.flags, measurements),
+        missing=[metric.name for metric in row.metrics(list(choice.reasons))],
         hashes=hashes,
         details=row.details,
     )

@@ -97,7 +97,7 @@ class Measurements:
         with (
             torch.inference_mode(),
             ThreadPoolExecutor(max(1, self.num_threads)) as pool,
-            tqdm(total=count, unit="image", desc="measuring", disable=not (self.progress and count)) as bar,
+            _progress_bar(count if self.progress else 0) as bar,
         ):
             for batch, loaded in prefetched(batches, needs.get("fid_clean", set()), pool):
                 entries = self._features_of(batch, loaded, needs)
@@ -188,6 +188,13 @@ class Measurements:
 
     def _sum_key(self, pictures: Sequence[Picture]) -> str:
         return f"lpips_sum|{self.networks.lpips_digest}|{set_hash(pictures)}"
+
+
+def _progress_bar(count: int) -> tqdm:
+    """Shown on a terminal only, and only where there is something to do."""
+    return tqdm(
+        total=count, unit="image", desc="measure", dynamic_ncols=True, disable=None if count else True
+    )
 
 
 def _inception_input(loaded: Loaded, name: FeatureName) -> NDArray:

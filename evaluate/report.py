@@ -36,6 +36,7 @@ class Row:
     errors: Mapping[str, float] = field(default_factory=dict)
     spreads: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
+    missing: Sequence[str] = ()  # metrics that apply here but could not be computed
     hashes: Mapping[str, str] = field(default_factory=dict)  # of the lists of files
     details: Mapping[str, object] = field(default_factory=dict)
 
@@ -54,8 +55,17 @@ class Report:
 
     @property
     def columns(self) -> list[Metric]:
-        """The metrics any row has, in their fixed order."""
-        return [metric for metric in METRICS if any(metric.name in row.values for row in self.rows)]
+        """The metrics any row has, or would have but for the reason given, in their fixed order."""
+        names = {name for row in self.rows for name in (*row.values, *row.missing)}
+        return [metric for metric in METRICS if metric.name in names]
+
+    @property
+    def remarks(self) -> list[str]:
+        """One sentence for every reason why columns are empty."""
+        by_reason: dict[str, list[str]] = {}
+        for flag, reason in self.reasons.items():
+            by_reason.setdefault(reason, []).append(flag)
+        return [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
 
 
 def with_groups(rows: Sequence[Row]) -> list[Row]:
@@ -83,6 +93,7 @@ def _grouped(rows: Sequence[Row]) -> Row:
         values={name: float(found.mean()) for name, found in by_name.items()},
         spreads={name: float(found.std(ddof=1)) for name, found in by_name.items()},
         seeds=len(rows),
+        missing=rows[0].missing,
         details={"seeds": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},
     )
 
@@ -148,11 +159,7 @@ def write_report(report: Report, folder: Path, latex: bool = False) -> list[Path
 
     Raises UserError where the folder holds a report of another protocol, or cannot be written to.
     """
-    require_writable(folder)
-    existing = read_protocol_id(folder / "report.json")
-    if existing is not None and existing != report.protocol.id:
-        reason = f"holds a report of protocol {existing}, this one is {report.protocol.id}"
-        raise UserError(folder / "report.json", reason, "name another folder with --output")
+    check_place(folder, report.protocol)
     texts = {
         "report.json": to_json(report),
         "report.md": markdown(report),
@@ -163,6 +170,15 @@ def write_report(report: Report, folder: Path, latex: bool = False) -> list[Path
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in texts]
+
+
+def check_place(folder: Path, protocol: Protocol) -> None:
+    """UserError where the folder cannot be written to or holds a report of another protocol."""
+    require_writable(folder)
+    existing = read_protocol_id(folder / "report.json")
+    if existing is not None and existing != protocol.id:
+        reason = f"holds a report of protocol {existing}, this one is {protocol.id}"
+        raise UserError(folder / "report.json", reason, "name another folder with --output")
 
 
 def read_protocol_id(path: Path) -> str | None:
@@ -187,5 +203,5 @@ def markdown(report: Report) -> str:
     ]
     lines += [f"- {sentence}" for sentence in report.protocol.sentences()]
     lines += [f"- {metric.title}: {METRIC_DEFINITIONS[metric.name]}" for metric in report.columns]
-    lines += [f"- {flag} is not computed: {reason}" for flag, reason in report.reasons.items()]
+    lines += [f"- {remark}" for remark in report.remarks]
     return "\n".join(lines) + "\n"

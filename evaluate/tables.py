@@ -14,9 +14,9 @@ FIXED = ("run", "direction", "checkpoint", "fake", "real")
 
 
 def cell(row: "Row", metric: Metric, plus_minus: str = "±") -> str:
-    """`12.34`, with the spread over seeds or else the interval behind it; empty where there is no value."""
+    """`12.34`, with the spread over seeds or else the interval behind it; - where it could not be computed."""
     if metric.name not in row.values:
-        return ""
+        return "-" if metric.name in row.missing else ""
     text = f"{row.values[metric.name]:.{metric.digits}f}"
     width = row.spreads.get(metric.name, row.errors.get(metric.name))
     return text if width is None else f"{text} {plus_minus} {width:.{metric.digits}f}"
@@ -85,7 +85,7 @@ def latex_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str)
         for metric in columns:
             text = cell(row, metric, r"$\pm$")
             numbers.append(
-                rf"\textbf{{{text}}}" if text and len(rows) > 1 and _is_best(row, rows, metric) else text
+                rf"\textbf{{{text}}}" if metric.name in row.values and _is_best(row, rows, metric) else text
             )
         lines.append(" & ".join([_escaped(row.label), _escaped(row.direction), *numbers]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
