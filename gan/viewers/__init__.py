@@ -14,6 +14,9 @@ from typing import Any
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
 
+GRID = "grid"
+"""Kind (and file stem) of the combined picture: a row per validation input, a captioned column per kind."""
+
 SAVE, SAMPLE, STOP = "save", "sample", "stop"
 """What a viewer can ask of the loop: save now, sample now, stop after this epoch."""
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from gan.viewers import Record, public_options
+from gan.viewers import GRID, Record, public_options
 from gan.viewers.history import read_options, read_records
 from gan.viewers.page import epochs_of, subtitle
-from gan.viewers.samples import GRID
 from gan.viewers.web import embed, escape, fill
 
 MOMENTS = 10

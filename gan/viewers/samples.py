@@ -11,9 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets.images import save_png, to_picture
-
-GRID = "grid"
-"""Kind (and file stem) of the combined picture: a row per validation input, a captioned column per kind."""
+from gan.viewers import GRID
 
 CAPTIONS = {
     "input": "input",

@@ -96,6 +96,6 @@ def environment_name(name: str) -> str:
     """The name as Visdom can keep it: a file name and a part of an address.
 
     >>> environment_name("../x <img>"), environment_name("maps_nc-ms.2")
-    ('x_img_', 'maps_nc-ms.2')
+    ('x_img', 'maps_nc-ms.2')
     """
-    return re.sub(r"[^\\w.-]+", "_", name).strip("._") or "run"
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"

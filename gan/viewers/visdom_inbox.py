@@ -21,7 +21,7 @@ class Batch:
 class Inbox:
     """Records on their way to the sender: bounded, and putting one in takes microseconds."""
 
-    def __init__(self, limit: int = INBOX_LIMIT) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._records: list[Record] = []
         self._overflowed = False

@@ -13,8 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from gan.viewers import SAMPLE, SAVE, STOP, Record, RunInfo, public_options
-from gan.viewers.samples import GRID
+from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options
 
 Message = dict[str, Any]
 
@@ -182,6 +181,17 @@ def samples_message(run: RunInfo, env: str, record: Record, first: bool) -> tupl
         "height": max(240, min(size[1], 1000) + 110),  # room for title, caption and slider
     }
     return ("events" if first else "update"), {"win": SAMPLES, "eid": env, "data": data, "opts": options}
+
+
+def placeholder_message(env: str) -> tuple[str, Message]:
+    """Holds the first place of the page for the samples that are to come."""
+    data = [{"type": "text", "content": "The first samples appear here once they are drawn."}]
+    return "events", {
+        "win": SAMPLES,
+        "eid": env,
+        "data": data,
+        "opts": {"title": SAMPLES, "width": 480, "height": 340},
+    }
 
 
 def jpeg_address(path: Path) -> tuple[str, tuple[int, int]]:

@@ -6,25 +6,25 @@ from gan.viewers.visdom_panes import Board, about_message, samples_message
 
 
 def send_news(client: Client, run: RunInfo, env: str, board: Board) -> None:
-    """Send what the server does not have yet: curves first, then pictures. Raises Unreachable half way."""
-    for pane in board.panes.values():
-        if message := pane.message(env):
-            client.post(*message)
-            pane.was_sent()
+    """Send what the server does not have yet, pictures first. Raises Unreachable half way."""
     while board.moments_sent < len(board.moments):
         try:
-            message = samples_message(
+            picture = samples_message(
                 run, env, board.moments[board.moments_sent], first=board.moments_sent == 0
             )
         except OSError:  # its picture is gone: the slider has one moment less
             del board.moments[board.moments_sent]
             continue
-        client.post(*message)
+        client.post(*picture)
         board.moments_sent += 1
+    for pane in board.panes.values():
+        if message := pane.message(env):
+            client.post(*message)
+            pane.was_sent()
 
 
 def send_all(client: Client, run: RunInfo, env: str, board: Board) -> None:
     """Send a finished run and have the server keep it. Raises Unreachable."""
-    client.post(*about_message(run, env))
     send_news(client, run, env, board)
+    client.post(*about_message(run, env))
     client.post("save", {"data": [env]})

@@ -14,8 +14,15 @@ from collections.abc import Callable, Iterable
 
 from gan.viewers import Record, RunInfo, say
 from gan.viewers.visdom_http import Client, LoginRefused, Unreachable
-from gan.viewers.visdom_inbox import Inbox
-from gan.viewers.visdom_panes import SAMPLES, Board, about_message, command_of, controls_message
+from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
+from gan.viewers.visdom_panes import (
+    SAMPLES,
+    Board,
+    about_message,
+    command_of,
+    controls_message,
+    placeholder_message,
+)
 from gan.viewers.visdom_push import send_news
 from gan.viewers.visdom_server import LocalServer
 
@@ -47,7 +54,7 @@ class Sender:
         known: Iterable[Record],
         reread: Callable[[], Iterable[Record]],
     ) -> None:
-        self.inbox = Inbox()
+        self.inbox = Inbox(INBOX_LIMIT)
         self._run_info, self._env, self._client, self._server = run, env, client, server
         self._board = _board(known)
         self._reread = reread
@@ -150,11 +157,15 @@ class Sender:
     def _push(self) -> None:
         """Bring the server up to date."""
         begin = time.monotonic()
+        if not self._fixed_panes_sent and not self._board.moments:
+            self._client.post(
+                *placeholder_message(self._env)
+            )  # the page shows panes in the order they came in
+        send_news(self._client, self._run_info, self._env, self._board)
         if not self._fixed_panes_sent:
             self._client.post(*about_message(self._run_info, self._env))
             self._client.post(*controls_message(self._env))
             self._fixed_panes_sent = True
-        send_news(self._client, self._run_info, self._env, self._board)
         if self._board.epoch > self._saved_epoch:
             self._save()
         now = time.monotonic()

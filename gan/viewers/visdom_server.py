@@ -13,6 +13,7 @@ from gan.viewers.visdom_http import Address
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 2.0
 PORTS_TRIED = 20
+STARTS = 3
 
 
 class LocalServer:
@@ -24,6 +25,7 @@ class LocalServer:
         self.address = address
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._starts = 0
         self._lock = threading.Lock()  # started by the sender's thread, stopped by the training's
 
     @property
@@ -33,8 +35,13 @@ class LocalServer:
     def start(self) -> None:
         """Start the process, on the next free port if the wanted one is taken; it answers a few seconds later.
 
-        Raises OSError if it cannot be started, with the reason as its text.
+        Does nothing while it runs. Raises OSError if it cannot be started, with the reason as its text.
         """
+        if self._process is not None and not self.has_ended:
+            return
+        if self._starts == STARTS:
+            raise OSError(f"it ended {STARTS} times, see {self.log}")
+        self._starts += 1
         if importlib.util.find_spec("visdom") is None:
             raise OSError("the visdom package is not installed")
         port = free_port(self.address.port)

@@ -1,0 +1,206 @@
+"""What the Visdom tests share: the scripts of Visdom's page from npm packages, a real server, a small fake run."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from gan.viewers import Record, RunInfo
+from gan.viewers.samples import save_samples
+from gan.viewers.visdom_http import Address, Client, Unreachable
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# npm package -> {file in it: places under visdom/static}. Visdom 0.3 differs in the second table.
+PAGE_FILES = {
+    "jquery@3.1.1": {"dist/jquery.min.js": ["js/jquery.min.js"]},
+    "bootstrap@3.3.7": {
+        "dist/js/bootstrap.min.js": ["js/bootstrap.min.js"],
+        "dist/css/bootstrap.min.css": ["css/bootstrap.min.css"],
+    },
+    "react@16.2.0": {"umd/react.production.min.js": ["js/react-react.min.js"]},
+    "react-dom@16.2.0": {"umd/react-dom.production.min.js": ["js/react-dom.min.js"]},
+    "react-modal@3.1.10": {"dist/react-modal.min.js": ["js/react-modal.min.js"]},
+    "plotly.js-dist-min@2.11.1": {"plotly.min.js": ["js/plotly-plotly.min.js"]},
+    "sjcl@1.0.7": {"sjcl.js": ["js/sjcl.js"]},
+    "layout-bin-packer@1.4.0": {
+        "dist/layout-bin-packer.js": ["js/layout_bin_packer.js", "fonts/layout_bin_packer.js"]
+    },
+    "d3@3.5.17": {"d3.min.js": ["js/d3.v3.min.js"]},
+    "d3-selection-multi@1.0.1": {"build/d3-selection-multi.js": ["js/d3-selection-multi.v1.js"]},
+    "save-svg-as-png@1.4.17": {"lib/saveSvgAsPng.js": ["js/saveSvgAsPng.js"]},
+    "classnames@2.2.5": {"index.js": ["fonts/classnames"]},
+}
+PAGE_FILES_0_2 = {
+    "react-resizable@1.4.6": {"css/styles.css": ["css/react-resizable-styles.css"]},
+    "react-grid-layout@0.16.3": {"css/styles.css": ["css/react-grid-layout-styles.css"]},
+    "mathjax@2.7.5": {"MathJax.js": ["js/mathjax/2.7.5/MathJax.js"]},
+}
+PAGE_FILES_0_3 = {
+    "react-resizable@3.1.3": {"css/styles.css": ["css/react-resizable-styles.css"]},
+    "react-grid-layout@2.2.3": {"css/styles.css": ["css/react-grid-layout-styles.css"]},
+    "mathjax@3.2.2": {"es5/tex-mml-svg.js": ["js/mathjax/3.2.2/es5/tex-mml-svg.js"]},
+}
+
+
+def visdom_static() -> Path | None:
+    """The static folder of the installed Visdom, None without it."""
+    spec = find_spec("visdom")
+    return Path(spec.origin).parent / "static" if spec and spec.origin else None
+
+
+def install_page_files() -> str:
+    """Put the scripts of Visdom's page where its server looks for them; the reason if that cannot be done."""
+    static = visdom_static()
+    if static is None:
+        return "visdom is not installed"
+    version = (static.parent / "VERSION").read_text().strip()
+    table = {**PAGE_FILES, **(PAGE_FILES_0_2 if version.startswith("0.2") else PAGE_FILES_0_3)}
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visdom-page-files"
+    cache.mkdir(parents=True, exist_ok=True)
+    for package, files in table.items():
+        if all((static / place).is_file() for places in files.values() for place in places):
+            continue
+        archive = cache / (package.replace("@", "-") + ".tgz")
+        if not archive.is_file():
+            if shutil.which("npm") is None:
+                return f"the scripts of Visdom's page are missing ({package}) and there is no npm to get them"
+            done = subprocess.run(
+                ["npm", "pack", package], cwd=cache, capture_output=True, text=True, timeout=120
+            )
+            if done.returncode or not archive.is_file():
+                return f"npm cannot get {package}: {done.stderr.strip()[-200:]}"
+        with tarfile.open(archive) as packed:
+            for name, places in files.items():
+                source = packed.extractfile(f"package/{name}")
+                assert source is not None
+                data = source.read()
+                for place in places:
+                    (static / place).parent.mkdir(parents=True, exist_ok=True)
+                    (static / place).write_bytes(data)
+    return ""
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RealServer:
+    """A Visdom server on the loopback interface, that can be stopped, killed and started again on its port."""
+
+    def __init__(self, folder: Path, login: tuple[str, str] | None = None) -> None:
+        self.port = unused_port()
+        self.client = Client(Address("http://127.0.0.1", self.port), *(login or ("", "")))
+        self._folder, self._login = folder, login
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", "from visdom.server.run_server import main; main()"]
+        command += ["-port", str(self.port), "-bind_local", "-env_path", str(self._folder)]
+        environment = {**os.environ, "HOME": str(self._folder)}
+        if self._login:
+            command += ["-enable_login", "-force_new_cookie"]
+            environment |= {"VISDOM_USE_ENV_CREDENTIALS": "1", "VISDOM_COOKIE": "a cookie secret"}
+            environment |= dict(zip(("VISDOM_USERNAME", "VISDOM_PASSWORD"), self._login, strict=True))
+        log = (self._folder / "log").open("ab")
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
+        log.close()
+        wait_until(self.answers, 30)
+
+    def answers(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, (self._folder / "log").read_text()
+        try:
+            self.client.probe()
+        except Unreachable:
+            return False
+        return True
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def panes(self, env: str) -> dict[str, dict]:
+        """Everything the server holds of an environment, pane name -> pane."""
+        return json.loads(self.client.post("win_data", {"win": None, "eid": env}))
+
+    def curve(self, env: str, pane: str, name: str) -> dict[int, float]:
+        """Step -> value of one curve; empty if there is none yet."""
+        try:
+            data = self.panes(env)[pane]["content"]["data"]
+        except (KeyError, Unreachable):
+            return {}
+        return next((dict(zip(d["x"], d["y"], strict=True)) for d in data if d["name"] == name), {})
+
+
+@contextlib.contextmanager
+def real_server(folder: Path, login: tuple[str, str] | None = None) -> Iterator[RealServer]:
+    server = RealServer(folder, login)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def wait_until(happens, seconds: float = 15.0) -> None:
+    """Look until it happens; an AssertionError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
+        time.sleep(0.02)
+
+
+def train_record(step: int, epoch: int = 1, loss: float | None = None) -> Record:
+    value = 1.0 / step if loss is None else loss
+    time_part = {"images_per_s": 3.0, "data_wait": 0.1, "elapsed": float(step)}
+    return {
+        "kind": "train",
+        "step": step,
+        "epoch": epoch,
+        "losses": {"G_GAN": value},
+        "lr": 2e-4,
+        "time": time_part,
+    }
+
+
+class FakeRun:
+    """A run's folder, and the records a training would write into it."""
+
+    def __init__(self, folder: Path, name: str = "fake") -> None:
+        self.folder = folder / name
+        self.folder.mkdir(parents=True)
+        options = {"model": "pix2pix", "norm": "nc_ms", "crop_size": 32, "visdom_password": "pa55word"}
+        self.info = RunInfo(name, self.folder, options, "test host")
+        self.records: list[Record] = []
+
+    def keep(self, record: Record) -> Record:
+        """Append to metrics.jsonl."""
+        self.records.append(record)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    def samples(self, step: int, epoch: int = 1) -> tuple[Record, dict[str, Path]]:
+        """Draw samples whose translated pictures are as bright as `step` says, and keep their record."""
+        folder = f"samples/step-{step:08d}"
+        level = min(1.0, step / 100) * 2 - 1
+        images = {"input": torch.zeros(2, 3, 32, 32), "fake": torch.full((2, 3, 32, 32), level)}
+        files = save_samples(self.folder / folder, images)
+        pictures = {kind: path.name for kind, path in files.items()}
+        record = {"kind": "samples", "step": step, "epoch": epoch, "folder": folder, "pictures": pictures}
+        return self.keep(record), files
