@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import images
+from datasets import decoding
 from datasets.errors import RunError, UserError
 from datasets.images import find_images, inspect_image, load_image, save_png, to_picture, to_tensor
 
@@ -383,10 +383,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_a_picture_just_below_the_limit_is_read(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(images, "PIXEL_LIMIT", 77)
+    monkeypatch.setattr(decoding, "PIXEL_LIMIT", 77)
     path = saved(Image.fromarray(COLOUR), tmp_path / "x.png")
     assert array(path).shape == (11, 7, 3)
-    monkeypatch.setattr(images, "PIXEL_LIMIT", 76)
+    monkeypatch.setattr(decoding, "PIXEL_LIMIT", 76)
     assert "megapixels" in refusal(path)
 
 
@@ -417,7 +417,7 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> N
     outcomes = {"read": 0, "refused": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images.quiet_pillow()
+        decoding.quiet_pillow()
         for round_ in range(1000):
             data = bytearray(good[round_ % len(good)])
             for _ in range(int(rng.integers(1, 6))):

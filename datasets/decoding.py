@@ -1,0 +1,104 @@
+"""A file is opened and decoded, or refused by name: other formats, bombs, damage, things that are no files."""
+
+import contextlib
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from datasets.errors import UserError, error_from_os
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PIXEL_LIMIT = 64_000_000
+
+
+def quiet_pillow() -> None:
+    """Leave out Pillow's remarks about odd metadata: what matters is checked and said here, by file name."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+quiet_pillow()
+
+
+@contextlib.contextmanager
+def decoded(path: Path) -> Iterator[Image.Image]:
+    """The decoded first frame; whatever goes wrong with the file, in here or in the body, is a UserError."""
+    try:
+        _refuse_non_file(path)
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > PIXEL_LIMIT:
+                raise _too_large(path, width * height / 1e6)
+            if image.format == "PNG":  # decoding alone does not look at the checksums of a PNG
+                with Image.open(path, formats=("PNG",)) as copy:
+                    copy.verify()
+            image.load()
+            yield image
+    except (UserError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise _not_an_image(path) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except OSError as error:
+        if error.errno is None:
+            raise _damaged(path, error) from error
+        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+    except Exception as error:  # decoders meet hostile bytes with many kinds; each of them means a bad file
+        raise _damaged(path, error) from error
+
+
+def _refuse_non_file(path: Path) -> None:
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(
+                path, f"is a link to {path.readlink()}, which does not exist", "remove it"
+            ) from error
+        raise UserError(path, "no such file") from error
+    if stat.S_ISDIR(kind):
+        raise UserError(path, "is a folder with the name of a picture", "rename or remove it")
+    if not stat.S_ISREG(kind):
+        raise UserError(path, "is not a regular file", "remove it")
+
+
+def _too_large(path: Path, megapixels: float | None = None) -> UserError:
+    claims = f"claims {megapixels:.0f} megapixels" if megapixels else "claims far too many pixels"
+    return UserError(path, f"{claims}, at most {PIXEL_LIMIT // 1_000_000} are read", "scale it down")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = f"truncated or damaged: {error}" if str(error) else "truncated or damaged"
+    return UserError(path, reason, "replace or remove it")
+
+
+def _not_an_image(path: Path) -> UserError:
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return UserError(path, "is empty (zero bytes)", "replace or remove it")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for sign, what in _LOOKS_LIKE.items():
+        if text.startswith(sign) or (sign == b"<svg" and sign in text):
+            return UserError(path, f"is not an image but looks like {what}", "replace or remove it")
+    if text.isascii() and not any(c < 9 for c in text):
+        return UserError(path, "is not an image but looks like text", "replace or remove it")
+    known = "damaged, or not one of " + ", ".join(FORMATS)
+    return UserError(path, known, "replace, convert or remove it")
+
+
+_LOOKS_LIKE = {
+    b"<svg": "SVG, a vector drawing",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"version https://git-lfs": "a git-lfs pointer: run `git lfs pull`",
+    b"%!ps": "PostScript (EPS)",
+    b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
+    b"%pdf": "PDF",
+    b"8bps": "a Photoshop file (PSD)",
+    b"pk\x03\x04": "a zip archive",
+    b"\x00\x05\x16\x07": "an AppleDouble resource file",
+}
