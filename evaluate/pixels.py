@@ -1,7 +1,7 @@
 """PSNR, SSIM and L1 of two pictures: pure functions of arrays, computed in float64.
 
-Pictures are (H, W, C) arrays of equal shape, uint8 by default; `data_range` is the distance between black
-and white in the units of the arrays (255 for uint8, 2 for floats in [-1, 1]).
+Pictures are (H, W, C) arrays of equal shape with values from 0 (black) to `data_range` (white): 255 for
+uint8, 1 for floats in [0, 1].
 """
 
 import numpy as np
