@@ -1,0 +1,48 @@
+# make demo    see it work: data, two trainings, translation, evaluation, one page (no GPU, minutes)
+# make test    format, lint, types and the whole suite, as CI runs them
+# make check   format, lint and types only        make bench   the CPU benchmarks
+# make setup   the virtual environment only       make format  put the code in order
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup setup-dev demo test check suite bench format clean
+
+setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
+
+# Python 3.11 gets a visdom that is built from source with an old setuptools: hence the constraint, which pip knows
+# from 25.3 on.
+$(VENV)/.ready: requirements.txt build-constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.3"
+	$(RUN) -m pip install --quiet --build-constraint build-constraints.txt -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+	$(RUN) -m pip install --quiet --build-constraint build-constraints.txt -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	$(RUN) -m tools.demo
+
+test: check suite
+
+check: setup-dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+suite: setup-dev
+	$(RUN) -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+bench: setup
+	$(RUN) benchmarks/nc_layer.py
+
+format: setup-dev
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo results artefacts .mypy_cache .pytest_cache .ruff_cache
