@@ -60,16 +60,20 @@ class Placement:
 
 def resized(geometry: Geometry, size: Size) -> Size:
     """Size of a picture after the resize and before the crop."""
+    if geometry.preprocess == "resize_and_crop":
+        return geometry.load_size, geometry.load_size
     width, height = size
-    match geometry.preprocess:
-        case "resize_and_crop":
-            return geometry.load_size, geometry.load_size
-        case "scale_width" | "scale_width_and_crop":
-            in_proportion = max(geometry.load_size * height // width, geometry.crop_size)
-            width, height = geometry.load_size, in_proportion
+    if geometry.preprocess.startswith("scale_width"):
+        height_in_proportion = geometry.load_size * height / width
+        width, height = geometry.load_size, max(round(height_in_proportion), geometry.crop_size)
     if geometry.crops:
         return width, height
-    return max(4, round(width / 4) * 4), max(4, round(height / 4) * 4)
+    return _multiple_of_4(width), _multiple_of_4(height)
+
+
+def _multiple_of_4(length: int) -> int:
+    """The nearest one, the larger of two, at least 4."""
+    return max(4, (length + 2) // 4 * 4)
 
 
 def problem(geometry: Geometry, size: Size) -> tuple[str, str] | None:

@@ -1,0 +1,240 @@
+"""The scan tells every problem at once, leaves out what it is asked to, and knows the data again."""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import check
+from datasets.check import changes, scan, survey
+from datasets.errors import UserError
+from datasets.layouts import find_sources
+
+
+def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def unaligned(tmp_path: Path) -> Path:
+    for i in range(4):
+        noise(tmp_path / "trainA" / f"{i}.png", seed=i)
+        noise(tmp_path / "trainB" / f"{i}.png", seed=9 + i)
+    return tmp_path
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> Path:
+    for i in range(4):
+        noise(tmp_path / "A" / "train" / f"{i}.png", seed=i)
+        noise(tmp_path / "B" / "train" / f"{i}.png", seed=9 + i)
+    return tmp_path
+
+
+def look(root: Path, **options: Any) -> Any:
+    return scan(find_sources(root, "train"), **({"crop_size": 16} | options))
+
+
+def refused(root: Path, **options: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        look(root, **options)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_good_data_passes_unchanged(unaligned: Path) -> None:
+    sources, report = look(unaligned)
+    assert sources == find_sources(unaligned, "train")
+    assert (report.count_a, report.count_b, report.bad, report.notes()) == (4, 4, (), [])
+    assert report.sizes == {(24, 18): 8}
+    assert report.modes == {"RGB": 8}
+
+
+def test_all_bad_files_are_listed_at_once_or_left_out(unaligned: Path) -> None:
+    folder = unaligned / "trainA"
+    whole = noise(unaligned / "whole.jpg", (64, 64)).read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:600])
+    (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    (folder / "link.png").symlink_to("gone.png")
+    (folder / "page.jpg").write_text("<html>404</html>")
+    flipped = bytearray((folder / "0.png").read_bytes())
+    flipped[500] ^= 1
+    (folder / "flipped.png").write_bytes(flipped)
+    (folder / "._0.png").write_bytes(b"\x00\x05\x16\x07")
+    before = {path: path.stat().st_size for path in folder.iterdir() if not path.is_symlink()}
+    error = refused(unaligned)
+    assert error.subject == str(unaligned)
+    assert error.reason == "7 of 15 images cannot be used"
+    assert "--skip_bad" in error.fix
+    expected = ["cut.jpg", "cut.png", "empty.png", "flipped.png", "folder.png", "link.png", "page.jpg"]
+    assert [line.split(":")[0] for line in error.details] == [f"trainA/{name}" for name in expected]
+    sources, report = look(unaligned, skip_bad=True)
+    assert [path.name for path in sources.a] == ["0.png", "1.png", "2.png", "3.png"]
+    assert report.bad == error.details
+    assert report.count_a == 4
+    assert report.notes()[0].startswith("7 files left out: trainA/cut.jpg: ")
+    assert before == {path: path.stat().st_size for path in folder.iterdir() if not path.is_symlink()}
+
+
+def test_a_single_bad_file_is_the_subject(unaligned: Path) -> None:
+    (unaligned / "trainB" / "2.png").write_bytes(b"")
+    error = refused(unaligned)
+    assert (
+        str(error)
+        == f"{unaligned / 'trainB' / '2.png'}: is empty (zero bytes) (replace or remove it; or --skip_bad)"
+    )
+
+
+def test_a_bad_file_takes_its_partner_with_it(paired: Path) -> None:
+    (paired / "B" / "train" / "2.png").write_bytes(b"")
+    sources, report = look(paired, skip_bad=True)
+    assert (
+        [path.name for path in sources.a] == [path.name for path in sources.b] == ["0.png", "1.png", "3.png"]
+    )
+    assert (report.count_a, report.count_b) == (3, 3)
+
+
+def test_nothing_left_is_refused_also_with_skip_bad(unaligned: Path) -> None:
+    for path in (unaligned / "trainA").iterdir():
+        path.write_bytes(b"")
+    assert refused(unaligned, skip_bad=True).reason == "no usable image is left"
+
+
+def test_pairs_of_unequal_size_are_named_with_both_sizes(paired: Path) -> None:
+    noise(paired / "B" / "train" / "1.png", (20, 18))
+    error = refused(paired)
+    assert error.subject == str(paired / "A" / "train" / "1.png")
+    assert error.reason == "is 24x18, its partner B/train/1.png 20x18"
+    assert look(paired, independent=True)[1].count_b == 4
+    assert [path.name for path in look(paired, skip_bad=True)[0].b] == ["0.png", "2.png", "3.png"]
+
+
+def test_sizes_of_pairs_are_compared_upright(paired: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(paired / "B" / "train" / "1.png", (18, 24), exif=exif)
+    assert look(paired)[1].sizes == {(24, 18): 8}
+
+
+def test_side_by_side_files(tmp_path: Path) -> None:
+    noise(tmp_path / "train" / "0.png", (32, 16))
+    noise(tmp_path / "train" / "1.png", (33, 16))
+    error = refused(tmp_path)
+    assert (error.subject, error.reason[-5:]) == (str(tmp_path / "train" / "1.png"), "33x16")
+    sources, report = look(tmp_path, skip_bad=True)
+    assert sources.a == sources.b == (tmp_path / "train" / "0.png",)
+    assert (report.count_a, report.count_b, report.same_files) == (1, 1, False)
+    noise(tmp_path / "train" / "1.png", (16, 16))  # its halves are 8 wide
+    assert "8x16, smaller than --crop_size 16" in refused(tmp_path, preprocess="crop").reason
+    assert look(tmp_path)[1].count_a == 2
+
+
+def test_too_small_for_the_crop_or_for_anything(unaligned: Path) -> None:
+    assert refused(unaligned, crop_size=20, preprocess="crop").reason == "8 of 8 images cannot be used"
+    assert look(unaligned, crop_size=20)[1].count_a == 4
+    noise(unaligned / "trainA" / "1.png", (1, 1))
+    assert refused(unaligned).reason == "image is 1x1, needs at least 2x2"
+
+
+def test_what_is_converted_is_counted(unaligned: Path) -> None:
+    with Image.open(unaligned / "trainA" / "0.png") as picture:
+        picture.load()
+    picture.convert("L").save(unaligned / "trainA" / "1.png")
+    picture.convert("RGBA").save(unaligned / "trainA" / "2.png")
+    picture.quantize().save(unaligned / "trainB" / "1.png")
+    picture.save(unaligned / "trainB" / "9.gif", save_all=True, append_images=[picture.rotate(90)])
+    (unaligned / "trainB" / "0.png").unlink()
+    _, report = look(unaligned)
+    assert report.modes == {"RGB": 4, "L": 1, "RGBA": 1, "P": 1} | {
+        report_mode(unaligned / "trainB" / "9.gif"): 1
+    } | ({"P": 2} if report_mode(unaligned / "trainB" / "9.gif") == "P" else {})
+    assert report.converted["alpha"] == 1
+    assert report.several_frames == 1
+    assert report.notes() == [
+        "1 file with several frames or pages: the first is used",
+        f"converted to 8 bits a channel: 1 alpha, {report.converted['palette']} palette",
+        "1 file grey among colour",
+    ]
+
+
+def report_mode(path: Path) -> str:
+    with Image.open(path) as picture:
+        return picture.mode
+
+
+def test_a_and_b_of_the_same_files_is_worth_a_note(unaligned: Path) -> None:
+    shutil.rmtree(unaligned / "trainB")
+    (unaligned / "trainB").symlink_to(unaligned / "trainA")
+    assert look(unaligned)[1].notes() == ["A and B are the same files"]
+
+
+def test_the_fingerprint_knows_the_data_again_and_every_change(
+    unaligned: Path, tmp_path_factory: Any
+) -> None:
+    first = look(unaligned)[1]
+    copy = tmp_path_factory.mktemp("copy") / "elsewhere"
+    shutil.copytree(unaligned, copy)  # other folder, other times
+    assert look(copy)[1].fingerprint == first.fingerprint
+    assert look(copy, skip_bad=True)[1].listing == first.listing
+    assert changes(first.listing, first.listing) == ""
+    path = copy / "trainA" / "1.png"
+    content = bytearray(path.read_bytes())
+    path.write_bytes(path.read_bytes() + b"x")
+    assert look(copy)[1].fingerprint != first.fingerprint
+    noise(path, seed=50)
+    altered = look(copy)[1]
+    assert altered.fingerprint != first.fingerprint
+    assert changes(first.listing, altered.listing) == "8 -> 8 files; 1 altered (first: trainA/1.png)"
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    assert look(copy)[1].fingerprint == first.fingerprint
+    path.unlink()
+    noise(copy / "trainB" / "a b.png")
+    told = changes(first.listing, look(copy)[1].listing)
+    assert told == "8 -> 8 files; 1 added (first: trainB/a b.png), 1 removed (first: trainA/1.png)"
+
+
+def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: Any) -> None:
+    reads = []
+    original = check._read
+
+    def counted(path: Path) -> check.FileRecord:
+        reads.append(path)
+        return original(path)
+
+    monkeypatch.setattr(check, "_read", counted)
+    look(unaligned)
+    assert len(reads) == 8
+    look(unaligned)
+    assert len(reads) == 8
+    noise(unaligned / "trainA" / "0.png", (26, 18))
+    look(unaligned)
+    assert len(reads) == 9
+
+
+def test_progress_counts_up_to_all_files(unaligned: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(check, "_BLOCK", 3)
+    seen: list[tuple[int, int]] = []
+    look(unaligned, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 8), (6, 8), (8, 8)]
+
+
+def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(check, "_BLOCK", 2)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(sorted((unaligned / "trainA").iterdir()), interrupt)
+    assert threading.active_count() == 1
