@@ -1,9 +1,10 @@
 """A look into a checkpoint file before it is loaded: nothing is built, imported, executed or allocated.
 
 `torch.load(weights_only=True)` alone still allocates what a file declares (a `bytearray(10**12)` is allowed to
-it), so the zip directory and the pickle are read here first, as data.
+it), so the zip directory and the pickle are read first, as data.
 """
 
+import os
 import pickletools
 import re
 import zipfile
@@ -24,8 +25,10 @@ RECORD_NAME = re.compile(
     r"[^/]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+)"
 )
 MOST_OPERATIONS = 1_000_000  # of the pickle; a CycleGAN with both Adam states has about 50,000
-
 MOST_DIMENSIONS = 64
+USUAL_FLAGS = 0x808  # names in UTF-8, sizes after the data
+DOS_ATTRIBUTES = 0xFFFF
+END_RECORD = 22  # bytes of a zip file's end record without a comment
 
 
 class NotPlainError(ValueError):
@@ -44,7 +47,10 @@ def inspect(path: Path, *, checksums: bool = True) -> None:
     checksums: also compare the CRC-32 of every record. Raises NotPlainError, NotCompleteError, OSError.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            file.seek(-END_RECORD, os.SEEK_END)
+            if file.read(4) != b"PK\x05\x06":  # readers disagree about what follows an end record
+                raise NotPlainError("a zip file with something after its end")
             records = _check_directory(archive, path.stat().st_size)
             _check_pickle(archive.read(records["data.pkl"]), records)
             damaged = archive.testzip() if checksums else None
@@ -62,6 +68,9 @@ def _check_directory(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipf
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise NotPlainError(f"compressed record {entry.filename}")
+        if entry.flag_bits & ~USUAL_FLAGS or entry.external_attr & DOS_ATTRIBUTES:
+            # torch's zip reader gives uninitialised memory for a record that is marked as a folder
+            raise NotPlainError(f"unusual record {entry.filename}")
         if not RECORD_NAME.fullmatch(entry.filename):
             raise NotPlainError(f"unexpected record {entry.filename}")
     records = {entry.filename.split("/", 1)[1]: entry for entry in entries}

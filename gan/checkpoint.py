@@ -17,7 +17,7 @@ import torch
 
 from datasets.errors import UserError, error_from_os
 from gan.archive_check import inspect
-from gan.checkpoint_file import FILE_NAME, Sidecar, load_file, read_sidecar, sidecar_path, verify
+from gan.checkpoint_file import FILE_NAME, Sidecar, hash_file, load_file, read_sidecar, sidecar_path, verify
 from gan.network_state import describe_difference, load_network, require_finite
 from gan.plain_tensors import prepare_state, size_of
 from gan.safe_files import HashingFile, as_mib, free_space, remove_leftovers, replacing, write_atomically
@@ -96,11 +96,19 @@ def _write_checkpoint(path: Path, state: dict[str, Any], step: int, epoch: int) 
         _write_state(state, file)
         inspect(file.path, checksums=False)  # what is saved can be loaded
         new = Sidecar(file.sha256, file.size, step, epoch)
-        old = read_sidecar(path) if path.exists() else None
+        old = _whole(path)
         if old is not None:  # until the rename is done either content is right
-            both = Sidecar(new.sha256, new.bytes, step, epoch, previous=(old.sha256, old.bytes))
+            both = Sidecar(new.sha256, new.bytes, step, epoch, previous=old)
             write_atomically(sidecar, both.text(path.name).encode())
     write_atomically(sidecar, new.text(path.name).encode())
+
+
+def _whole(path: Path) -> tuple[str, int] | None:
+    """SHA-256 and size of a checkpoint that is there and agrees with its sidecar."""
+    try:
+        return (hash_file(path), path.stat().st_size) if verify(path) is not None else None
+    except (UserError, OSError):
+        return None
 
 
 def _write_state(state: dict[str, Any], file: HashingFile) -> None:
@@ -125,11 +133,7 @@ def load_checkpoint(
     if which == "last":
         return _load_last(folder)
     path = _best(folder) if which == "best" else _of_epoch(folder, which)
-    if verify(path) is None:
-        raise UserError(
-            sidecar_path(path), "missing, so the checkpoint cannot be verified", "use another checkpoint"
-        )
-    return load_file(path), path
+    return load_file(path, need_sidecar=True), path
 
 
 def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -142,9 +146,7 @@ def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
     others = [path for path in _checkpoint_files(folder) if path != named]
     for path in ([named] if named else []) + others:
         try:
-            if path.exists() and verify(path) is None:
-                raise UserError(path, f"{sidecar_path(path).name} is missing")
-            state = load_file(path)
+            state = load_file(path, need_sidecar=True)
         except UserError as error:
             problems.append(f"{Path(error.subject).name} {error.reason}")
             continue

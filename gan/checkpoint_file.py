@@ -91,22 +91,26 @@ def verify(path: Path) -> Sidecar | None:
     return sidecar
 
 
-def load_file(path: Path) -> dict[str, Any]:
+def load_file(path: Path, *, need_sidecar: bool = False) -> dict[str, Any]:
     """Read one checkpoint file onto the CPU: plain containers and tensors, never code.
 
-    A sidecar beside it is used if there is one; without, the CRC-32 of every record. Raises UserError, naming
-    what is wrong: missing, folder, empty, incomplete, damaged, a page or pointer in place of the file, code
-    in it.
+    A sidecar beside it is used if there is one; without (unless it is needed), the CRC-32 of every record.
+    Raises UserError, naming what is wrong: missing, folder, empty, incomplete, damaged, a page or pointer in
+    place of the file, code in it.
     """
     try:
-        return _load_file(path)
+        return _load_file(path, need_sidecar)
     except OSError as error:
         raise UserError(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def _load_file(path: Path) -> dict[str, Any]:
+def _load_file(path: Path, need_sidecar: bool) -> dict[str, Any]:
     _check_is_file(path)
     verified = verify(path) is not None
+    if need_sidecar and not verified:
+        raise UserError(
+            path, f"cannot be verified: {sidecar_path(path).name} is missing", "copy that file too"
+        )
     _check_first_bytes(path)
     try:
         inspect(path, checksums=not verified)

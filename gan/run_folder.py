@@ -93,7 +93,7 @@ class RunFolder:
             raise UserError(self.path, reason, "free some space or choose another --checkpoints_dir")
 
     def write_options(self, options: Mapping[str, Any]) -> None:
-        """Write options.yaml, whole or not at all. Plain types only (yaml.YAMLError otherwise)."""
+        """Write options.yaml, whole or not at all (OSError). Plain types only (yaml.YAMLError otherwise)."""
         text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
         write_atomically(self.options, text.encode())
 
@@ -107,7 +107,12 @@ class RunFolder:
 
         The system frees the lock when the process ends, however it ends.
         """
-        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(
+                self.lock_file, f"cannot be opened: {error.strerror}", "check the folder"
+            ) from error
         owner = os.getpid()
         try:
             self._take_lock(descriptor)

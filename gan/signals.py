@@ -52,8 +52,9 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         again = " again" if number == signal.SIGINT else ""
         line = f"stopping after this step; press Ctrl-C{again} to leave at once\n"
+        start = "\n" if os.isatty(2) else ""  # a progress bar may be on this line
         with contextlib.suppress(OSError):  # os.write: print must not be entered twice from a handler
-            os.write(2, line.encode())
+            os.write(2, (start + line).encode())
 
 
 def tolerate_closed_stdout() -> None:
