@@ -1,12 +1,11 @@
 """What a run's folder says about the past: its records and options. Neither needs to be complete."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gan import metrics_log
 from gan.viewers import Record
 
 KINDS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event": "message"}
@@ -14,22 +13,11 @@ KINDS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event"
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of FOLDER/metrics.jsonl; empty without the file, and a torn last line is left out."""
-    try:
-        with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
-            return list(_records(lines))
-    except FileNotFoundError:
-        return []
-
-
-def _records(lines: Iterator[str]) -> Iterator[Record]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and KINDS.get(record.get("kind", ""), "kind") in record:
-            yield record
+    """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
+    lines = metrics_log.read_records(folder / "metrics.jsonl")
+    return [
+        record for record in lines if KINDS.get(record.get("kind", ""), "kind of another program") in record
+    ]
 
 
 def read_options(folder: Path) -> dict[str, Any]:

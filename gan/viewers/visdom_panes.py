@@ -41,9 +41,9 @@ class Curve:
         self._seen = 0
         self._newest = -1
 
-    def add(self, step: int, value: float) -> None:
+    def add(self, step: int, value: float | None) -> None:
         """A step that is not newer than the last one is known already (catching up reads it again)."""
-        if step <= self._newest or not math.isfinite(value):
+        if step <= self._newest or value is None or not math.isfinite(value):
             return
         self._newest = step
         if self._seen % self._stride == 0:
@@ -146,10 +146,10 @@ class Board:
         for pane in self.panes.values():
             pane.was_sent(False)
 
-    def _point(self, pane: str, title: str, curve: str, step: int, value: float) -> None:
+    def _point(self, pane: str, title: str, curve: str, step: int, value: float | None) -> None:
         if pane not in self.panes:
             self.panes[pane] = CurvePane(pane, title)
-        self.panes[pane].curves.setdefault(curve, Curve()).add(step, float(value))
+        self.panes[pane].curves.setdefault(curve, Curve()).add(step, value)
 
 
 def loss_pane(loss: str) -> tuple[str, str]:

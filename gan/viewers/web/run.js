@@ -72,17 +72,17 @@ class RunView {
       for (const [name, value] of Object.entries(record.losses)) {
         this.board.add(0, chartOf(name), name, step, value, epoch);
       }
-      if (record.lr !== undefined) this.board.add(2, "Learning rate", "lr", step, record.lr, epoch);
+      if (Number.isFinite(record.lr)) this.board.add(2, "Learning rate", "lr", step, record.lr, epoch);
       const time = record.time || {};
-      if (time.images_per_s !== undefined) {
+      if (Number.isFinite(time.images_per_s)) {
         this.board.add(2, "Throughput, images/s", "images/s", step, time.images_per_s, epoch);
         this.tile("Speed", shortNumber(Number(time.images_per_s.toPrecision(3))), "images/s");
       }
-      if (time.data_wait !== undefined) {
+      if (Number.isFinite(time.data_wait)) {
         this.board.add(2, "Waiting for data, share of time", "data wait", step, time.data_wait, epoch);
         this.tile("Waiting for data", `${(100 * time.data_wait).toFixed(time.data_wait < 0.1 ? 1 : 0)}`, "%");
       }
-      if (time.elapsed !== undefined) this.tile("Trained for", duration(time.elapsed));
+      if (Number.isFinite(time.elapsed)) this.tile("Trained for", duration(time.elapsed));
     } else if (record.kind === "metrics") {
       for (const [name, value] of Object.entries(record.metrics)) {
         this.board.add(1, "Metric: " + name, name, step, value, epoch);

@@ -74,6 +74,8 @@ class Samples {
 
   /** Append one moment; the view follows if it stood at the newest one. */
   add(record) {
+    const newest = this.moments[this.moments.length - 1];
+    if (newest && newest.step === record.step) return;  // drawn twice, as at the end of an epoch
     const follow = this.selected === this.moments.length - 1;
     const index = this.moments.length;
     this.moments.push(record);

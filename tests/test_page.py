@@ -1,0 +1,175 @@
+"""The files of a page: what is written, in which order, at what cost, and what a full disk does."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from visdom_support import FakeRun, train_record
+
+from gan.viewers import RunInfo
+from gan.viewers.page import CHUNK, Page
+
+
+def shown(folder: Path) -> list[dict]:
+    """The records a browser gets out of the data files, checked for their order."""
+    records = []
+    for path in sorted((folder / "page").glob("data-*.js")):
+        for line in path.read_text().splitlines():
+            match = re.fullmatch(r"gan\.add\((\d+),(.*)\);", line)
+            assert match and int(match[1]) == len(records), line[:80]
+            records.append(json.loads(match[2]))
+    return records
+
+
+def state(folder: Path) -> dict:
+    text = (folder / "page" / "state.js").read_text()
+    return json.loads(re.fullmatch(r"gan\.state\((.*)\);\n", text)[1])
+
+
+@pytest.fixture
+def run(tmp_path) -> FakeRun:
+    return FakeRun(tmp_path)
+
+
+def test_every_record_arrives_once_and_in_order(run):
+    page = Page()
+    page.start(run.info, [])
+    for step in range(1, 2 * CHUNK + 10):
+        page.record(run.keep(train_record(step)))
+    record, files = run.samples(600)
+    page.record(record)  # the loop hands samples to both
+    page.samples(record, files)
+    assert state(run.folder)["status"] == "training"
+    page.close()
+    assert shown(run.folder) == run.records
+    assert state(run.folder)["records"] == len(run.records) and state(run.folder)["status"] == "ended"
+    assert len(list((run.folder / "page").glob("data-*.js"))) == 3
+
+
+def test_resume_continues_the_page_and_forgets_what_the_log_forgot(run):
+    first = Page()
+    first.start(run.info, [])
+    for step in range(1, 30):
+        first.record(run.keep(train_record(step)))
+    before = state(run.folder)["generation"]
+    kept = run.records[:20]  # the log was cut back to the checkpoint
+    second = Page()
+    second.start(run.info, kept)
+    new = train_record(21, loss=9.0)
+    second.record(new)
+    assert shown(run.folder) == [*kept, new]
+    assert state(run.folder)["generation"] != before, "an open page has to load itself again"
+
+
+def test_an_update_writes_the_same_amount_whatever_came_before(run):
+
+    page = Page()
+    page.start(run.info, [train_record(step) for step in range(1, 50 * CHUNK)])
+    data = sorted((run.folder / "page").glob("data-*.js"))
+    times = {path: path.stat().st_mtime_ns for path in [*data[:-1], run.folder / "index.html"]}
+    sizes = [path.stat().st_size for path in data]
+    page.record(train_record(50 * CHUNK))
+    assert {path: path.stat().st_mtime_ns for path in times} == times, "only the last data file is touched"
+    assert data[-1].stat().st_size - sizes[-1] < 300
+    assert max(sizes) < 300 * CHUNK, "what an open page loads again is bounded"
+
+
+def test_names_and_options_cannot_break_out_of_the_page(tmp_path):
+    name = 'x"><img src=x onerror=alert(1)>'
+    options = {"dataroot": "</script><script>alert(2)</script>", "visdom_password": "hunter2", "n_epochs": 3}
+    page = Page()
+    page.start(RunInfo(name, tmp_path, options, "<host>"), [])
+    text = (tmp_path / "index.html").read_text()
+    assert "<img" not in text and "<script>alert" not in text and "hunter2" not in text
+    assert "x&quot;&gt;&lt;img" in text
+    embedded = re.search(r'<script type="application/json" id="run">(.*?)</script>', text)[1]
+    info = json.loads(embedded)
+    assert info["name"] == name and info["options"] == {"dataroot": options["dataroot"], "n_epochs": 3}
+
+
+def test_the_page_loads_nothing_from_elsewhere(run):
+    page = Page()
+    page.start(run.info, [])
+    text = (run.folder / "index.html").read_text()
+    assert not re.findall(r"(?:https?:)?//(?!www\.w3\.org)[a-z0-9-]+\.[a-z]{2,}", text)
+    assert "@import" not in text and "fetch(" not in text and "{{" not in text
+
+
+def test_a_full_disk_is_two_lines_and_nothing_is_missing_afterwards(run, monkeypatch, capsys):
+    page = Page()
+    page.start(run.info, [])
+    for step in range(1, 6):
+        page.record(run.keep(train_record(step)))
+    real_open, full = Path.open, True
+
+    def open_on_full_disk(path, mode="r", *args, **kwargs):
+        file = real_open(path, mode, *args, **kwargs)
+        if full and mode in ("a", "w"):
+
+            def half(lines):
+                file.write("".join(lines)[:7])
+                file.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            monkeypatch.setattr(file, "writelines", half, raising=False)
+            if mode == "w":
+                half("0123456789")
+        return file
+
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
+    monkeypatch.setattr("gan.viewers.page.RETRY_AFTER", 0.0)
+    for step in range(6, 12):
+        page.record(run.keep(train_record(step)))
+    assert len(shown(run.folder)) == 5, "no half line: the script would not load at all"
+    full = False
+    page.record(run.keep(train_record(12)))
+    assert shown(run.folder) == run.records
+    page.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "No space left" in lines[0] and "up to date again" in lines[1]
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_really_full_disk(tmp_path, monkeypatch, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        run = FakeRun(disk)
+        page = Page()
+        monkeypatch.setattr("gan.viewers.page.RETRY_AFTER", 0.0)
+        page.start(run.info, [])
+        step = 0
+        while not capsys.readouterr().err:  # until the page's own data has filled it
+            step += 1
+            page.record(train_record(step))
+        for _ in range(5):
+            step += 1
+            page.record(train_record(step))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        page.record(train_record(step + 1))
+        assert [record["step"] for record in shown(run.folder)] == list(range(1, step + 2))
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_disk_is_full_from_the_start(run, monkeypatch, capsys):
+    monkeypatch.setattr("gan.viewers.page.RETRY_AFTER", 0.0)
+    (run.folder / "page").write_text("in the way")
+    page = Page()
+    page.start(run.info, [])
+    page.record(train_record(1))
+    (run.folder / "page").unlink()
+    page.record(train_record(2))
+    assert [record["step"] for record in shown(run.folder)] == [1, 2]
+    assert (run.folder / "index.html").is_file()
+    assert len(capsys.readouterr().err.splitlines()) == 2
