@@ -99,8 +99,8 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
 def _missing(source: WeightsSource, target: Path, reason: str) -> WeightsMissing:
     return WeightsMissing(
         target,
-        f"no {source.network} weights: {source.url} (SHA-256 begins {source.hash_prefix}) {reason}",
-        f"put that file there, or use {source.flag}",
+        f"missing; {source.url} (SHA-256 {source.hash_prefix}...): {reason}",
+        f"put it there, or {source.flag}",
     )
 
 

@@ -1,0 +1,244 @@
+"""Where weights come from: search order, verification, and a download from a local server that misbehaves."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.errors import UserError
+from evaluate import weights
+from evaluate.download import DownloadError, download, sha256_of
+from evaluate.weights import (
+    WeightsMissing,
+    WeightsSource,
+    find_file,
+    load_alexnet_weights,
+    load_inception_weights,
+)
+
+CONTENT = bytes(range(256)) * 4000  # about 1 MB
+PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]
+
+
+@dataclass
+class Server:
+    """A local server. cut: bytes after which it hangs up; ranges: the Range headers it saw."""
+
+    address: str = ""
+    cut: int | None = None
+    knows_ranges: bool = True
+    ranges: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            state.ranges.append(asked)
+            if self.path == "/missing":
+                self.send_error(404)
+                return
+            start = int(asked[6:-1]) if asked and state.knows_ranges else 0
+            if asked and start >= len(CONTENT):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            self.wfile.write(CONTENT[start : state.cut])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    state.address = f"http://127.0.0.1:{http.server_port}"
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def test_download(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "weights.pth"
+    download(server.address + "/w", target, PREFIX)
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == ["weights.pth"]
+
+
+def test_download_resumes(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "w.pth"
+    server.cut = 300_000
+    with pytest.raises(DownloadError):
+        download(server.address + "/w", target, PREFIX)
+    assert (tmp_path / "w.pth.part").stat().st_size == 300_000
+    server.cut = None
+    download(server.address + "/w", target, PREFIX)
+    assert server.ranges == [None, "bytes=300000-"]
+    assert target.read_bytes() == CONTENT and not (tmp_path / "w.pth.part").exists()
+
+
+def test_resume_from_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(b"x" * 1000)
+    server.knows_ranges = False
+    download(server.address + "/w", tmp_path / "w.pth", PREFIX)
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_complete_part_is_only_checked(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(CONTENT)
+    download(server.address + "/w", tmp_path / "w.pth", PREFIX)
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_wrong_hash_is_removed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=f"SHA-256 begins {PREFIX}, not 00000000"):
+        download(server.address + "/w", tmp_path / "w.pth", "00000000")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"), [("{}/missing", "answers 404"), ("http://127.0.0.1:1/w", "not reachable")]
+)
+def test_no_download(server: Server, tmp_path: Path, address: str, reason: str) -> None:
+    with pytest.raises(DownloadError, match=reason):
+        download(address.format(server.address), tmp_path / "w.pth", PREFIX)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stalled_server_ends_by_timeout(tmp_path: Path) -> None:
+    """A listening socket that never answers."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/w"
+        with pytest.raises(DownloadError, match=r"no answer in time|not reachable"):
+            download(address, tmp_path / "w.pth", PREFIX, timeout=0.2)
+
+
+def test_never_from_https_to_http() -> None:
+    import urllib.error
+    import urllib.request
+
+    from evaluate.download import _NoDowngrade
+
+    request = urllib.request.Request("https://127.0.0.1/w")
+    with pytest.raises(urllib.error.URLError, match="redirected from https"):
+        _NoDowngrade().redirect_request(request, None, 302, "moved", {}, "http://127.0.0.1/w")
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No weights anywhere: empty cache, no variables."""
+    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+    monkeypatch.delenv("I2I_OFFLINE", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path
+
+
+def _source(server: Server) -> WeightsSource:
+    return replace(weights.INCEPTION, url=server.address + "/w", hash_prefix=PREFIX, file_names=("w.pth",))
+
+
+def test_search_order(server: Server, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, cache = _source(server), places / "cache"
+    assert find_file(source, None, cache) == cache / "weights" / "w.pth"  # downloaded
+    assert len(server.ranges) == 1
+    assert find_file(source, None, cache) == cache / "weights" / "w.pth"  # found
+    assert len(server.ranges) == 1
+    folder = places / "folder"
+    folder.mkdir()
+    (folder / "w.pth").touch()
+    monkeypatch.setenv("I2I_WEIGHTS", str(folder))
+    assert find_file(source, None, cache) == folder / "w.pth"
+    named = places / "named.pth"
+    named.touch()
+    assert find_file(source, named, cache) == named
+
+
+def test_torch_hub_files_are_used(server: Server, places: Path) -> None:
+    there = places / "torch" / "hub" / "checkpoints" / "w.pth"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    assert find_file(_source(server), None, places / "cache") == there
+    assert server.ranges == []
+
+
+def test_offline_says_where_to_put_it(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsMissing) as caught:
+        find_file(weights.INCEPTION, None, places / "cache", offline=True)
+    line = str(caught.value)
+    assert str(places / "cache" / "weights" / weights.INCEPTION.file_names[0])[-100:] in line
+    assert weights.INCEPTION.url in line and "6726825d" in line and "--inception_weights" in line
+    monkeypatch.setenv("I2I_OFFLINE", "1")
+    with pytest.raises(WeightsMissing):
+        find_file(weights.ALEXNET, None, places / "cache")
+
+
+def test_unreachable_says_where_to_put_it(places: Path) -> None:
+    source = replace(weights.INCEPTION, url="http://127.0.0.1:1/w.pth")
+    with pytest.raises(WeightsMissing, match="not reachable"):
+        find_file(source, None, places / "cache")
+
+
+def test_named_file_that_is_not_there(places: Path) -> None:
+    with pytest.raises(UserError, match="no such file of Inception weights"):
+        find_file(weights.INCEPTION, places / "nothing.pth", places / "cache")
+
+
+def test_unknown_weights_are_refused_unless_allowed(places: Path) -> None:
+    path = places / "own.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="not 6726825d"):
+        load_inception_weights(path, places)
+    allowed = load_inception_weights(path, places, allow_unverified=True)
+    assert not allowed.verified and allowed.digest == sha256_of(path)
+
+
+def _random_alexnet() -> dict[str, torch.Tensor]:
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    state = alexnet(weights=None, num_classes=2).features.state_dict()
+    return {f"features.{name}": value for name, value in state.items()} | {"classifier.1.bias": torch.ones(3)}
+
+
+def test_alexnet_is_known_by_its_five_layers(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full file and the convolutions alone have one fingerprint; one changed weight has another."""
+    state = _random_alexnet()
+    full, part, changed = places / "full.pth", places / "part.pth", places / "changed.pth"
+    torch.save(state, full)
+    torch.save({k: v for k, v in state.items() if k.startswith("features")}, part)
+    state["features.10.bias"][0] += 1e-3
+    torch.save(state, changed)
+    with pytest.raises(UserError, match="not torchvision's ImageNet AlexNet"):
+        load_alexnet_weights(full, places)
+    digest = load_alexnet_weights(full, places, allow_unverified=True).digest
+    monkeypatch.setattr(weights, "ALEXNET_FINGERPRINT", digest)
+    assert load_alexnet_weights(full, places).verified
+    assert load_alexnet_weights(part, places).verified
+    with pytest.raises(UserError, match="fingerprint"):
+        load_alexnet_weights(changed, places)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 cut"])
+def test_what_is_no_file_of_weights(places: Path, content: bytes) -> None:
+    path = places / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable file of weights"):
+        load_alexnet_weights(path, places, allow_unverified=True)
+
+
+def test_alexnet_without_a_layer(places: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(2)}, places / "x.pth")
+    with pytest.raises(UserError, match=r"no features\.0\.bias in it"):
+        load_alexnet_weights(places / "x.pth", places, allow_unverified=True)
