@@ -18,12 +18,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises UserError if the target is a file or a folder with something in it, if it cannot be made, or if
     another process is filling it right now.
     """
-    place = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow a link at the end)
+    refuse_occupied(target)
+    place = target.resolve()  # an empty folder behind a link is filled where it really is
     try:
-        if place.exists() and not place.is_dir():
-            raise UserError(target, "is a file, a new folder is needed", "choose another --output")
-        if place.is_dir() and any(place.iterdir()):
-            raise UserError(target, "is not empty, and nothing is overwritten", "choose another --output")
         made = _make_parents(place)
         with _taken(place.with_name(f".{place.name}.partial"), target) as partial:
             try:
@@ -35,6 +32,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
                     with contextlib.suppress(OSError):  # somebody else put something into it
                         folder.rmdir()
                 raise
+    except OSError as error:
+        raise _cannot_write(error, target) from error
+
+
+def refuse_occupied(target: Path) -> None:
+    """Raise UserError if `target` is a file or a folder with something in it."""
+    try:
+        if target.is_dir():
+            if any(target.iterdir()):
+                raise UserError(target, "is not empty, and nothing is overwritten", "choose another --output")
+        elif target.exists() or target.is_symlink():
+            raise UserError(target, "is a file, a new folder is needed", "choose another --output")
     except OSError as error:
         raise _cannot_write(error, target) from error
 

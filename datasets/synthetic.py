@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
 from datasets.output_folder import whole_folder
+from datasets.side_by_side import side_by_side
 from datasets.towns.canvas import Noise
 from datasets.towns.layout import build_town
 from datasets.towns.photo import draw_photo
@@ -33,15 +34,6 @@ def draw_pair(seed: int, split: str, index: int, size: int) -> tuple[Image.Image
     """Aerial photo and street map of one town, each RGB, `size` x `size` pixels."""
     town = build_town(seed, split, index)
     return draw_photo(town, size, Noise(seed, split, index)), draw_map(town, size)
-
-
-def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """One picture of two equally large ones."""
-    width, height = left.size
-    both = Image.new(left.mode, (2 * width, height))
-    both.paste(left, (0, 0))
-    both.paste(right, (width, 0))
-    return both
 
 
 def held_out(count: int) -> int:

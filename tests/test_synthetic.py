@@ -11,7 +11,8 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 
 from datasets.errors import UserError
-from datasets.synthetic import draw_pair, side_by_side, write_dataset
+from datasets.side_by_side import side_by_side
+from datasets.synthetic import draw_pair, write_dataset
 from datasets.towns.canvas import OVERSAMPLING, Canvas, Noise, reduced
 from datasets.towns.layout import build_town
 from datasets.towns.shapes import EXTENT, Disc, Town
