@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cuda_ops import direct
+from cuda_ops import cuda, direct
 from cuda_ops.windows import Pair, output_size
 
 Backend = Literal["auto", "reference", "direct", "cuda"]
@@ -123,8 +123,12 @@ def choose(
     backend: str, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> str:
     """The backend that `auto` stands for on these tensors: the fastest that works."""
-    if backend == "cuda":
-        raise RuntimeError('backend="cuda" is not part of this version: use backend="auto" or "direct"')
+    if backend == "cuda" or (backend == "auto" and x.device.type in cuda.LAUNCHERS):
+        reason = cuda.why_not(x, weight, result_dtype(x), groups, warn=backend == "auto")
+        if reason is None:
+            return "cuda"
+        if backend == "cuda":
+            raise RuntimeError(f'backend="cuda" is not available here: {reason}')
     if backend != "auto":
         return backend
     if x.device.type == "cpu" and unfold_is_faster(x, weight, stride, padding, dilation):
@@ -150,7 +154,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d}
+_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda.normalized_conv2d}
 
 
 def _activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:

@@ -1,0 +1,120 @@
+"""The CUDA backend: `direct` with fused kernels around torch's own convolutions (cuda_ops/cuda_steps.py).
+
+Without `torch.compile` a call goes straight to the kernels; under it, through an operator (cuda_ops/cuda_operator.py)
+that the compiler sees as one node.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_ops import cuda_operator, cuda_steps, direct
+from cuda_ops.compile import DTYPES, BuildError
+from cuda_ops.launch import LAUNCHERS, Unit
+from cuda_ops.windows import Pair
+
+_outcomes: dict[tuple[str, int, Unit], str | None] = {}
+_warned: set[str] = set()
+
+
+def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: bool = False) -> str | None:
+    """None where the kernels can serve these tensors, else the reason. Builds them on first use.
+
+    With `warn`, kernels that should run on this device but cannot be built are told once, as a UserWarning.
+    """
+    if x.device.type not in LAUNCHERS:
+        return f"x is on the device {x.device.type}, the kernels are for cuda"
+    if weight.device != x.device:
+        return f"x is on {x.device} and weight on {weight.device}"
+    for dtype in (x.dtype, compute, weight.dtype):
+        if dtype not in DTYPES:
+            return f"the kernels have no {dtype}"
+    if groups > 65535 or x.numel() == 0:
+        return "more than 65535 groups" if x.numel() else "x is empty"
+    last = cuda_steps.is_channels_last(x)
+    return build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
+
+
+@torch.compiler.assume_constant_result
+def build_failure(
+    device: str,
+    index: int,
+    x: torch.dtype,
+    compute: torch.dtype,
+    weight: torch.dtype,
+    channels_last: bool,
+    warn: bool,
+) -> str | None:
+    """Why the kernels of these types cannot be had on this device; None where they are loaded now."""
+    unit = Unit(x, compute, weight, channels_last)
+    key = (device, index, unit)
+    if key not in _outcomes:
+        try:
+            LAUNCHERS[device](index, unit)
+        except BuildError as error:
+            if device == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise  # the next call, outside the capture, will succeed
+            _outcomes[key] = str(error)
+        else:
+            _outcomes[key] = None
+    failure = _outcomes[key]
+    if failure is not None and warn and device not in _warned:
+        _warned.add(device)
+        warnings.warn(f"normalized_conv2d falls back to its torch form: {failure}", stacklevel=4)
+    return failure
+
+
+def normalized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    eps: float,
+    correction: int,
+    activation: str,
+    negative_slope: float,
+    compute: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, std) as in `reference`. Raises BuildError where the kernels cannot be built."""
+    geometry = direct.Geometry(
+        stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
+    )
+    if (
+        torch.compiler.is_compiling()
+    ):  # an operator of its own is opaque to the compiler, but costs 20 us more a call
+        return cuda_operator.forward(x, weight, bias, geometry)
+    y, mean, std = _NormalizedConv2d.apply(x, weight, bias, geometry)
+    return y, mean, std
+
+
+class _NormalizedConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: direct.Geometry
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, std, mu, pivot = cuda_steps.forward(x, weight, bias, geometry)
+        ctx.save_for_backward(x, weight, bias, y, mu, std, pivot)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        return y, mean, std
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        saved, needs = cuda_steps.Saved(*ctx.saved_tensors), ctx.needs_input_grad
+        upstream = direct.Upstream(dy, dmean, dstd)
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: the kernels cannot be differentiated again, torch's own can
+            gradients = direct.differentiable_backward(
+                needs, saved.x, saved.weight, saved.bias, ctx.geometry, upstream
+            )
+        else:
+            gradients = cuda_steps.backward(needs, saved, ctx.geometry, upstream)
+        return (*gradients, None)

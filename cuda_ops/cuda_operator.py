@@ -1,0 +1,135 @@
+"""The CUDA backend as two PyTorch operators, for `torch.compile`: schema, shapes and autograd, all in Python.
+
+normalized_conv::forward   (y, mean, std, mean - pivot, pivot)
+normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_ops import cuda_steps, direct
+from cuda_ops.windows import output_size
+
+_GEOMETRY = (
+    "int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, int correction, str activation, "
+    "float negative_slope, ScalarType compute"
+)
+_library = torch.library.Library("normalized_conv", "DEF")
+_library.define(
+    f"forward(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor mu, Tensor std, Tensor pivot, "
+    f"Tensor? dy, Tensor? dmean, Tensor? dstd, bool[3] needs, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, g: direct.Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, std) through the operator."""
+    y, mean, std, _, _ = torch.ops.normalized_conv.forward.default(x, weight, bias, *g)
+    return y, mean, std
+
+
+def register(device: str) -> None:
+    """Makes the operators available on a device type, by the launcher that `launch.LAUNCHERS` holds for it."""
+    _library.impl("forward", _forward, device.upper())
+    _library.impl("backward", _backward, device.upper())
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return cuda_steps.forward(x, weight, bias, _geometry(numbers))
+
+
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    mu: Tensor,
+    std: Tensor,
+    pivot: Tensor,
+    dy: Tensor | None,
+    dmean: Tensor | None,
+    dstd: Tensor | None,
+    needs: Sequence[bool],
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    saved = cuda_steps.Saved(x, weight, bias, y, mu, std, pivot)
+    gradients = cuda_steps.backward(tuple(needs), saved, _geometry(numbers), direct.Upstream(dy, dmean, dstd))
+    likes = (x, weight, weight if bias is None else bias)
+    dx, dw, db = (
+        (like.new_zeros(like.shape) if needed else like.new_empty(0)) if gradient is None else gradient
+        for gradient, like, needed in zip(gradients, likes, needs, strict=True)
+    )
+    return dx, dw, db
+
+
+@torch.library.register_fake("normalized_conv::forward", lib=_library)
+def _forward_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
+    g = _geometry(numbers)
+    wide = direct.statistics_dtype(x)
+    size = (x.shape[2] + 2 * g.padding[0], x.shape[3] + 2 * g.padding[1])
+    out = output_size(size, (weight.shape[2], weight.shape[3]), g.stride, g.dilation)
+    y = torch.empty(
+        (x.shape[0], weight.shape[0], *out),
+        dtype=g.compute,
+        device=x.device,
+        memory_format=cuda_steps.layout_of(x),
+    )
+    statistics = [x.new_empty((x.shape[0], g.groups, *out), dtype=wide) for _ in range(3)]
+    return (y, *statistics, x.new_empty((x.shape[0], g.groups), dtype=wide))
+
+
+@torch.library.register_fake("normalized_conv::backward", lib=_library)
+def _backward_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, mu: Tensor, std: Tensor, pivot: Tensor,
+    dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, needs: Sequence[bool], *numbers: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=cuda_steps.layout_of(x))
+    dw = torch.empty_like(cuda_steps.dense_weight(weight))
+    db = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return tuple(v if needed else v.new_empty(0) for v, needed in zip((dx, dw, db), needs, strict=True))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, *numbers = inputs
+    y, _, std, mu, pivot = output
+    ctx.mark_non_differentiable(mu, pivot)
+    ctx.save_for_backward(x, weight, bias, y, mu, std, pivot)
+    ctx.numbers = numbers
+    ctx.set_materialize_grads(False)
+
+
+def _autograd_backward(
+    ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, *unused: Any
+) -> tuple[Tensor | None, ...]:
+    needs = tuple(ctx.needs_input_grad[:3])
+    x, weight, bias, *rest = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True, as in cuda_ops/cuda.py
+        gradients = direct.differentiable_backward(
+            needs, x, weight, bias, _geometry(ctx.numbers), direct.Upstream(dy, dmean, dstd)
+        )
+    else:
+        gradients = torch.ops.normalized_conv.backward.default(
+            x, weight, bias, *rest, dy, dmean, dstd, needs, *ctx.numbers
+        )
+    given = (v if needed else None for v, needed in zip(gradients, needs, strict=True))
+    return (*given, *(None for _ in ctx.numbers))
+
+
+def _geometry(numbers: Sequence[Any]) -> direct.Geometry:
+    stride, padding, dilation = ((int(v[0]), int(v[1])) for v in numbers[:3])
+    return direct.Geometry(stride, padding, dilation, *numbers[3:])
+
+
+torch.library.register_autograd(
+    "normalized_conv::forward", _autograd_backward, setup_context=_setup_context, lib=_library
+)
+register("cuda")

@@ -1,0 +1,387 @@
+// Normalized convolution: everything but the convolution itself (cuda_ops/cuda.py has the algebra and the launches).
+//
+// One source, two compilers: NVRTC for the GPU (no header is needed), and any C++17 compiler with
+// tests/cuda_shim/shim.h for the CPU, where the suite runs these very kernels.
+//
+// Compiled once per layout (CHANNELS_LAST 0 or 1) and triple of types: X_T of the image x, C_T of the convolution and of
+// y, W_T of weight and bias, with WIDE (float, or double for double) for every statistic. A thread block is a tile of `pt` pixels by `ct` channels; the
+// contiguous dimension lies along threadIdx.x: pixels for NCHW, channels for channels-last. Sums over channels go
+// through shared memory in a fixed order and nothing is atomic, so equal inputs give equal bits.
+
+typedef long long i64;
+
+struct f16 { unsigned short bits; };
+struct bf16 { unsigned short bits; };
+
+#ifndef HOST_SHIM
+__device__ inline float half_to_float(unsigned short h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
+__device__ inline unsigned short float_to_half(float f) {
+    unsigned short h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+#endif
+
+typedef X_T x_t;
+typedef C_T c_t;
+typedef W_T w_t;
+typedef WIDE wide;
+
+__device__ inline wide widen(double v) { return (wide)v; }
+__device__ inline wide widen(float v) { return v; }
+__device__ inline wide widen(f16 v) { return half_to_float(v.bits); }
+__device__ inline wide widen(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+
+__device__ inline void narrow(double* to, wide v) { *to = v; }
+__device__ inline void narrow(float* to, wide v) { *to = (float)v; }
+__device__ inline void narrow(f16* to, wide v) { to->bits = float_to_half((float)v); }
+__device__ inline void narrow(bf16* to, wide v) {  // to the nearest, ties to even; NaN stays NaN
+    unsigned u = __float_as_uint((float)v);
+    to->bits = (unsigned short)(v != v ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// Every field is eight bytes wide; cuda_ops/launch.py mirrors the order. Absent tensors are null.
+struct Args {
+    const x_t* x;         // (N, C, H, W)
+    const w_t* weight;    // (O, C/G, kh, kw)
+    const w_t* bias;      // (O,)
+    c_t* filters;         // weight minus the mean of each filter
+    wide* pivot;          // (N, G): a value near the data, subtracted from x before anything is summed
+    c_t* padded;          // (N, C, H+2ph, W+2pw): x padded with zeros, minus the pivot
+    wide* pixels;         // (N, G, H+2ph, W+2pw, 2): channel mean and sum of squared deviations of every pixel
+    c_t* y;               // (N, O, H', W'): in, the convolution z; out, y
+    wide* mu;             // (N, G, H', W'): patch mean minus the pivot
+    wide* mean;           // (N, G, H', W'): patch mean
+    wide* std;            // (N, G, H', W'): sqrt(variance + eps)
+    const c_t* dy;        // gradients of y, mean and std
+    const wide* dmean;
+    const wide* dstd;
+    c_t* dz;              // (N, O, H', W')
+    wide* spread;         // (N, G, H', W', 2): a and b of every patch
+    wide* partial;        // (blocks, O): sums of the gradient over the pixels of one block
+    const c_t* dinput;    // (N, C, H, W): the convolution's input gradient; may be dx itself
+    x_t* dx;              // (N, C, H, W)
+    const c_t* dfilters;  // the convolution's weight gradient, in the order of `filters`
+    w_t* dweight;         // in the order of `weight`
+    w_t* dbias;
+    i64 images, channels, height, width, outputs, groups;
+    i64 kh, kw, sh, sw, ph, pw, dh, dw, out_height, out_width;
+    i64 weight_last, filters_last;  // whether the channel is the fastest index
+    i64 activation;                 // 0 none, 1 relu, 2 leaky_relu
+    i64 blocks;                     // rows of `partial`
+    double slope, eps, entries, degrees;  // entries n of a patch; degrees of freedom n - correction
+};
+static_assert(sizeof(Args) == ARGS_BYTES, "Args differs from its mirror in cuda_ops/launch.py");
+
+constexpr bool LAST = CHANNELS_LAST;
+constexpr int MAX_THREADS = 256;
+constexpr int UNROLL = 4;  // values a thread has in flight
+
+__device__ inline i64 quotient(i64 a, i64 b) {  // of non-negative numbers; 64-bit division is slow
+    return ((a | b) >> 32) ? a / b : (i64)((unsigned)a / (unsigned)b);
+}
+
+__device__ inline int thread_index() { return threadIdx.y * blockDim.x + threadIdx.x; }
+__device__ inline int thread_count() { return blockDim.x * blockDim.y; }
+
+struct Tile {
+    int c, ct, p, pt;
+    __device__ Tile()
+        : c(LAST ? threadIdx.x : threadIdx.y), ct(LAST ? blockDim.x : blockDim.y),
+          p(LAST ? threadIdx.y : threadIdx.x), pt(LAST ? blockDim.y : blockDim.x) {}
+};
+
+// Where channel c of pixel `at` of image n lies, and how far it is to the next channel.
+__device__ inline i64 offset(i64 n, i64 c, i64 at, i64 channels, i64 area) {
+    return LAST ? (n * area + at) * channels + c : (n * channels + c) * area + at;
+}
+__device__ inline i64 step(i64 area) { return LAST ? 1 : area; }
+
+// Sum over the channel threads of a pixel; every one of them gets it. Called by the whole block.
+__device__ wide sum_over_channels(wide value) {
+    __shared__ wide cell[MAX_THREADS];
+    Tile t;
+    __syncthreads();  // the last call's readers are done
+    cell[thread_index()] = value;
+    __syncthreads();
+    wide sum = 0;
+#pragma unroll 8
+    for (int j = 0; j < t.ct; ++j) sum += cell[LAST ? t.p * t.ct + j : j * t.pt + t.p];
+    return sum;
+}
+
+__device__ inline wide sum_over_block(wide value) {
+    __shared__ wide cell[MAX_THREADS];
+    const int tid = thread_index();
+    __syncthreads();
+    cell[tid] = value;
+    __syncthreads();
+    for (int half = thread_count() / 2; half > 0; half /= 2) {  // the thread count is a power of two
+        if (tid < half) cell[tid] += cell[tid + half];
+        __syncthreads();
+    }
+    return cell[0];
+}
+
+// Position of entry e of a filter when the order of (channel, tap) changes from one layout to the other.
+__device__ inline i64 reorder(i64 e, i64 channels, i64 taps, bool from_last, bool to_last) {
+    if (from_last == to_last) return e;
+    if (from_last) return (e % channels) * taps + e / channels;
+    return (e % taps) * channels + e / taps;
+}
+
+template <typename From, typename To>
+__device__ void centre_filter(const From* from, To* to, i64 entries, i64 channels, bool from_last, bool to_last) {
+    wide sum = 0;
+#pragma unroll 4
+    for (i64 e = thread_index(); e < entries; e += thread_count()) sum += widen(from[e]);
+    const wide mean = sum_over_block(sum) / (wide)entries;
+#pragma unroll 4
+    for (i64 e = thread_index(); e < entries; e += thread_count())
+        narrow(to + reorder(e, channels, entries / channels, from_last, to_last), widen(from[e]) - mean);
+}
+
+// Blocks [0, O): one centred filter each. Blocks [O, O + N G): one pivot each, the mean of up to 4096 values of the
+// image and group, taken at multiples of the golden ratio so that no regular pattern of the image is singled out.
+__device__ void prepare(const Args& a) {
+    const i64 channels = a.channels / a.groups, entries = channels * a.kh * a.kw;
+    if (blockIdx.x < a.outputs) {
+        if (!a.filters) return;
+        centre_filter(a.weight + blockIdx.x * entries, a.filters + blockIdx.x * entries, entries, channels,
+                      a.weight_last, a.filters_last);
+        return;
+    }
+    const i64 which = blockIdx.x - a.outputs, n = which / a.groups, g = which % a.groups;
+    const i64 area = a.height * a.width, count = channels * area, taken = count < 4096 ? count : 4096;
+    wide sum = 0;
+#pragma unroll 4
+    for (i64 j = thread_index(); j < taken; j += thread_count()) {
+        const i64 e = taken == count ? j : (i64)__umul64hi((unsigned long long)j * 0x9E3779B97F4A7C15ull, count);
+        const i64 c = g * channels + (LAST ? e % channels : e / area), at = LAST ? e / channels : e % area;
+        sum += widen(a.x[offset(n, c, at, a.channels, area)]);
+    }
+    wide mean = sum_over_block(sum) / (wide)taken;
+    if (!(mean - mean == 0)) mean = 0;  // one infinite pixel must not spoil the whole image
+    if (thread_index() == 0) a.pivot[which] = mean;
+}
+
+// One read of x: per pixel of the padded image the mean and the sum of squared deviations over the channels (exact
+// merging of small two-pass sums, Chan et al. 1979), and where it is wanted the padded, centred copy.
+__device__ void pixels(const Args& a) {
+    const Tile t;
+    const i64 width = a.width + 2 * a.pw, area = (a.height + 2 * a.ph) * width, inner = a.height * a.width;
+    const i64 pixel = (i64)blockIdx.x * t.pt + t.p, channels = a.channels / a.groups, g = blockIdx.y;
+    const bool live = pixel < a.images * area;
+    const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0;
+    const i64 row = quotient(at, width), y = row - a.ph, x = at - row * width - a.pw;
+    const bool inside = live && y >= 0 && y < a.height && x >= 0 && x < a.width;
+    const wide pivot = a.pivot[n * a.groups + g];
+    const x_t* from = a.x + offset(n, g * channels, inside ? y * a.width + x : 0, a.channels, inner);
+    c_t* to = a.padded + (a.padded ? offset(n, g * channels, at, a.channels, area) : 0);
+
+    wide count = 0, mean = 0, squares = 0;
+#pragma unroll 1
+    for (i64 first = t.c; first < channels; first += UNROLL * t.ct) {
+        wide v[UNROLL], sum = 0;
+        int held = 0;
+        for (int u = 0; u < UNROLL; ++u) {
+            const i64 c = first + u * t.ct;
+            if (c < channels) held = u + 1;
+            v[u] = (inside && c < channels ? widen(from[c * step(inner)]) : (wide)0) - pivot;
+        }
+        if (a.padded && live)
+            for (int u = 0; u < held; ++u) narrow(to + (first + u * t.ct) * step(area), v[u]);
+        for (int u = 0; u < held; ++u) sum += v[u];
+        const wide here = sum / held, gap = here - mean, total = count + held;
+        for (int u = 0; u < held; ++u) squares += (v[u] - here) * (v[u] - here);
+        squares += gap * gap * (count * held / total);
+        mean += gap * (held / total);
+        count = total;
+    }
+    if (!a.pixels) return;
+    const wide all = sum_over_channels(count * mean) / (wide)channels;
+    squares = sum_over_channels(squares + count * (mean - all) * (mean - all));
+    if (live && t.c == 0) {
+        wide* out = a.pixels + 2 * ((n * a.groups + g) * area + at);
+        out[0] = all;
+        out[1] = squares;
+    }
+}
+
+__device__ inline wide activate(wide v, const Args& a) {
+    if (a.activation == 0 || v > 0 || v != v) return v;
+    return a.activation == 1 ? (wide)0 : v * (wide)a.slope;
+}
+
+// Merges the pixels of every window into mu_p and s_p, then y = act(z / s_p + b) in one pass, in place.
+__device__ void scale(const Args& a) {
+    const Tile t;
+    const i64 area = a.out_height * a.out_width, width = a.width + 2 * a.pw, padded = (a.height + 2 * a.ph) * width;
+    const i64 outputs = a.outputs / a.groups, chunks = gridDim.y / a.groups;
+    const i64 g = blockIdx.y / chunks, chunk = blockIdx.y % chunks, share = (outputs + chunks - 1) / chunks;
+    const i64 pixel = (i64)blockIdx.x * t.pt + t.p;
+    const bool live = pixel < a.images * area;
+    const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0, row = quotient(at, a.out_width);
+    const int taps = (int)(a.kh * a.kw), kw = (int)a.kw;
+    const wide* window = a.pixels + 2 * ((n * a.groups + g) * padded + row * a.sh * width +
+                                         (at - row * a.out_width) * a.sw);
+
+    wide sum = 0, squares = 0;
+#pragma unroll 2
+    for (int k = t.c; k < taps; k += t.ct) sum += window[2 * (k / kw * a.dh * width + k % kw * a.dw)];
+    const wide mu = sum_over_channels(sum) / taps;
+#pragma unroll 2
+    for (int k = t.c; k < taps; k += t.ct) {
+        const wide* one = window + 2 * (k / kw * a.dh * width + k % kw * a.dw);
+        squares += one[1] + (wide)(a.channels / a.groups) * (one[0] - mu) * (one[0] - mu);
+    }
+    const wide std = sqrt(sum_over_channels(squares) / (wide)a.degrees + (wide)a.eps), r = 1 / std;
+    if (!live) return;
+    if (t.c == 0 && chunk == 0) {
+        const i64 out = (n * a.groups + g) * area + at;
+        a.mu[out] = mu;
+        a.mean[out] = mu + a.pivot[n * a.groups + g];
+        a.std[out] = std;
+    }
+    const i64 last = (chunk + 1) * share < outputs ? (chunk + 1) * share : outputs;
+    c_t* z = a.y + offset(n, g * outputs, at, a.outputs, area);
+    const w_t* bias = a.bias ? a.bias + g * outputs : nullptr;
+#pragma unroll 1
+    for (i64 first = chunk * share + t.c; first < last; first += UNROLL * t.ct) {
+        wide v[UNROLL];
+        for (int u = 0; u < UNROLL; ++u) {
+            const i64 c = first + u * t.ct;
+            v[u] = c < last ? widen(z[c * step(area)]) * r + (bias ? widen(bias[c]) : (wide)0) : (wide)0;
+        }
+        for (int u = 0; u < UNROLL; ++u) {
+            const i64 c = first + u * t.ct;
+            if (c < last) narrow(z + c * step(area), activate(v[u], a));
+        }
+    }
+}
+
+// One pass over (dy, y): dz, the projection sum_o(dy z) and with it a and b of every patch, and the bias gradient's
+// partial sums. z / s is recovered from y; where the activation is flat its gradient is zero and z is not needed.
+__device__ void project(const Args& a) {
+    __shared__ wide cell[UNROLL * MAX_THREADS];
+    const Tile t;
+    const int tid = thread_index(), threads = thread_count();
+    const i64 area = a.out_height * a.out_width, outputs = a.outputs / a.groups, g = blockIdx.y;
+    const i64 tiles = (a.images * area + t.pt - 1) / t.pt;
+#pragma unroll 1
+    for (i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const i64 pixel = tile * t.pt + t.p;
+        const bool live = pixel < a.images * area;
+        const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0;
+        const i64 patch = (n * a.groups + g) * area + at, base = offset(n, g * outputs, at, a.outputs, area);
+        const wide r = 1 / a.std[patch];
+        wide dot = 0;
+#pragma unroll 1
+        for (i64 first = 0; a.dy && first < outputs; first += UNROLL * t.ct) {
+            wide dy[UNROLL], y[UNROLL];
+            for (int u = 0; u < UNROLL; ++u) {
+                const i64 c = first + u * t.ct + t.c, i = base + c * step(area);
+                const bool held = live && c < outputs;
+                dy[u] = held ? widen(a.dy[i]) : (wide)0;
+                y[u] = held ? widen(a.y[i]) : (wide)0;
+            }
+            for (int u = 0; u < UNROLL; ++u) {
+                const i64 c = first + u * t.ct + t.c;
+                if (a.activation != 0 && !(y[u] > 0)) {
+                    const wide slope = a.activation == 1 ? (wide)0 : (wide)a.slope;
+                    dy[u] *= slope;
+                    if (slope != 0) y[u] /= slope;
+                }
+                cell[u * threads + tid] = dy[u];
+                if (!live || c >= outputs) continue;
+                if (dy[u] != 0) dot += dy[u] * (y[u] - (a.bias ? widen(a.bias[g * outputs + c]) : (wide)0));
+                narrow(a.dz + base + c * step(area), dy[u] * r);
+            }
+            if (!a.partial) continue;
+            __syncthreads();
+#pragma unroll 1
+            for (int own = tid; own < UNROLL * t.ct && first + own < outputs; own += threads) {
+                const int u = own / t.ct, c = own % t.ct;
+                wide sum = 0;
+#pragma unroll 8
+                for (int j = 0; j < t.pt; ++j) {  // each thread starts elsewhere: no two in one memory bank
+                    const int p = (j + own) % t.pt;
+                    sum += cell[u * threads + (LAST ? p * t.ct + c : c * t.pt + p)];
+                }
+                wide* to = a.partial + (i64)blockIdx.x * a.outputs + g * outputs + first + own;
+                *to = tile == blockIdx.x ? sum : *to + sum;
+            }
+            __syncthreads();
+        }
+        dot = sum_over_channels(dot);
+        if (!live || t.c != 0) continue;
+        const wide slope = ((a.dstd ? a.dstd[patch] : (wide)0) - r * dot) * r / (wide)a.degrees;
+        a.spread[2 * patch] = slope;
+        a.spread[2 * patch + 1] = slope * a.mu[patch] - (a.dmean ? a.dmean[patch] / (wide)a.entries : (wide)0);
+    }
+}
+
+// dx = (the convolution's input gradient) + (x - pivot) A - B, where A and B collect a and b of all patches with the pixel.
+__device__ void collect(const Args& a) {
+    const Tile t;
+    const i64 area = a.height * a.width, channels = a.channels / a.groups, chunks = gridDim.y / a.groups;
+    const i64 g = blockIdx.y / chunks, chunk = blockIdx.y % chunks, share = (channels + chunks - 1) / chunks;
+    const i64 pixel = (i64)blockIdx.x * t.pt + t.p;
+    const bool live = pixel < a.images * area;
+    const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0, row = quotient(at, a.width);
+    const i64 below = row + a.ph, right = at - row * a.width + a.pw;
+    const wide* patches = a.spread + 2 * (n * a.groups + g) * a.out_height * a.out_width;
+
+    wide sum_a = 0, sum_b = 0;
+#pragma unroll 2
+    for (int k = t.c; k < (int)(a.kh * a.kw); k += t.ct) {
+        const i64 y = below - k / (int)a.kw * a.dh, x = right - k % (int)a.kw * a.dw;
+        if (y < 0 || x < 0) continue;
+        const i64 i = quotient(y, a.sh), j = quotient(x, a.sw);
+        if (i * a.sh != y || j * a.sw != x || i >= a.out_height || j >= a.out_width) continue;
+        sum_a += patches[2 * (i * a.out_width + j)];
+        sum_b += patches[2 * (i * a.out_width + j) + 1];
+    }
+    sum_a = sum_over_channels(sum_a);
+    sum_b = sum_over_channels(sum_b);
+    if (!live) return;
+    const wide pivot = a.pivot[n * a.groups + g];
+    const i64 last = (chunk + 1) * share < channels ? (chunk + 1) * share : channels;
+    const i64 base = offset(n, g * channels, at, a.channels, area);
+#pragma unroll 1
+    for (i64 first = chunk * share + t.c; first < last; first += UNROLL * t.ct) {
+        wide v[UNROLL];
+        for (int u = 0; u < UNROLL; ++u) {
+            const i64 c = first + u * t.ct, i = base + c * step(area);
+            v[u] = c < last ? (widen(a.x[i]) - pivot) * sum_a - sum_b : (wide)0;
+            if (a.dinput && c < last) v[u] += widen(a.dinput[i]);
+        }
+        for (int u = 0; u < UNROLL; ++u) {
+            const i64 c = first + u * t.ct;
+            if (c < last) narrow(a.dx + base + c * step(area), v[u]);
+        }
+    }
+}
+
+// Block o: the weight gradient of filter o, centred, and the bias gradient from its partial sums.
+__device__ inline void finish(const Args& a) {
+    const i64 channels = a.channels / a.groups, entries = channels * a.kh * a.kw, o = blockIdx.x;
+    if (a.dweight)
+        centre_filter(a.dfilters + o * entries, a.dweight + o * entries, entries, channels, a.filters_last,
+                      a.weight_last);
+    if (!a.dbias) return;
+    wide sum = 0;
+#pragma unroll 4
+    for (i64 b = thread_index(); b < a.blocks; b += thread_count()) sum += a.partial[b * a.outputs + o];
+    sum = sum_over_block(sum);
+    if (thread_index() == 0) narrow(a.dbias + o, sum);
+}
+
+#define ENTRY(name) \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS) nc_##name(const __grid_constant__ Args a) { name(a); }
+ENTRY(prepare)
+ENTRY(pixels)
+ENTRY(scale)
+ENTRY(project)
+ENTRY(collect)
+ENTRY(finish)

@@ -1,0 +1,130 @@
+"""The kernels' argument block, and the launcher of a CUDA device.
+
+A launch is a plain call `launcher(kernel, grid, block, arguments)`; the suite puts a CPU launcher in its place.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from cuda_ops.compile import BuildError, architecture_for, compiled, definitions
+
+_POINTERS = (
+    "x weight bias filters pivot padded pixels y mu mean std dy dmean dstd dz spread partial dinput dx dfilters "
+    "dweight dbias"
+)
+_INTEGERS = (
+    "images channels height width outputs groups kh kw sh sw ph pw dh dw out_height out_width weight_last "
+    "filters_last activation blocks"
+)
+_REALS = "slope eps entries degrees"
+
+
+class Arguments(ctypes.Structure):
+    """Mirror of `struct Args` in kernels.cu: every field eight bytes, pointers as addresses (0 where absent)."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in _POINTERS.split()),
+        *((name, ctypes.c_int64) for name in _INTEGERS.split()),
+        *((name, ctypes.c_double) for name in _REALS.split()),
+    )
+
+
+class Unit(NamedTuple):
+    """What one compiled unit is made for."""
+
+    x: torch.dtype
+    compute: torch.dtype
+    weight: torch.dtype
+    channels_last: bool
+
+    def definitions(self) -> tuple[str, ...]:
+        return definitions(*self, ctypes.sizeof(Arguments))
+
+
+Dims = tuple[int, int]
+KERNELS = ("prepare", "pixels", "scale", "project", "collect", "finish")
+
+
+class Launcher(Protocol):
+    threads: int  # per block, a power of two
+
+    def __call__(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None: ...
+
+
+class CudaLauncher:
+    """Launches on the current stream of one device. Compiles and loads at construction; raises BuildError."""
+
+    threads = 256
+
+    def __init__(self, index: int, unit: Unit) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            raise BuildError(
+                "the normalized-convolution kernels would be compiled inside a CUDA graph capture; run the layer once "
+                "with these dtypes and this memory format before the capture"
+            )
+        self._index = index
+        try:
+            from cuda.bindings import driver
+
+            with torch.cuda.device(index):
+                torch.cuda.synchronize()  # makes the device's primary context current
+                code = compiled(unit.definitions(), architecture_for(torch.cuda.get_device_capability(index)))
+                self._driver = driver
+                self._context = self._ask(driver.cuCtxGetCurrent())
+                self._module = self._ask(driver.cuModuleLoadData(code))
+                self._functions = {
+                    name: self._ask(driver.cuModuleGetFunction(self._module, f"nc_{name}".encode()))
+                    for name in KERNELS
+                }
+        except BuildError:
+            raise
+        except (
+            Exception
+        ) as error:  # a missing package or library: whatever its loader raises, the text is the reason
+            raise BuildError(f"{type(error).__name__}: {error}") from error
+
+    def __call__(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None:
+        if torch.cuda.current_device() != self._index:
+            with torch.cuda.device(self._index):
+                self._launch(kernel, grid, block, arguments)
+        else:
+            self._launch(kernel, grid, block, arguments)
+
+    def _launch(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None:
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        launch = (
+            self._functions[kernel],
+            *(*grid, 1),
+            *(*block, 1),
+            0,
+            torch.cuda.current_stream(self._index).cuda_stream,
+            ctypes.addressof(parameters),
+            0,
+        )
+        (status,) = self._driver.cuLaunchKernel(*launch)
+        if status == self._driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # a thread that has not used CUDA yet
+            self._ask(self._driver.cuCtxSetCurrent(self._context))
+            (status,) = self._driver.cuLaunchKernel(*launch)
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(
+                f"launch of the kernel {kernel} failed: {status.name} (grid {grid}, block {block})"
+            )
+
+    def _ask(self, answer: tuple[Any, ...]) -> Any:
+        status, *values = answer
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise BuildError(f"the CUDA driver answered {status.name}")
+        return values[0] if values else None
+
+
+@cache
+def cuda_launcher(index: int, unit: Unit) -> CudaLauncher:
+    return CudaLauncher(index, unit)
+
+
+# Device type -> the launcher of a device index and a unit. CUDA is the only entry; the suite adds a CPU launcher.
+LAUNCHERS: dict[str, Callable[[int, Unit], Launcher]] = {"cuda": cuda_launcher}

@@ -1,0 +1,304 @@
+"""The CUDA kernels' own source, compiled for this machine's CPU and launched by the same code, against `reference`."""
+
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_shim.launcher import COMPILER, HostLauncher, build, host_launchers
+from cuda_support import CASES, Case, assert_matches, distances, expected, make_inputs, run_backend
+
+import cuda_ops
+from cuda_ops import cuda, cuda_operator, launch
+from cuda_ops.compile import SOURCE
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
+)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = {"nchw": False, "channels_last": True}
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+layouts = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+@pytest.fixture(scope="session")
+def libraries(pytestconfig: pytest.Config) -> Path:
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("cuda_shim")
+
+
+@pytest.fixture(autouse=True)
+def host(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CPU tensors are served by the kernels for the length of a test."""
+    monkeypatch.setitem(launch.LAUNCHERS, "cpu", host_launchers(libraries))
+    yield
+    for key in [key for key in cuda._outcomes if key[0] == "cpu"]:
+        del cuda._outcomes[key]
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("name", CASES)
+def test_output_moments_and_gradients(name: str, dtype: torch.dtype, last: bool) -> None:
+    case = CASES[name]
+    inputs = make_inputs(case, dtype, last)
+    assert_matches(case, inputs, run_backend(case, inputs), dtype)
+
+
+@layouts
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 100.0, 1000.0])
+def test_float32_is_exact_at_every_offset(offset: float, last: bool) -> None:
+    case = Case(images=3, channels=32, size=(16, 16), outputs=8, offset=offset)
+    inputs = make_inputs(case, torch.float32, last)
+    actual = run_backend(case, inputs)
+    errors = distances(actual, expected(case, inputs, torch.float32))
+    assert max(errors[name] for name in ("y", "mean", "std")) <= 2e-6, errors
+    assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6, errors
+
+
+@layouts
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+def test_autocast(x_dtype: torch.dtype, last: bool) -> None:
+    case = Case(activation="relu")
+    inputs = make_inputs(case, x_dtype, last, weight_dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = run_backend(case, inputs)
+    assert actual["y"].dtype == torch.bfloat16
+    assert actual["mean"].dtype == actual["std"].dtype == torch.float32
+    assert (actual["dx"].dtype, actual["dweight"].dtype, actual["dbias"].dtype) == (
+        x_dtype,
+        *[torch.float32] * 2,
+    )
+    assert_matches(case, inputs, actual, torch.bfloat16)
+
+
+@layouts
+def test_layouts_stay_and_need_no_copy(last: bool) -> None:
+    inputs = make_inputs(Case(), torch.float32, last)
+    actual = run_backend(Case(), inputs)
+    layout = torch.channels_last if last else torch.contiguous_format
+    for name in ("y", "dx"):
+        assert actual[name].is_contiguous(memory_format=layout), name
+
+
+@layouts
+def test_weight_in_the_other_layout(last: bool) -> None:
+    case = Case(channels=5, kernel=(3, 2))
+    inputs = make_inputs(case, torch.float32, last)
+    other = torch.contiguous_format if last else torch.channels_last
+    inputs = inputs._replace(weight=inputs.weight.contiguous(memory_format=other))
+    actual = run_backend(case, inputs)
+    assert actual["dweight"].stride() == inputs.weight.stride()
+    assert_matches(case, inputs, actual, torch.float32)
+
+
+def test_strided_input_and_upstream() -> None:
+    case = Case(size=(7, 6))
+    inputs = make_inputs(case, torch.float32, False)
+    wide = torch.zeros(2, 6, 9, 12)
+    wide[:, :, 1:8, ::2] = inputs.x
+    dy = inputs.upstream[0][:1, :1].expand(2, 4, -1, -1)
+    inputs = inputs._replace(x=wide[:, :, 1:8, ::2], upstream=(dy, *inputs.upstream[1:]))
+    assert not inputs.x.is_contiguous()
+    assert_matches(case, inputs, run_backend(case, inputs), torch.float32)
+
+
+def test_each_gradient_alone() -> None:
+    case = Case(activation="leaky_relu")
+    inputs = make_inputs(case, torch.float64, False)
+    wanted = expected(case, inputs, torch.float64)
+    for which, name in enumerate(("dx", "dweight", "dbias")):
+        tensors = [v.detach().requires_grad_(i == which) for i, v in enumerate(inputs[:3])]  # type: ignore[union-attr]
+        y, (mean, std) = cuda_ops.normalized_conv2d(
+            *tensors, padding=1, activation="leaky_relu", backend="cuda", return_moments=True
+        )
+        outputs = [y, mean, std] if name == "dx" else [y]
+        (gradient,) = torch.autograd.grad(outputs, tensors[which], inputs.upstream[: len(outputs)])
+        torch.testing.assert_close(gradient, wanted[name])
+
+
+@pytest.mark.parametrize("output", ["mean", "std"])
+def test_gradient_of_the_moments_alone(output: str) -> None:
+    inputs = make_inputs(Case(), torch.float64, False)
+    gradients = []
+    for backend in ("cuda", "reference"):
+        x = inputs.x.clone().requires_grad_()
+        _, moments = cuda_ops.normalized_conv2d(
+            x, inputs.weight, padding=1, return_moments=True, backend=backend
+        )
+        gradients += torch.autograd.grad(getattr(moments, output), x, inputs.upstream[1])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["leaky", "groups", "3x3 stride 2, odd"])
+def test_gradcheck(name: str) -> None:
+    case = CASES[name]._replace(images=1, size=(5, 4))
+    x, weight, bias, _ = make_inputs(case, torch.float64, False)
+    assert bias is not None
+
+    def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y, moments = cuda_ops.normalized_conv2d(
+            *tensors, case.stride, case.padding, groups=case.groups, activation="leaky_relu",
+            return_moments=True, backend="cuda",
+        )  # fmt: skip
+        return y, *moments
+
+    tensors = tuple(v.requires_grad_() for v in (x, weight, bias))
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+def test_constant_patch() -> None:
+    """No variance: y is the bias, and the gradient is finite."""
+    x = torch.full((1, 3, 6, 6), 7.0, requires_grad=True)
+    weight, bias = torch.randn(4, 3, 3, 3), torch.arange(4.0)
+    y = cuda_ops.normalized_conv2d(x, weight, bias, backend="cuda")
+    torch.testing.assert_close(y, bias.view(1, 4, 1, 1).expand_as(y), atol=1e-4, rtol=0)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_an_infinite_pixel_spoils_its_own_patches_only() -> None:
+    x, weight = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3, 3)
+    clean = cuda_ops.normalized_conv2d(x, weight, padding=1, backend="cuda")
+    x[0, 0, 0, 0] = torch.inf
+    spoilt = cuda_ops.normalized_conv2d(x, weight, padding=1, backend="cuda")
+    torch.testing.assert_close(spoilt[:, :, 2:, 2:], clean[:, :, 2:, 2:])
+
+
+@layouts
+@pytest.mark.parametrize("order", [(255, 255), (3, 5), (100, 77)])
+def test_threads_of_a_block_may_come_in_any_order(
+    order: tuple[int, int], last: bool, libraries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing barrier would show: with 256 threads as on a GPU, any order gives the same bits."""
+    case = Case(images=3, channels=150, outputs=140, size=(7, 5), activation="relu")
+    inputs = make_inputs(case, torch.float32, last)
+    results = []
+    for first in ((0, 1), order):
+        monkeypatch.setitem(
+            launch.LAUNCHERS,
+            "cpu",
+            lambda _, unit, first=first: HostLauncher(build(unit, libraries), 256, first),
+        )
+        results.append(run_backend(case, inputs))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert_matches(case, inputs, results[0], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_round_to_nearest(dtype: torch.dtype) -> None:
+    """The bias gradient is a float32 sum: of one value that value again, of several torch's own rounding of the sum."""
+    bits = torch.arange(-(2**15), 2**15, 7, dtype=torch.int32).to(torch.int16)
+    values = bits.view(dtype).view(1, -1, 1, 1)  # subnormals, infinities and NaN among them
+    for size in (1, 3):
+        x = torch.randn(1, 2, size, 1).to(dtype)
+        weight = torch.randn(len(bits), 2, 1, 1).to(dtype)
+        bias = torch.zeros(len(bits), dtype=dtype, requires_grad=True)
+        y = cuda_ops.normalized_conv2d(x, weight, bias, backend="cuda")
+        dy = torch.cat([values, values.roll(1, 1) * 0.37, values.roll(2, 1) * 0.011][:size], 2)
+        (gradient,) = torch.autograd.grad(y, bias, dy)
+        wanted = (
+            (dy[0, :, 0, 0].float() + dy[0, :, 1:, 0].float().sum(1)).to(dtype)
+            if size > 1
+            else values.flatten()
+        )
+        assert torch.equal(gradient.isnan(), wanted.isnan())
+        assert (gradient == wanted)[~wanted.isnan()].float().mean() > (0.999 if size > 1 else 0.99999)
+
+
+# What the tests above must notice: a term left out, a wrong index, a missing barrier.
+FAULTS = {
+    "between the pixels": ("squares += one[1] +", "squares += one[1] + 0 *"),
+    "merge of two chunks": ("squares += gap * gap *", "squares += 0 * gap *"),
+    "padding row": ("y = row - a.ph, x", "y = row - a.pw, x"),
+    "bias gradient": ("*to = tile == blockIdx.x ? sum : *to + sum;", "*to = sum;"),
+    "mean's gradient": ("- (a.dmean ? a.dmean[patch]", "- (a.dmean ? 0 * a.dmean[patch]"),
+    "padding value": ("(wide)0) - pivot;", "(wide)0) - (inside ? pivot : (wide)0);"),
+    "a barrier": ("__syncthreads();  // the last call's readers are done", ""),
+    "the barrier of the bias gradient": ("__syncthreads();\n        }\n        dot", "}\n        dot"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_kernel_is_noticed(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries: Path
+) -> None:
+    text = SOURCE.read_text()
+    assert text.count(FAULTS[fault][0]) == 1
+    broken = tmp_path / "broken.cu"
+    broken.write_text(text.replace(*FAULTS[fault]))
+    monkeypatch.setattr("cuda_ops.plan._MOST_BLOCKS", 2)
+    dtype = torch.float32
+    case = Case(images=3, channels=150, outputs=140, size=(5, 4), padding=(2, 1))
+    inputs = make_inputs(case, dtype, False)
+    noticed = False
+    for order in ((0, 1), (255, 255)):
+        made = partial(HostLauncher, threads=256, order=order)
+        for source, must_fail in ((SOURCE, False), (broken, True)):
+            monkeypatch.setitem(
+                launch.LAUNCHERS, "cpu", lambda _, unit, s=source, m=made: m(build(unit, libraries, s))
+            )
+            cuda_ops.plan.make_plan.cache_clear()
+            try:
+                assert_matches(case, inputs, run_backend(case, inputs), dtype)
+            except (AssertionError, RuntimeError):
+                assert must_fail
+                noticed = True
+    cuda_ops.plan.make_plan.cache_clear()
+    assert noticed
+
+
+@pytest.fixture(scope="module")
+def operator_on_cpu() -> None:
+    cuda_operator.register("cpu")
+
+
+@layouts
+def test_opcheck(last: bool, operator_on_cpu: None) -> None:
+    case = Case(activation="relu")
+    x, weight, bias, (dy, dmean, dstd) = make_inputs(case, torch.float32, last)
+    numbers = ((1, 1), (1, 1), (1, 1), 1, 1e-5, 1, "relu", 0.2, torch.float32)
+    tensors = tuple(v.requires_grad_() for v in (x, weight, bias) if v is not None)
+    torch.library.opcheck(torch.ops.normalized_conv.forward.default, (*tensors, *numbers))
+    with torch.no_grad():
+        y, _, std, mu, pivot = torch.ops.normalized_conv.forward.default(*tensors, *numbers)
+        for needs in ((True, True, True), (True, False, False)):
+            upstream = (dy.float(), dmean.float(), dstd.float())
+            torch.library.opcheck(
+                torch.ops.normalized_conv.backward.default,
+                (*(v.detach() for v in tensors), y, mu, std, pivot, *upstream, needs, *numbers),
+            )
+
+
+@layouts
+@pytest.mark.parametrize("backend", ["auto", "cuda"])
+def test_compile_without_graph_break(backend: str, last: bool, operator_on_cpu: None) -> None:
+    case = Case(activation="relu", groups=2)
+    inputs = make_inputs(case, torch.float32, last)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, w, b: cuda_ops.normalized_conv2d(
+            x * 1.0, w, b, padding=1, groups=2, activation="relu", return_moments=True, backend=backend
+        ),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    tensors = [v.detach().requires_grad_() for v in inputs[:3] if v is not None]
+    y, (mean, std) = compiled(*tensors)
+    upstream = [v.float() for v in inputs.upstream]
+    gradients = torch.autograd.grad((y, mean, std), tensors, upstream)
+    plain = run_backend(case, inputs)
+    for got, name in zip((y, mean, std, *gradients), plain, strict=True):
+        torch.testing.assert_close(got, plain[name], rtol=0, atol=0)
+
+
+def test_the_host_compiler_speaks(tmp_path: Path, libraries: Path) -> None:
+    broken = tmp_path / "broken.cu"
+    broken.write_text("this is not C++")
+    unit = launch.Unit(*[torch.float32] * 3, channels_last=False)
+    with pytest.raises(subprocess.CalledProcessError):
+        build(unit, tmp_path, broken)
