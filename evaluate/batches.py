@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets.errors import UserError
 from evaluate.pictures import Picture
+from evaluate.pixels import WINDOW
 
 Pair = tuple[Picture, Picture]
 
 BATCHES_AHEAD = 2
 INCEPTION_SIDE = 299  # pixels
+SMALLEST_LPIPS = 31  # pixels: AlexNet's second pooling needs them
 
 
 @dataclass
@@ -111,3 +114,21 @@ def equal_shapes(pictures: Iterable[Picture], loaded: Mapping[Picture, Loaded]) 
     for picture in pictures:
         groups.setdefault(loaded[picture].pixels.shape, []).append(picture)
     return list(groups.values())
+
+
+def require_comparable(name: str, a: Picture, b: Picture, loaded: Mapping[Picture, Loaded]) -> None:
+    """UserError where a pair differs in size or is too small for the metric."""
+    (height, width), (other_height, other_width) = loaded[a].pixels.shape[:2], loaded[b].pixels.shape[:2]
+    if (height, width) != (other_height, other_width):
+        reason = f"is {width}x{height}, {b.path} is {other_width}x{other_height}"
+        raise UserError(a.path, reason, "--size N stretches all to NxN")
+    if name == "ssim" and min(height, width) < WINDOW:
+        reason = f"is {width}x{height}, SSIM needs {WINDOW}x{WINDOW}"
+        raise UserError(a.path, reason, "leave ssim out of --metrics")
+
+
+def require_lpips_size(picture: Picture, loaded: Mapping[Picture, Loaded]) -> None:
+    height, width = loaded[picture].pixels.shape[:2]
+    if min(height, width) < SMALLEST_LPIPS:
+        reason = f"is {width}x{height}, LPIPS needs {SMALLEST_LPIPS}x{SMALLEST_LPIPS}"
+        raise UserError(picture.path, reason, "leave lpips out of --metrics")

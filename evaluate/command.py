@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets.errors import UserError
 from evaluate.baselines import baselines
+from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
 from evaluate.metrics import (
     INCEPTION_FLAGS,
@@ -64,6 +65,7 @@ def check(options: EvaluateOptions) -> None:
         raise UserError(missing, "is missing", "--fake and --real go together")
     for flag, low in (("size", 2), ("num_test", 1), ("bootstrap", 0), ("batch_size", 1), ("num_threads", 1)):
         value = getattr(options, flag)
+        low = 20 if flag == "bootstrap" and value else low
         if value is not None and value < low:
             raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} or more")
     if options.runs and (options.size or options.paired or options.input):
@@ -146,7 +148,7 @@ def measure(
     measurements.compute(wanted_by(rows, choice.flags))
     return Report(
         protocol,
-        with_groups([to_row(row, choice, measurements) for row in rows]),
+        with_groups([to_row(row, choice, measurements, options.bootstrap) for row in rows]),
         choice.reasons,
         dataclasses.asdict(options),
         {name: {"sha256": found.digest, "verified": found.verified} for name, found in used.items()},
@@ -187,7 +189,7 @@ def uses(network: str, choice: Choice) -> bool:
     return bool((INCEPTION_FLAGS if network == "inception" else {"lpips"}) & set(choice.flags))
 
 
-def to_row(row: Comparison, choice: Choice, measurements: Measurements) -> Row:
+def to_row(row: Comparison, choice: Choice, measurements: Measurements, resamples: int = 0) -> Row:
     """The values of one comparison, with its counts and hashes."""
     hashes = {"fake": set_hash(row.fakes), "real": set_hash(row.reals)}
     if row.inputs is not None:
@@ -199,6 +201,7 @@ def to_row(row: Comparison, choice: Choice, measurements: Measurements) -> Row:
         len(row.fakes),
         len(row.reals),
         evaluate_row(row, choice.flags, measurements),
+        half_intervals(row, choice.flags, measurements, resamples) if resamples else {},
         missing=[metric.name for metric in row.metrics(list(choice.reasons))],
         hashes=hashes,
         details=row.details,

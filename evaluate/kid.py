@@ -18,15 +18,24 @@ def squared_mmd(x: NDArray, y: NDArray) -> float:
     0.0
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    n, m = len(x), len(y)
-    if min(n, m) < 2:
+    if min(len(x), len(y)) < 2:
         raise ValueError("KID needs at least 2 images on both sides")
-    within_x, within_y, across = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    return mmd_from_kernels(polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y))
+
+
+def mmd_from_kernels(within_x: NDArray, within_y: NDArray, across: NDArray) -> float:
+    """The same from the kernel values (n, n), (m, m), (n, m)."""
+    n, m = across.shape
     return float(
         (within_x.sum() - np.trace(within_x)) / (n * (n - 1))
         + (within_y.sum() - np.trace(within_y)) / (m * (m - 1))
         - 2.0 * across.mean()
     )
+
+
+def polynomial_kernel(x: NDArray, y: NDArray) -> NDArray:
+    """(n, d), (m, d) -> (n, m): (x.y / d + 1)^3."""
+    return (x @ y.T / x.shape[1] + 1.0) ** 3
 
 
 def kid(
@@ -50,7 +59,3 @@ def kid(
         for _ in range(subsets)
     ]
     return float(np.mean(values))
-
-
-def _kernel(x: NDArray, y: NDArray) -> NDArray:
-    return (x @ y.T / x.shape[1] + 1.0) ** 3

@@ -105,6 +105,15 @@ def all_pairs_mean(a: FeatureSum, b: FeatureSum, weights: Tensor) -> float:
     return a.squares / a.count + b.squares / b.count - 2.0 * float(cross)
 
 
+def mean_to_set(maps: Sequence[Tensor], total: FeatureSum, heads: Sequence[Tensor]) -> float:
+    """Mean LPIPS of one picture, maps (1, C_l, H_l, W_l), to every picture of a set."""
+    own = feature_sum(maps, heads)
+    weights = head_vector(heads, [(x.shape[2], x.shape[3]) for x in maps])
+    return all_pairs_mean(
+        own, FeatureSum(total.vector.to(weights.device), total.squares, total.count), weights
+    )
+
+
 def map_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """(H_l, W_l) of the five maps for an input of this size."""
 

@@ -4,16 +4,18 @@ A comparison is one row of the table: generated pictures against real ones of th
 output has a target the pairing stands in the column's name, as it does where it has none.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from datasets.errors import UserError
+from evaluate.batches import SMALLEST_LPIPS, Pair
 from evaluate.frechet import frechet_distance, gaussian_from_features
 from evaluate.kid import kid
 from evaluate.lpips import all_pairs_mean, head_vector, map_sizes
-from evaluate.passes import SMALLEST_LPIPS, Measurements, Pair, Wanted
+from evaluate.passes import Measurements, Wanted
 from evaluate.pictures import Picture
 from evaluate.pixels import WINDOW
 
@@ -140,26 +142,30 @@ def wanted_by(comparisons: Sequence[Comparison], flags: Sequence[str]) -> Wanted
             elif metric.name == "lpips_all_pairs":
                 wanted.lpips_sums += [tuple(row.fakes), tuple(row.reals)]
             else:
-                wanted.pairs.setdefault(metric.flag, []).extend(_pairs(row, metric))
+                wanted.pairs.setdefault(metric.flag, []).extend(pairs_of(row, metric))
     return wanted
 
 
 def evaluate_row(row: Comparison, flags: Sequence[str], measurements: Measurements) -> dict[str, float]:
-    """Metric name -> value, from measurements that were computed before."""
-    return {
-        metric.name: _VALUES.get(metric.name, _mean)(row, metric, measurements)
-        for metric in row.metrics(flags)
-    }
+    """Metric name -> value, from measurements that were computed before. UserError for one that is no number."""
+    values = {}
+    for metric in row.metrics(flags):
+        value = _VALUES.get(metric.name, _mean)(row, metric, measurements)
+        if math.isnan(value):
+            reason = f"{metric.title} is not a number: the features are not finite"
+            raise UserError(row.label, reason, "check the files of weights")
+        values[metric.name] = value
+    return values
 
 
-def _pairs(row: Comparison, metric: Metric) -> list[Pair]:
+def pairs_of(row: Comparison, metric: Metric) -> list[Pair]:
     partners = row.inputs if metric.name == "lpips_input" else row.targets
     assert partners is not None
     return list(zip(row.fakes, partners, strict=True))
 
 
 def _mean(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    return float(np.mean(measurements.pair_values(metric.flag, _pairs(row, metric))))
+    return float(np.mean(measurements.pair_values(metric.flag, pairs_of(row, metric))))
 
 
 def _frechet(row: Comparison, metric: Metric, measurements: Measurements) -> float:

@@ -18,7 +18,16 @@ from tqdm import tqdm
 
 from datasets.errors import UserError
 from evaluate import lpips, pixels
-from evaluate.batches import Batch, Loaded, Pair, equal_shapes, make_batches, prefetched
+from evaluate.batches import (
+    Batch,
+    Loaded,
+    Pair,
+    equal_shapes,
+    make_batches,
+    prefetched,
+    require_comparable,
+    require_lpips_size,
+)
 from evaluate.cache import FeatureCache
 from evaluate.networks import FeatureName, Networks
 from evaluate.pictures import Picture, set_hash
@@ -28,8 +37,6 @@ PIXEL_METRICS: Mapping[str, Callable[[NDArray, NDArray], float]] = {
     "ssim": pixels.ssim,
     "l1": pixels.l1,
 }
-
-SMALLEST_LPIPS = 31  # pixels: AlexNet's second pooling needs them
 
 T = TypeVar("T")
 
@@ -41,6 +48,8 @@ class Wanted:
     features: dict[FeatureName, list[Picture]] = field(default_factory=dict)
     pairs: dict[str, list[Pair]] = field(default_factory=dict)  # psnr, ssim, l1, lpips -> pairs
     lpips_sums: list[tuple[Picture, ...]] = field(default_factory=list)
+    lpips_to_sets: list[tuple[Picture, lpips.FeatureSum, str]] = field(default_factory=list)
+    """(picture, sum over a set, that set's hash): the picture's mean LPIPS to the set's pictures."""
 
 
 class Measurements:
@@ -75,6 +84,11 @@ class Measurements:
         value = torch.from_numpy(self.cache.get([key])[key].copy())
         return lpips.FeatureSum(value[1:], float(value[0]), len(pictures))
 
+    def lpips_to_set(self, pictures: Sequence[Picture], other: str) -> NDArray[np.float64]:
+        """(n,) mean LPIPS of each picture to the set of this hash, computed before."""
+        keys = [self._to_set_key(picture, other) for picture in pictures]
+        return np.array([value[0] for _, value in self.cache.stream(keys)], np.float64)
+
     def compute(self, wanted: Wanted) -> None:
         """Run the pass. Raises UserError naming a file that cannot be read or gives values that are not
         finite."""
@@ -88,7 +102,12 @@ class Measurements:
             for pair in self._without_known(candidates, partial(self._pair_key, name))
         ]
         sets = self._without_known(wanted.lpips_sums, self._sum_key)
+        to_sets: dict[Picture, list[tuple[lpips.FeatureSum, str]]] = {}
+        for picture, total, other in wanted.lpips_to_sets:
+            if self.cache.missing([self._to_set_key(picture, other)]):
+                to_sets.setdefault(picture, []).append((total, other))
         singles = [p for pictures in features.values() for p in pictures] + [p for s in sets for p in s]
+        singles += to_sets
         batches = make_batches(singles, pairs, self.batch_size)
         needs = {name: set(pictures) for name, pictures in features.items()}
         members = [(pictures, set(pictures)) for pictures in sets]
@@ -101,7 +120,7 @@ class Measurements:
         ):
             for batch, loaded in prefetched(batches, needs.get("fid_clean", set()), pool):
                 entries = self._features_of(batch, loaded, needs)
-                entries |= self._pairs_of(batch, loaded, pool, members, sums)
+                entries |= self._pairs_of(batch, loaded, pool, members, sums, to_sets)
                 self.cache.put(entries)
                 self.pictures_decoded += len(batch.pictures)
                 bar.update(len(batch.pictures))
@@ -137,9 +156,10 @@ class Measurements:
         pool: Executor,
         members: Sequence[tuple[Sequence[Picture], set[Picture]]],
         sums: list[lpips.FeatureSum | None],
+        to_sets: Mapping[Picture, Sequence[tuple[lpips.FeatureSum, str]]],
     ) -> dict[str, NDArray]:
         for name, (a, b) in batch.pairs:
-            _require_comparable(name, a, b, loaded)
+            require_comparable(name, a, b, loaded)
         tasks = [
             (name, pair, pool.submit(PIXEL_METRICS[name], loaded[pair[0]].pixels, loaded[pair[1]].pixels))
             for name, pair in batch.pairs
@@ -149,8 +169,9 @@ class Measurements:
         lpips_pairs = [pair for name, pair in batch.pairs if name == "lpips"]
         in_sums = {p for p in batch.pictures if any(p in pictures for _, pictures in members)}
         in_pairs = {p for pair in lpips_pairs for p in pair}
+        in_sums |= {p for p in batch.pictures if p in to_sets}
         for group in equal_shapes([p for p in batch.pictures if p in in_sums | in_pairs], loaded):
-            _require_lpips_size(group[0], loaded)
+            require_lpips_size(group[0], loaded)
             stack = np.stack([loaded[p].pixels for p in group])
             maps = self.networks.lpips_maps(torch.from_numpy(stack).permute(0, 3, 1, 2))
             place = {picture: i for i, picture in enumerate(group)}
@@ -159,6 +180,10 @@ class Measurements:
                 if rows := [i for p, i in place.items() if p in pictures]:
                     part = lpips.feature_sum([m[rows] for m in maps], self.networks.heads)
                     sums[number] = _added(sums[number], part, group[0])
+            for picture, i in place.items():
+                for total, other in to_sets.get(picture, ()):
+                    value = lpips.mean_to_set([m[i : i + 1] for m in maps], total, self.networks.heads)
+                    entries[self._to_set_key(picture, other)] = np.array([value], np.float64)
         for name, pair, task in tasks:
             entries[self._pair_key(name, pair)] = np.array([task.result()], np.float64)
         return entries
@@ -186,6 +211,9 @@ class Measurements:
         network = self.networks.lpips_digest if name == "lpips" else ""
         return f"{name}|{network}|{pair[0].key}|{pair[1].key}"
 
+    def _to_set_key(self, picture: Picture, other: str) -> str:
+        return f"lpips_to_set|{self.networks.lpips_digest}|{picture.key}|{other}"
+
     def _sum_key(self, pictures: Sequence[Picture]) -> str:
         return f"lpips_sum|{self.networks.lpips_digest}|{set_hash(pictures)}"
 
@@ -211,21 +239,3 @@ def _added(total: lpips.FeatureSum | None, part: lpips.FeatureSum, first: Pictur
         reason = "LPIPS compares pictures of one size, this folder has several"
         raise UserError(first.path.parent, reason, "--size N stretches all to NxN")
     return total + part
-
-
-def _require_comparable(name: str, a: Picture, b: Picture, loaded: Mapping[Picture, Loaded]) -> None:
-    """UserError where a pair differs in size or is too small for the metric."""
-    (height, width), (other_height, other_width) = loaded[a].pixels.shape[:2], loaded[b].pixels.shape[:2]
-    if (height, width) != (other_height, other_width):
-        reason = f"is {width}x{height}, {b.path} is {other_width}x{other_height}"
-        raise UserError(a.path, reason, "--size N stretches all to NxN")
-    if name == "ssim" and min(height, width) < pixels.WINDOW:
-        reason = f"is {width}x{height}, SSIM needs {pixels.WINDOW}x{pixels.WINDOW}"
-        raise UserError(a.path, reason, "leave ssim out of --metrics")
-
-
-def _require_lpips_size(picture: Picture, loaded: Mapping[Picture, Loaded]) -> None:
-    height, width = loaded[picture].pixels.shape[:2]
-    if min(height, width) < SMALLEST_LPIPS:
-        reason = f"is {width}x{height}, LPIPS needs {SMALLEST_LPIPS}x{SMALLEST_LPIPS}"
-        raise UserError(picture.path, reason, "leave lpips out of --metrics")

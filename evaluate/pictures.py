@@ -100,6 +100,8 @@ def _header_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
+            if picture.format == "PNG" and "exif" not in picture.info:
+                return width, height  # asking for EXIF would decode the whole file
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side
             return (height, width) if turned else (width, height)
     except Exception:  # load_image knows how to say what is wrong with the file
