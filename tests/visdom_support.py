@@ -107,7 +107,9 @@ class RealServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / ".visdom").mkdir(
+            parents=True, exist_ok=True
+        )  # where it keeps the secret of its cookies
         command = [sys.executable, "-c", "from visdom.server.run_server import main; main()"]
         command += ["-port", str(self.port), "-bind_local", "-env_path", str(self._folder)]
         environment = {**os.environ, "HOME": str(self._folder)}

@@ -28,6 +28,10 @@ class Unreachable(Exception):
     """No server that answers as Visdom does; the text says what happened instead."""
 
 
+class WrongAnswer(Unreachable):
+    """The server is there and refuses this one request."""
+
+
 class LoginRefused(Unreachable):
     """The server does not take this user name and password."""
 
@@ -95,10 +99,10 @@ class Client:
             raise Unreachable("what answers there is not Visdom")
 
     def post(self, endpoint: str, message: Any) -> bytes:
-        """Send one message and return the answer's body."""
+        """Send one message and return the answer's body. Raises WrongAnswer for any status but 200."""
         status, _, body = self._exchange("POST", "/" + endpoint, json.dumps(message).encode())
         if status != 200:
-            raise Unreachable(f"it answers {status}")
+            raise WrongAnswer(f"it answers {status}")
         return body
 
     def _log_in(self, username: str, password: str) -> None:

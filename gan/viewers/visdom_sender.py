@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from gan.viewers import Record, RunInfo, say
-from gan.viewers.visdom_http import Client, LoginRefused, Unreachable
+from gan.viewers.visdom_http import Client, LoginRefused, Unreachable, WrongAnswer
 from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
 from gan.viewers.visdom_panes import (
+    ABOUT,
     SAMPLES,
     Board,
     about_message,
@@ -62,7 +63,7 @@ class Sender:
         self._given_up = False
         self._fixed_panes_sent = False
         self._saved_epoch = self._board.epoch
-        self._listener: str | None = None  # our name as a listener for clicks
+        self._listener = ""  # our name as a listener for clicks
         self._listen_at = self._next_try = self._next_push = 0.0
         self._wait = FIRST_WAIT
         self._reported: float | None = None  # when an outage was last reported
@@ -125,10 +126,15 @@ class Sender:
                 raise
             self._start_server(self._server)
         self._connected = True
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Send everything again, and listen again: the server is another one, or has forgotten us."""
         self._board.forget_sent()
         self._fixed_panes_sent = False
-        self._listener = None
-        self._listen_at = 0.0
+        self._next_push = 0.0
+        self._listener = self._register()
+        self._listen_at = time.monotonic() + LISTEN_EVERY
 
     def _start_server(self, server: LocalServer) -> None:
         wanted = self._client.address.port
@@ -158,13 +164,13 @@ class Sender:
         """Bring the server up to date."""
         begin = time.monotonic()
         if not self._fixed_panes_sent and not self._board.moments:
-            self._client.post(
-                *placeholder_message(self._env)
-            )  # the page shows panes in the order they came in
+            # the page shows panes in the order they came in: the samples' place comes first
+            self._client.post(*placeholder_message(self._env))
         send_news(self._client, self._run_info, self._env, self._board)
         if not self._fixed_panes_sent:
             self._client.post(*about_message(self._run_info, self._env))
-            self._client.post(*controls_message(self._env))
+            if self._listener:
+                self._client.post(*controls_message(self._env))
             self._fixed_panes_sent = True
         if self._board.epoch > self._saved_epoch:
             self._save()
@@ -177,20 +183,24 @@ class Sender:
         self._client.post("save", {"data": [self._env]})
         self._saved_epoch = self._board.epoch
 
+    def _register(self) -> str:
+        """Become a listener for clicks; empty where the server takes none (Visdom 0.2 with a login)."""
+        try:
+            return str(_answer(self._client.post("vis_socket_wrap", {"sid": None})).get("sid") or "")
+        except WrongAnswer:
+            return ""
+
     def _listen(self) -> None:
         """Ask for clicks. A server that does not know us any more has started anew and shows nothing of ours."""
         self._listen_at = time.monotonic() + LISTEN_EVERY
-        if self._listener is None:
-            answer = _answer(self._client.post("vis_socket_wrap", {"sid": None}))
-            self._listener = str(answer.get("sid"))
+        if not self._listener:
+            if self._client.post("win_exists", {"win": ABOUT, "eid": self._env}) != b"true":
+                self._start_over()
             return
         question = {"message_type": "query", "sid": self._listener}
         answer = _answer(self._client.post("vis_socket_wrap", question))
         if not answer.get("success"):
-            self._listener = None
-            self._fixed_panes_sent = False
-            self._board.forget_sent()
-            self._listen_at = self._next_push = 0.0
+            self._start_over()
             return
         messages = answer.get("messages")
         for text in messages if isinstance(messages, list) else []:
@@ -216,9 +226,7 @@ class Sender:
         self._next_try = now + self._wait
         self._wait = min(LONGEST_WAIT, 2 * self._wait)
         self._given_up = isinstance(reason, LoginRefused)
-        if self.inbox.is_closing() or not (was_connected or self._reported is None or self._given_up):
-            return
-        if self._reported is not None and now - self._reported < QUIET_SECONDS and not self._given_up:
+        if not self._given_up and not self._is_news(was_connected, now):
             return
         self._reported = now
         self._owes_return = True
@@ -226,6 +234,13 @@ class Sender:
         what = "lost the connection to" if self._introduced else "no server at"
         then = "not tried again" if self._given_up else "tried again in the background"
         say(f"visdom: {what} {self._client.address.page()}: {reason} ({then}; {page} shows the same)")
+
+    def _is_news(self, was_connected: bool, now: float) -> bool:
+        """Whether an outage is worth a line: the first one, and later ones not more often than QUIET_SECONDS."""
+        if self._reported is None and not self._introduced:
+            return True
+        recently = self._reported is not None and now - self._reported < QUIET_SECONDS
+        return was_connected and not recently and not self.inbox.is_closing()
 
     def _introduce(self) -> None:
         """Say where to look, once; and once after a reported outage that all is well again."""
