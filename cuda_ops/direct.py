@@ -4,8 +4,8 @@ A patch minus its mean sums to zero, so the part of W_o that is constant over th
 
     y[o,p] = (W~ * x)[o,p] / s_p + b_o          W~_o = W_o - mean(W_o)
 
-A constant added to x changes nothing either, so a pivot per image is subtracted first (after padding, since the padding
-zeros belong to the patch); this keeps float32 exact at any input offset. The statistics come from two one-channel maps,
+A constant added to x changes nothing either, so a pivot per image is subtracted first (after padding, since the
+padding zeros belong to the patch); this keeps float32 exact at any input offset. The statistics come from two one-channel maps,
 the channel mean m and the channel sum of squared deviations q of every pixel, merged over the window (Chan et al. 1979):
 
     mu_p = mean of m        (n - correction) var_p = sum of q + C/G * sum of (m - mu_p)^2
@@ -89,14 +89,12 @@ class _NormalizedConv2d(torch.autograd.Function):
     def backward(
         ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        upstream = Upstream(dy, dmean, dstd)
+        upstream, g, needs = Upstream(dy, dmean, dstd), ctx.geometry, ctx.needs_input_grad
+        x, weight, bias, z, pivot, mean, std, mask = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the closed form below cannot be differentiated again
-            x, weight, bias, *_ = ctx.saved_tensors
-            gradients = differentiable_backward(
-                ctx.needs_input_grad, x, weight, bias, ctx.geometry, upstream
-            )
+            gradients = differentiable_backward(needs, x, weight, bias, g, upstream)
         else:
-            gradients = _backward(ctx.needs_input_grad, *ctx.saved_tensors, ctx.geometry, upstream)
+            gradients = _backward(needs, x, weight, z, pivot, mean, std, mask, g, upstream)
         return *gradients, None
 
 
@@ -135,7 +133,6 @@ def _backward(
     needs: tuple[bool, ...],
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     z: Tensor,
     pivot: Tensor | None,
     mean: Tensor,

@@ -13,6 +13,7 @@ import tyro
 
 from datasets.errors import UserError
 from gan.options import TrainOptions, from_dict, resolve, stored_dict, to_dict
+from gan.resume import refuse_existing
 from gan.run_folder import RunFolder, read_yaml
 
 Options = TypeVar("Options")
@@ -45,6 +46,8 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
         saved = stored_dict(from_dict(stored))
         stored |= {"name": name, "checkpoints_dir": str(run.path.parent)}  # the folder may have been moved
         defaults = flags_of(stored, run.options) + defaults
+    elif given.run.name and not given.run.dry_run:
+        refuse_existing(RunFolder.at(Path(given.run.checkpoints_dir), given.run.name))
     return resolve(_parse([*defaults, *argv])), saved
 
 

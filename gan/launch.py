@@ -1,6 +1,7 @@
 """From options to a finished (or interrupted) training: the run's folder, resuming, viewers, exit code."""
 
 import contextlib
+import os
 import platform
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.loop import Evaluate, Plan, Training
 from gan.metrics_log import MetricsLog, read_records
 from gan.options import TrainOptions, changes_that_matter, stored_dict
+from gan.resume import refuse_existing, run_command_line
 from gan.run_folder import RunFolder
 from gan.setup import TrainingData, build_data, build_trainer, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
@@ -23,6 +25,7 @@ from gan.training_step import Trainer
 from gan.viewers import RunInfo, Viewer, Viewers, say
 from gan.viewers.console import Console
 from gan.viewers.page import Page
+from gan.viewers.visdom import Visdom
 
 
 def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluate | None = None) -> int:
@@ -32,13 +35,8 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
     """
     tolerate_closed_stdout()
     run = RunFolder.at(Path(options.run.checkpoints_dir), options.run.name)
-    if saved is None and run.exists:
-        new = shlex.join([*_command(run), "..."])
-        details = (
-            f"to go on with it:  {resume_command(run)}",
-            f"for another run:   {new.replace(run.name, 'NEW_NAME')}",
-        )
-        raise UserError(run.path, "this run exists already", "nothing was changed", details)
+    if saved is None:
+        refuse_existing(run)
     if saved is not None:
         _refuse_changes(
             run, changes_that_matter(saved, stored_dict(options)), options.run.override, "options"
@@ -94,10 +92,6 @@ def describe(options: TrainOptions, trainer: Trainer, data: TrainingData, run: R
     return "\n".join(f"{name:>9}  {text}" for name, text in lines.items())
 
 
-def resume_command(run: RunFolder) -> str:
-    return shlex.join([*_command(run), "--continue_train"])
-
-
 def _train(
     options: TrainOptions,
     saved: dict[str, Any] | None,
@@ -123,7 +117,7 @@ def _train(
     if not done:
         print(f"stopped after epoch {position.epoch - 1}, as asked. To go on:\n  {resume_command(run)}")
         return 0
-    translate = shlex.join(["python", "test.py", *_command(run)[2:]])
+    translate = shlex.join(run_command_line(run, "test.py"))
     print(f"done: {position.step} steps. Page: {run.page}\nto translate:  {translate}")
     return 0
 
@@ -148,7 +142,22 @@ def plan_of(options: TrainOptions) -> Plan:
 
 def _viewers(options: TrainOptions, plan: Plan, data: TrainingData) -> list[Viewer]:
     """The page, the terminal and, where asked for, Visdom."""
-    return [Page(), Console(plan.epochs, data.steps_per_epoch)]
+    viewers: list[Viewer] = [Page(), Console(plan.epochs, data.steps_per_epoch)]
+    wanted = options.viewer
+    if wanted.visdom != "off":
+        viewers.append(
+            Visdom(
+                mode=wanted.visdom,
+                server=wanted.visdom_server,
+                port=wanted.visdom_port,
+                base_url=wanted.visdom_base_url,
+                env=wanted.visdom_env or options.run.name,
+                username=wanted.visdom_username,
+                password=wanted.visdom_password or os.environ.get("VISDOM_PASSWORD", ""),
+                keep=wanted.visdom_keep,
+            )
+        )
+    return viewers
 
 
 def _resume(
@@ -180,11 +189,6 @@ def _say_nothing_left(run: RunFolder, options: TrainOptions, position: Position)
         f"nothing left to train: all {position.epoch - 1} epochs of {run.name} are done\n"
         f"to extend it:  {resume_command(run)} --n_epochs {more}"
     )
-
-
-def _command(run: RunFolder) -> list[str]:
-    place = [] if run.path.parent == Path("checkpoints") else ["--checkpoints_dir", str(run.path.parent)]
-    return ["python", "train.py", "--name", run.name, *place]
 
 
 def _host(trainer: Trainer) -> str:

@@ -9,9 +9,9 @@ from datasets.errors import UserError
 from datasets.images import load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources
 from gan.run_folder import RunFolder, require_writable, write_atomically
-from gan.translation_options import TranslationOptions
 from gan.translate import Translator, load_translator
 from gan.translate_files import check_readable, output_names, translate_pictures
+from gan.translation_options import TranslationOptions
 
 
 def run_test(options: TranslationOptions) -> int:

@@ -9,8 +9,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gan.viewers.report_page import Table, make_report_page
 
@@ -21,7 +21,10 @@ SMALL = (
     "--norm nc_ms --netG resnet_6blocks --ngf 16 --ndf 16 --load_size 70 --crop_size 64 --preprocess resize_and_crop "
     "--num_threads 0 --print_freq 20 --display_freq 100000 --visdom off --checkpoints_dir demo/checkpoints"
 )
-PIX2PIX = f"--name pix2pix --model pix2pix --dataroot demo/towns --n_epochs 10 --n_epochs_decay 10 --batch_size 4 {SMALL}"
+PIX2PIX = (
+    "--name pix2pix --model pix2pix --dataroot demo/towns "
+    f"--n_epochs 20 --n_epochs_decay 20 --batch_size 4 --lr 5e-4 {SMALL}"
+)
 CYCLEGAN = f"--name cyclegan --model cycle_gan --dataroot demo/towns_unpaired --n_epochs 3 --n_epochs_decay 3 {SMALL}"
 
 
@@ -70,12 +73,22 @@ def run(program: str, arguments: str) -> None:
         sys.exit(code)
 
 
-def results_table(report: dict[str, object]) -> Table:
-    raise SystemExit(report)
+def results_table(report: dict[str, Any]) -> Table:
+    """The figures that need no downloaded weights, and how far Pix2Pix is ahead of what needs no learning."""
+    columns = ("run", "direction", "PSNR (dB)", "SSIM", "L1")
+    rows = [
+        (row["label"], row["direction"], *(shown(row["values"].get(name)) for name in ("psnr", "ssim", "l1")))
+        for row in report["rows"]
+    ]
+    psnr = {row["label"]: row["values"]["psnr"] for row in report["rows"] if "psnr" in row["values"]}
+    baseline = max(value for label, value in psnr.items() if label.startswith("baseline"))
+    note = f"Pix2Pix is {psnr['pix2pix'] - baseline:.2f} dB better than the best that learns no structure."
+    print(f"\n{note}")
+    return Table("Test split", columns, rows, note)
 
 
-def cells(row: Sequence[object]) -> list[object]:
-    return list(row)
+def shown(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 if __name__ == "__main__":
