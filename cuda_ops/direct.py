@@ -5,8 +5,9 @@ A patch minus its mean sums to zero, so the part of W_o that is constant over th
     y[o,p] = (W~ * x)[o,p] / s_p + b_o          W~_o = W_o - mean(W_o)
 
 A constant added to x changes nothing either, so a pivot per image is subtracted first (after padding, since the
-padding zeros belong to the patch); this keeps float32 exact at any input offset. The statistics come from two one-channel maps,
-the channel mean m and the channel sum of squared deviations q of every pixel, merged over the window (Chan et al. 1979):
+padding zeros belong to the patch); this keeps float32 exact at any input offset. The statistics come from two
+one-channel maps, the channel mean m and the channel sum of squared deviations q of every pixel, merged over the
+window (Chan et al. 1979):
 
     mu_p = mean of m        (n - correction) var_p = sum of q + C/G * sum of (m - mu_p)^2
 

@@ -16,7 +16,7 @@ from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.loop import Evaluate, Plan, Training
 from gan.metrics_log import MetricsLog, read_records
 from gan.options import TrainOptions, changes_that_matter, stored_dict
-from gan.resume import refuse_existing, run_command_line
+from gan.resume import refuse_existing, resume_command, run_command_line
 from gan.run_folder import RunFolder
 from gan.setup import TrainingData, build_data, build_trainer, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
