@@ -61,15 +61,15 @@ class CudaLauncher:
     threads = 256
 
     def __init__(self, index: int, unit: Unit) -> None:
-        if torch.cuda.is_current_stream_capturing():
-            raise BuildError(
-                "the normalized-convolution kernels would be compiled inside a CUDA graph capture; run the layer once "
-                "with these dtypes and this memory format before the capture"
-            )
         self._index = index
         try:
             from cuda.bindings import driver
 
+            if torch.cuda.is_current_stream_capturing():
+                raise BuildError(
+                    "the normalized-convolution kernels would be compiled inside a CUDA graph capture; run the layer "
+                    "once with these dtypes and this memory format before the capture"
+                )
             with torch.cuda.device(index):
                 torch.cuda.synchronize()  # makes the device's primary context current
                 code = compiled(unit.definitions(), architecture_for(torch.cuda.get_device_capability(index)))

@@ -1,0 +1,220 @@
+"""Compiling, caching and choosing the CUDA backend; nothing here needs a GPU."""
+
+import ctypes
+import multiprocessing
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cuda_ops
+from cuda_ops import __main__ as report
+from cuda_ops import compile as build
+from cuda_ops import cuda, launch
+from cuda_ops.compile import SOURCE, BuildError
+from cuda_ops.launch import Unit
+from cuda_ops.normalized_conv import choose
+
+try:
+    VERSION = build.nvrtc_version()
+    MISSING = ""
+except BuildError as error:
+    MISSING = str(error)
+needs_nvrtc = pytest.mark.skipif(bool(MISSING), reason=MISSING or "NVRTC is there")
+
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+UNITS = {
+    "float64": Unit(F64, F64, F64, False),
+    "float32": Unit(F32, F32, F32, True),
+    "float16": Unit(F16, F16, F16, False),
+    "bfloat16": Unit(BF16, BF16, BF16, True),
+    "autocast": Unit(F32, F16, F32, False),
+    "autocast inside": Unit(BF16, BF16, F32, True),
+}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NORMALIZED_CONV_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ["75", "80", "86", "89", "90", "100", "120"])
+def test_every_kernel_compiles_for(architecture: str) -> None:
+    unit = UNITS["bfloat16" if architecture in ("75", "90") else "float32"]
+    code = build.build(SOURCE.read_bytes(), unit.definitions(), f"sm_{architecture}")
+    assert code[:4] == b"\x7fELF"
+    for kernel in launch.KERNELS:
+        assert f"nc_{kernel}".encode() in code
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_combination_of_types_compiles(unit: str) -> None:
+    code = build.build(SOURCE.read_bytes(), UNITS[unit].definitions(), "compute_80")
+    assert b".entry nc_collect" in code
+
+
+@needs_nvrtc
+def test_the_compilers_words_are_passed_on() -> None:
+    with pytest.raises(BuildError, match=r'kernels.cu\(1\): error: identifier "nonsense" is undefined'):
+        build.build(b"int a = nonsense;", (), "sm_90")
+
+
+@needs_nvrtc
+def test_a_changed_argument_block_does_not_compile() -> None:
+    defines = build.definitions(F32, F32, F32, False, ctypes.sizeof(launch.Arguments) + 8)
+    with pytest.raises(BuildError, match="Args differs from its mirror"):
+        build.build(SOURCE.read_bytes(), defines, "compute_80")
+
+
+@needs_nvrtc
+def test_architecture_is_the_devices_or_the_newest_below() -> None:
+    assert build.architecture_for((9, 0)) == "sm_90"
+    assert build.architecture_for((99, 0)).startswith("compute_")
+    with pytest.raises(BuildError, match="older than this CUDA supports"):
+        build.architecture_for((3, 0))
+
+
+def counted_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    built: list[str] = []
+
+    def fake(source: bytes, defines: Any, architecture: str) -> bytes:
+        built.append(architecture)
+        return f"code for {architecture}".encode()
+
+    monkeypatch.setattr(build, "build", fake)
+    monkeypatch.setattr(build, "nvrtc_version", lambda: "13.0")
+    return built
+
+
+def test_cache_holds_what_was_built(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = counted_builds(monkeypatch)
+    for _ in range(2):
+        assert build.compiled(("-DX=1",), "sm_90") == b"code for sm_90"
+    assert built == ["sm_90"]
+    build.compiled(("-DX=1",), "sm_80")  # the key holds the architecture,
+    build.compiled(("-DX=2",), "sm_90")  # the types,
+    monkeypatch.setattr(build, "nvrtc_version", lambda: "13.1")
+    build.compiled(("-DX=1",), "sm_90")  # the compiler's version
+    changed = cache.parent / "kernels.cu"
+    changed.write_text("// another source")
+    monkeypatch.setattr(build, "SOURCE", changed)
+    build.compiled(("-DX=1",), "sm_90")  # and the source
+    assert len(built) == 5
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text"])
+def test_a_corrupt_entry_is_built_again(damage: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = counted_builds(monkeypatch)
+    build.compiled((), "sm_90")
+    (entry,) = cache.iterdir()
+    good = entry.read_bytes()
+    bad = bytearray(good)
+    bad[40] ^= 1
+    entry.write_bytes({"empty": b"", "cut": good[:-1], "flipped": bytes(bad), "text": b"<html>"}[damage])
+    assert build.compiled((), "sm_90") == b"code for sm_90"
+    assert built == ["sm_90"] * 2
+    assert entry.read_bytes() == good
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = counted_builds(monkeypatch)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NORMALIZED_CONV_CACHE", str(tmp_path / "file" / "cache"))
+    assert build.compiled((), "sm_90") == b"code for sm_90"
+    assert built == ["sm_90"]
+
+
+def _race(start: Any) -> bytes:
+    start.wait(timeout=60)
+    return build.compiled(UNITS["float16"].definitions(), "compute_80")
+
+
+@needs_nvrtc
+def test_processes_may_race_for_the_cache(cache: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager, context.Pool(3) as racers:
+        answers = racers.map(_race, [manager.Barrier(3)] * 3, chunksize=1)
+    assert len(set(answers)) == 1
+    assert [path.suffix for path in cache.iterdir()] == [".bin"]  # one entry, nothing left half done
+    assert build.compiled(UNITS["float16"].definitions(), "compute_80") == answers[0]
+
+
+def test_cache_folder_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NORMALIZED_CONV_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert build.cache_folder() == Path("/somewhere/normalized_conv")
+
+
+def test_backend_cuda_on_cpu_tensors_is_one_sentence() -> None:
+    with pytest.raises(RuntimeError, match="x is on the device cpu, the kernels are for cuda"):
+        cuda_ops.normalized_conv2d(torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3), backend="cuda")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that should serve CPU tensors but cannot be built."""
+
+    def fail(index: int, unit: Unit) -> Any:
+        raise BuildError("NVRTC sm_90: kernels.cu(7): error: no such luck")
+
+    monkeypatch.setitem(launch.LAUNCHERS, "cpu", fail)
+    monkeypatch.setattr(cuda, "_outcomes", {})
+    monkeypatch.setattr(cuda, "_warned", set())
+
+
+def test_auto_falls_back_with_one_warning(failing: None) -> None:
+    x, weight = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [cuda_ops.normalized_conv2d(x, weight) for _ in range(3)]
+        cuda_ops.normalized_conv2d(
+            x.double(), weight.double()
+        )  # another unit, the same reason: not said again
+    assert [str(w.message) for w in caught] == [
+        "normalized_conv2d falls back to its torch form: NVRTC sm_90: kernels.cu(7): error: no such luck"
+    ]
+    torch.testing.assert_close(results[0], cuda_ops.normalized_conv2d(x, weight, backend="reference"))
+
+
+def test_backend_cuda_raises_with_the_compilers_words(failing: None) -> None:
+    with pytest.raises(RuntimeError, match=r"not available here: NVRTC sm_90: .* no such luck"):
+        cuda_ops.normalized_conv2d(torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3, 3), backend="cuda")
+
+
+def test_auto_says_nothing_where_the_kernels_do_not_apply(failing: None) -> None:
+    x, weight = torch.randn(0, 2, 9, 9), torch.randn(3, 2, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("auto", x, weight, (1, 1), (0, 0), (1, 1), 1) != "cuda"
+    with pytest.raises(RuntimeError, match="x is empty"):
+        choose("cuda", x, weight, (1, 1), (0, 0), (1, 1), 1)
+
+
+def test_no_compilation_inside_a_graph_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(BuildError, match=r"run the layer once with these dtypes .* before the capture"):
+        launch.CudaLauncher(0, UNITS["float32"])
+
+
+def test_a_missing_gpu_is_a_reason_not_a_crash() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BuildError):
+        launch.CudaLauncher(0, UNITS["float32"])
+
+
+def test_report_of_what_is_available(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "torch", "reference", "direct", "cuda", "compiler", "cache",
+    ]  # fmt: skip
+    if not torch.cuda.is_available():
+        assert any(line.startswith("cuda       not available: ") for line in lines)
+    assert MISSING or any("works" in line for line in lines if line.startswith("compiler"))
