@@ -19,10 +19,15 @@ const gan = (() => {
 
   /** Load chunk after chunk until all records are known; a chunk that brings nothing waits for the next poll. */
   function catchUp() {
-    if (!state || known >= state.records) { loading = false; return; }
-    loading = true;
     const before = known;
-    load(chunkName(known), state.records, () => { if (known > before) catchUp(); else loading = false; });
+    loading = state !== null && known < state.records;
+    view.samples.hold(loading);
+    if (!loading) return;
+    load(chunkName(known), state.records, () => {
+      if (known > before) return catchUp();
+      loading = false;
+      view.samples.hold(false);
+    });
   }
 
   function poll() {

@@ -18,7 +18,7 @@ class Samples {
     this.cell = Number(options.crop_size) || 0;
     this.address = address;
     this.moments = [];
-    this.selected = -1;
+    this.selected = this.drawn = -1;
     this.split = 50;
     this.choice = null;
     this.section = parent;
@@ -98,10 +98,16 @@ class Samples {
     if (follow) this.later(index); else this.tell();
   }
 
-  /** Select at the next frame: a thousand moments that arrive at once load one picture, not a thousand. */
+  /** While held, news are noted but nothing is shown: a thousand moments that arrive at once load one picture. */
+  hold(held) {
+    this.held = held;
+    if (!held && this.selected !== this.drawn) this.later(this.selected);
+  }
+
+  /** Select at the next frame. */
   later(index) {
     this.selected = index;
-    if (this.waiting) return;
+    if (this.waiting || this.held) return;
     this.waiting = true;
     requestAnimationFrame(() => { this.waiting = false; this.select(this.selected); });
   }
@@ -133,8 +139,9 @@ class Samples {
     if (!this.moments.length) return;
     this.selected = Math.max(0, Math.min(this.moments.length - 1, index));
     this.slider.value = this.selected;
-    const old = this.strip.querySelector("[aria-current]"), now = this.strip.children[this.selected];
-    if (old) old.removeAttribute("aria-current");
+    const now = this.strip.children[this.selected];
+    if (this.current) this.current.removeAttribute("aria-current");
+    this.current = now;
     now.setAttribute("aria-current", "true");
     const edge = now.offsetLeft - this.strip.offsetLeft;
     this.strip.scrollLeft = edge - this.strip.clientWidth / 2 + now.offsetWidth / 2;
@@ -143,6 +150,7 @@ class Samples {
 
   show() {
     const record = this.moments[this.selected], [a, b = a] = this.choice.pair;
+    this.drawn = this.selected;
     const set = (image, kind) => {
       image.alt = `${caption(kind)}, epoch ${record.epoch}, step ${record.step}`;
       const address = record.pictures[kind] ? this.address(record, record.pictures[kind]) : "";

@@ -1,0 +1,327 @@
+"""The page of a run in a real browser: opened from a file and over HTTP, while training, with a thousand epochs."""
+
+import functools
+import http.server
+import math
+import shutil
+import threading
+
+import pytest
+from browser_support import chromium, screenshot
+from visdom_support import FakeRun, train_record
+
+from gan.viewers import RunInfo
+from gan.viewers.page import Page
+from gan.viewers.report_page import Table, make_report_page
+
+pytestmark = pytest.mark.browser
+EPOCHS = 12
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+class Watched:
+    """A run with a page, and what a browser asked for and complained about while it showed it."""
+
+    def __init__(self, browser, folder, address: str, run: FakeRun, **context) -> None:
+        self.run, self.requests, self.complaints = run, [], []
+        self.context = browser.new_context(**context)
+        self.page = self.context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on(
+            "console", lambda message: message.type == "error" and self.complaints.append(message.text)
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(address)
+
+    def wait(self, condition: str, seconds: float = 15) -> None:
+        self.page.wait_for_function(condition, timeout=seconds * 1000)
+
+    def curve(self, name: str) -> dict[float, float]:
+        """Step -> value of a curve, as the page draws it."""
+        points = self.page.evaluate(
+            "name => [...gan.view.board.charts.values()].flatMap(chart => [...chart.curves.values()])"
+            ".filter(curve => curve.name === name).flatMap(curve => curve.x.map((x, i) => [x, curve.y[i]]))",
+            name,
+        )
+        return dict(points)
+
+
+def make_run(folder, epochs: int = EPOCHS, name: str = "fake") -> tuple[FakeRun, Page]:
+    run = FakeRun(folder, name)
+    options = {**run.info.options, "n_epochs": epochs, "n_epochs_decay": 0}
+    run.info = RunInfo(name, run.folder, options, "test host")
+    page = Page()
+    page.start(run.info, [])
+    for epoch in range(1, epochs + 1):
+        log_epoch(run, page, epoch)
+    return run, page
+
+
+def log_epoch(run: FakeRun, page: Page, epoch: int) -> None:
+    for step in range(epoch * 8 - 7, epoch * 8 + 1):
+        page.record(run.keep(train_record(step, epoch)))
+    page.samples(*run.samples(epoch * 8, epoch))
+    page.record(
+        run.keep({"kind": "metrics", "step": epoch * 8, "epoch": epoch, "metrics": {"val_l1": 1 / epoch}})
+    )
+
+
+@pytest.fixture
+def run_and_page(tmp_path):
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def open_file(browser):
+    opened = []
+
+    def go(run: FakeRun, **context) -> Watched:
+        watched = Watched(browser, run.folder, (run.folder / "index.html").as_uri(), run, **context)
+        opened.append(watched)
+        return watched
+
+    yield go
+    for watched in opened:
+        assert watched.complaints == []
+        watched.context.close()
+
+
+def brightness(watched: Watched) -> float:
+    """Mean red value of the translated picture that is shown, 0 to 255."""
+    watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
+    shot = watched.page.evaluate(
+        "() => { const image = gan.view.samples.after; return [image.naturalWidth, image.naturalHeight, image.src]; }"
+    )
+    assert shot[:2] == [64, 32], "two pictures of 32x32 side by side"
+    from urllib.parse import unquote, urlparse
+
+    import numpy as np
+    from PIL import Image
+
+    path = unquote(urlparse(shot[2]).path)
+    with Image.open(path) as picture:
+        return float(np.asarray(picture)[..., 0].mean())
+
+
+def test_from_a_file_everything_is_there_and_nothing_comes_from_elsewhere(run_and_page, open_file):
+    run, _ = run_and_page
+    watched = open_file(run, viewport={"width": 1280, "height": 1400})
+    watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
+    logged = {step: 1 / step for step in range(1, EPOCHS * 8 + 1)}
+    assert watched.curve("G_GAN") == logged
+    assert watched.curve("val_l1") == {epoch * 8: 1 / epoch for epoch in range(1, EPOCHS + 1)}
+    assert set(watched.curve("images/s").values()) == {3.0} and set(watched.curve("lr").values()) == {2e-4}
+    inside = run.folder.as_uri()
+    assert all(url.startswith((inside, "data:")) for url in watched.requests), watched.requests
+    assert watched.page.inner_text("h1") == "fake" and "pix2pix" in watched.page.inner_text(".sub")
+    newest = brightness(watched)
+    watched.page.keyboard.press("Home")
+    watched.wait("gan.view.samples.selected === 0 && gan.view.samples.after.complete")
+    assert newest - brightness(watched) > 100, "the pixels change over the epochs"
+    screenshot(watched.page, "page-light", full_page=True)
+
+
+def test_arrow_keys_walk_through_the_epochs(run_and_page, open_file):
+    watched = open_file(run_and_page[0])
+    watched.wait(f"gan.view.samples.selected === {EPOCHS - 1}")
+    for key, expected in (("ArrowLeft", EPOCHS - 2), ("ArrowLeft", EPOCHS - 3), ("ArrowRight", EPOCHS - 2), ("Home", 0),
+                          ("ArrowLeft", 0), ("End", EPOCHS - 1), ("ArrowRight", EPOCHS - 1)):  # fmt: skip
+        watched.page.keyboard.press(key)
+        assert watched.page.evaluate("gan.view.samples.selected") == expected
+        assert f"epoch {expected + 1} ·" in watched.page.inner_text(".scrub output")
+
+
+def test_the_slider_uncovers_the_translated_picture(run_and_page, open_file, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    watched = open_file(run_and_page[0], viewport={"width": 800, "height": 900})
+    watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
+    stage = watched.page.locator(".stage")
+    seen = {}
+    for split in (0, 50, 100):
+        watched.page.locator(".stage .split").evaluate(
+            "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", split
+        )
+        path = tmp_path / f"{split}.png"
+        stage.screenshot(path=path)
+        with Image.open(path) as shot:
+            row = np.asarray(shot.convert("L")).astype(float)[20]
+        quarters = np.array_split(row, 4)  # two pictures, two halves each
+        seen[split] = [float(np.median(quarter)) for quarter in quarters]
+    dark, bright = seen[100][0], seen[0][0]
+    assert bright - dark > 60, "the translated picture of the last epoch is the brighter one"
+    assert max(np.abs(np.array(seen[0]) - bright)) < 12 and max(np.abs(np.array(seen[100]) - dark)) < 12
+    assert np.abs(np.array(seen[50]) - [dark, bright, dark, bright]).max() < 12, (
+        "every picture is cut in its middle"
+    )
+
+
+def test_hover_shows_the_logged_values_and_log_scale_works(run_and_page, open_file):
+    watched = open_file(run_and_page[0], viewport={"width": 1280, "height": 1600})
+    watched.wait("gan.view.board.charts.size >= 4")
+    plot = watched.page.locator(".chart", has_text="Adversarial").locator(".plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    watched.page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 80)
+    watched.wait("[...document.querySelectorAll('.tip')].some(tip => !tip.hidden)")
+    text = plot.locator(".tip").inner_text()
+    step = int(text.split("step")[1].split()[0].replace(",", ""))
+    assert f"epoch {(step - 1) // 8 + 1}" in text
+    assert math.isclose(float(text.split()[-1]), 1 / step, rel_tol=1e-3)
+    assert 35 < step < 65
+    before = plot.screenshot()
+    watched.page.mouse.move(5, 5)
+    watched.page.get_by_label("log scale").check()
+    watched.wait("gan.view.board.log")
+    watched.page.wait_for_timeout(100)
+    assert plot.screenshot() != before
+
+
+def test_it_updates_itself_while_training(run_and_page, open_file):
+    run, page = run_and_page
+    watched = open_file(run)
+    watched.wait(f"gan.view.samples.selected === {EPOCHS - 1}")
+    watched.page.evaluate("window.sameDocument = true")
+    log_epoch(run, page, EPOCHS + 1)
+    watched.wait(f"gan.view.samples.selected === {EPOCHS}", 8)
+    assert watched.page.inner_text("#status") == "training"
+    watched.page.keyboard.press("Home")
+    log_epoch(run, page, EPOCHS + 2)
+    watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 2}", 8)
+    assert watched.page.evaluate("gan.view.samples.selected") == 0, (
+        "whoever looks at an old epoch stays there"
+    )
+    assert watched.page.evaluate("window.sameDocument"), "nothing was loaded anew"
+    assert len(watched.curve("G_GAN")) == (EPOCHS + 2) * 8
+    page.close()
+    watched.wait("document.getElementById('status').textContent === 'ended'", 8)
+
+
+def test_a_resumed_run_makes_an_open_page_start_over(run_and_page, open_file):
+    run, _ = run_and_page
+    watched = open_file(run)
+    watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
+    again = Page()
+    again.start(run.info, [record for record in run.records if record["epoch"] <= 4])
+    watched.wait("gan.view.samples.moments.length === 4", 10)
+    assert max(watched.curve("G_GAN")) == 32
+
+
+def test_a_thousand_epochs(tmp_path, open_file):
+    run, page = make_run(tmp_path, epochs=1)
+    first = run.folder / "samples/step-00000008"
+    for epoch in range(2, 1001):
+        folder = f"samples/step-{epoch * 8:08d}"
+        (run.folder / folder).mkdir()
+        pictures = {}
+        for file in first.iterdir():
+            (run.folder / folder / file.name).hardlink_to(file)
+            pictures[file.stem] = file.name
+        page.record(train_record(epoch * 8, epoch))
+        page.samples(
+            {"kind": "samples", "step": epoch * 8, "epoch": epoch, "folder": folder, "pictures": pictures}, {}
+        )
+    watched = open_file(run, viewport={"width": 1280, "height": 1000})
+    watched.wait("gan.view.samples.moments.length === 1000", 30)
+    watched.page.wait_for_timeout(500)
+    loaded = {url for url in watched.requests if url.endswith(".png")}
+    assert len(loaded) < 80, f"{len(loaded)} pictures loaded for the few that can be seen"
+    cost = watched.page.evaluate(
+        """() => {
+            const view = gan.view, add = (epoch) => {
+                view.add({kind: "train", step: epoch * 8, epoch, losses: {G_GAN: 1}, lr: 1e-4, time: {}});
+                view.add({kind: "samples", step: epoch * 8, epoch, folder: "samples/step-00000008",
+                          pictures: {input: "input.png", fake: "fake.png"}});
+                view.samples.strip.offsetWidth;
+            };
+            const timed = (from, count) => {
+                const begin = performance.now();
+                for (let i = 0; i < count; i++) add(from + i);
+                return (performance.now() - begin) / count;
+            };
+            timed(1001, 20);
+            return timed(1021, 100);
+        }"""
+    )
+    assert cost < 10, f"{cost:.2f} ms for an epoch's news after a thousand epochs"
+    watched.page.keyboard.press("Home")
+    watched.wait("gan.view.samples.selected === 0")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (320, "dark"), (1280, "dark")])
+def test_it_fits_the_screen_and_follows_the_colour_scheme(width, scheme, run_and_page, open_file):
+    phone = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2} if width < 500 else {}
+    watched = open_file(
+        run_and_page[0], viewport={"width": width, "height": 800}, color_scheme=scheme, **phone
+    )
+    watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
+    watched.page.get_by_text("Options and host").click()
+    watched.page.wait_for_timeout(300)
+    wide = watched.page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+    assert wide <= width, "no horizontal scrolling"
+    ground = watched.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    level = int(ground.removeprefix("rgb(").split(",")[0])
+    assert level > 200 if scheme == "light" else level < 60
+    screenshot(watched.page, f"page-{scheme}-{width}", full_page=True)
+
+
+def test_over_http(run_and_page, browser):
+    run, page = run_and_page
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler.of(run.folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/index.html"
+        watched = Watched(browser, run.folder, address, run)
+        watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
+        log_epoch(run, page, EPOCHS + 1)
+        watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 1}", 8)
+        assert len(watched.curve("G_GAN")) == (EPOCHS + 1) * 8
+        assert all(
+            url.startswith((f"http://127.0.0.1:{server.server_port}/", "data:")) for url in watched.requests
+        )
+        assert watched.complaints == []
+        watched.context.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    @classmethod
+    def of(cls, folder):
+        return functools.partial(cls, directory=str(folder))
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_hostile_name_is_only_text(tmp_path, open_file):
+    name = "<img src=x onerror=window.hacked=1>'\"&#"
+    run, _ = make_run(tmp_path, 2, name)
+    watched = open_file(run)
+    watched.wait("gan.view.samples.moments.length === 2 && gan.view.samples.after.complete")
+    assert watched.page.inner_text("h1") == name and watched.page.evaluate("window.hacked") is None
+    assert watched.page.evaluate("gan.view.samples.after.naturalWidth") == 64, (
+        "a picture is found in any folder"
+    )
+
+
+def test_the_report_works_without_its_runs(run_and_page, browser, tmp_path):
+    run, _ = run_and_page
+    table = Table("Results", ["run", "PSNR"], [["fake", 19.5]])
+    path = make_report_page(tmp_path / "report.html", "Report", [run.folder], [table])
+    shutil.rmtree(run.folder)
+    watched = Watched(browser, tmp_path, path.as_uri(), run, viewport={"width": 1280, "height": 1000})
+    watched.wait("document.querySelectorAll('.thumb').length === 10")
+    watched.wait("[...document.querySelectorAll('.stage img')].every(image => image.naturalWidth === 64)")
+    assert len(watched.page.query_selector_all(".chart")) == 5
+    assert all(url == path.as_uri() or url.startswith("data:") for url in watched.requests)
+    assert watched.complaints == []
+    screenshot(watched.page, "report", full_page=True)
+    watched.context.close()
