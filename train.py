@@ -12,7 +12,15 @@ def main() -> int:
     options, saved = parse_train(sys.argv[1:])
     from gan.launch import dry_run, train
 
-    return dry_run(options) if options.run.dry_run else train(options, saved)
+    if options.run.dry_run:
+        return dry_run(options)
+    evaluate = None
+    if options.output.eval_every:
+        from evaluate.training import make_evaluator
+
+        output = options.output
+        evaluate = make_evaluator(output.eval_metrics, best_by=output.best_by, device=options.device.device)
+    return train(options, saved, evaluate)
 
 
 if __name__ == "__main__":

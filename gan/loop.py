@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from gan.viewers.samples import save_samples
 
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
 
-Evaluate = Callable[[Path], Mapping[str, float]]
-"""Metrics of a checkpoint file, handed in by train.py: the loop itself knows none."""
+Evaluate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+"""Metrics of the pictures of `Trainer.sample`, handed in by train.py: the loop itself knows none."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Training:
         if "target" in images:
             metrics["val_l1"] = _mean_distance(images["fake"], images["target"])
         if self.evaluate and self.plan.eval_every and self.position.epoch % self.plan.eval_every == 0:
-            metrics |= self.evaluate(self.run.path)
+            metrics |= self.evaluate(images)
         if metrics:
             self._record({"kind": "metrics", "metrics": metrics})
         return metrics

@@ -347,6 +347,13 @@ def _check(flat: dict[str, Any]) -> None:
     if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
         reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
         raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
+    needs_evaluation = flat["best_by"] is not None and flat["best_by"] != "val_l1"
+    if needs_evaluation and not flat["eval_every"]:
+        raise UserError("--best_by", f"{flat['best_by']} is never computed", "add --eval_every N")
+    if flat["best_by"] == "val_l1" and flat["model"] == "cycle_gan":
+        raise UserError(
+            "--best_by", "val_l1 needs pairs, which cycle_gan has not", "use fid with --eval_every N"
+        )
     if flat["dropout"] and flat["no_dropout"]:
         raise UserError("--dropout", "contradicts --no_dropout", "give one of them")
     if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:

@@ -15,17 +15,20 @@ from typing import Any
 from gan.viewers.report_page import Table, make_report_page
 
 FOLDER = Path("demo")
-TOWNS = 160
+TOWNS = 100
 SIZE = 64
 SMALL = (
-    "--norm nc_ms --netG resnet_6blocks --ngf 16 --ndf 16 --load_size 70 --crop_size 64 --preprocess resize_and_crop "
-    "--num_threads 0 --print_freq 20 --display_freq 100000 --visdom off --checkpoints_dir demo/checkpoints"
+    "--norm nc_ms --netG resnet_6blocks --ndf 16 --load_size 64 --crop_size 64 --lr 0.0005 "
+    "--num_threads 0 --print_freq 20 --display_freq 100 --visdom off --checkpoints_dir demo/checkpoints"
 )
 PIX2PIX = (
     "--name pix2pix --model pix2pix --dataroot demo/towns "
-    f"--n_epochs 20 --n_epochs_decay 20 --batch_size 4 --lr 5e-4 {SMALL}"
+    f"--ngf 32 --no_dropout --n_epochs 8 --n_epochs_decay 7 {SMALL}"
 )
-CYCLEGAN = f"--name cyclegan --model cycle_gan --dataroot demo/towns_unpaired --n_epochs 3 --n_epochs_decay 3 {SMALL}"
+CYCLEGAN = (
+    "--name cyclegan --model cycle_gan --dataroot demo/towns_unpaired "
+    f"--ngf 16 --n_epochs 3 --n_epochs_decay 3 {SMALL}"
+)
 
 
 def main() -> None:
