@@ -411,6 +411,56 @@ def test_leaving_at_once_during_a_save(tmp_path: Path, call: int, monkeypatch) -
     assert hashes(folder).items() >= {name: was[name] for name in was if name.startswith("ckpt")}.items()
 
 
+@pytest.mark.parametrize("write", [1, 5, 20])
+def test_leaving_at_once_in_the_serialiser(tmp_path: Path, write: int, monkeypatch) -> None:
+    """torch turns an interrupt that strikes as it hands over data into an error about positions."""
+    folder = before(tmp_path / "run")
+    real, calls = HashingFile.write, []
+
+    def interrupted(self: HashingFile, data: bytes) -> int:
+        calls.append(len(data))
+        if len(calls) == write:
+            raise KeyboardInterrupt
+        return real(self, data)
+
+    monkeypatch.setattr(HashingFile, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, 8, 2.0)
+    assert loaded(folder) == 1.0
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_the_order_of_a_save(tmp_path: Path) -> None:
+    """What only a power cut would show: contents are flushed before a rename, the folder after it, deleting is last."""
+    folder = before(tmp_path / "run")
+    events: list[str] = []
+    opened: dict[int, str] = {}
+
+    def act(number: int, name: str, real: Callable[..., Any], arguments: tuple) -> Any:
+        result = real(*arguments)
+        if name == "open":
+            path = Path(arguments[0])
+            opened[result] = (
+                "folder" if path == folder else path.name.split(".")[-3 if path.suffix == ".tmp" else -1]
+            )
+        elif name in ("write", "fsync") and events[-1:] != [event := f"{name} {opened[arguments[0]]}"]:
+            events.append(event)
+        elif name == "replace":
+            events.append(f"rename to {Path(arguments[1]).name}")
+        elif name == "unlink":
+            events.append(f"delete {Path(arguments[0]).name}")
+        return result
+
+    with shim(act):
+        save(folder, 8, 2.0)
+    assert events == [
+        "write pt", "fsync pt", "rename to ckpt-00000008.pt", "fsync folder",
+        "write sha256", "fsync sha256", "rename to ckpt-00000008.pt.sha256", "fsync folder",
+        "write json", "fsync json", "rename to latest.json", "fsync folder",
+        "delete ckpt-00000004.pt", "delete ckpt-00000004.pt.sha256",
+    ]  # fmt: skip
+
+
 # --- the parts ---
 
 
