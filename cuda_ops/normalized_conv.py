@@ -1,7 +1,7 @@
 """Normalized convolution: the public function, the oracle, and the switch between the backends.
 
 Every im2col row (what one output position sees: all channels, padding zeros included) is standardised before the
-product with the weights (Kim et al., "Normalized Convolution for Image-to-Image Translation", Algorithm 1):
+product with the weights (Kim et al. 2020, "Normalized Convolutional Neural Network", Algorithm 1):
 
     mu_p  = mean(u_p)        var_p = sum((u_p - mu_p)^2) / (n - correction)      s_p = sqrt(var_p + eps)
     y[o,p] = W_o . (u_p - mu_p) / s_p + b_o
