@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.errors import UserError
@@ -10,7 +10,7 @@ from evaluate.baselines import baselines
 from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
 from evaluate.metrics import (
-    INCEPTION_FLAGS,
+    FLAGS,
     SEED,
     Choice,
     Comparison,
@@ -27,13 +27,7 @@ from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, check_place, with_groups, write_report
 from evaluate.runs import RunChoice, comparisons_of_run, find_run, protocol_of, test_sides, training_pairs
 from evaluate.tables import terminal_table
-from evaluate.weights import (
-    Weights,
-    cache_folder,
-    load_alexnet_weights,
-    load_inception_weights,
-    load_lpips_heads,
-)
+from evaluate.weights import INCEPTION_FLAGS, WeightsChoice, cache_folder, find_weights
 from gan.options import TrainOptions
 from gan.precision import find_device
 
@@ -46,7 +40,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
     rows, run_options, protocol = collect(options)
     report = measure(options, asked, rows, protocol)
     if options.baselines:
-        report = dataclasses.replace(report, rows=[*report.rows, *baseline_rows(run_options, options)])
+        report = dataclasses.replace(report, rows=[*report.rows, *baseline_rows(run_options, options, asked)])
     report = dataclasses.replace(report, seconds=time.perf_counter() - started)
     paths = write_report(report, output_folder(options), options.latex)
     print(terminal_table(report.rows, report.columns))
@@ -132,7 +126,16 @@ def measure(
 ) -> Report:
     """Find the weights that are needed, make one pass over the files, and put the numbers together."""
     cache_dir = options.cache_dir or cache_folder()
-    weights, missing = find_weights(options, asked, cache_dir)
+    weights, missing = find_weights(
+        FLAGS if asked is None else asked,
+        WeightsChoice(
+            cache_dir,
+            options.inception_weights,
+            options.lpips_weights,
+            options.offline,
+            options.allow_unverified,
+        ),
+    )
     smallest = min(int(side) for side in protocol.size.split("x"))
     choice = choose(asked, rows, smallest, missing)
     used = {name: found for name, found in weights.items() if uses(name, choice)}
@@ -156,37 +159,9 @@ def measure(
     )
 
 
-def find_weights(
-    options: EvaluateOptions, asked: Sequence[str] | None, cache_dir: Path
-) -> tuple[dict[str, Weights], dict[str, UserError]]:
-    """The weights that the chosen metrics need, and by metric flag why some cannot be had.
-
-    A file named by its own flag must be usable: its error is raised.
-    """
-    weights: dict[str, Weights] = {}
-    missing: dict[str, UserError] = {}
-    how = {"offline": options.offline, "allow_unverified": options.allow_unverified}
-    if asked is None or INCEPTION_FLAGS & set(asked):
-        try:
-            weights["inception"] = load_inception_weights(options.inception_weights, cache_dir, **how)
-        except UserError as error:
-            if options.inception_weights:
-                raise
-            missing |= dict.fromkeys(INCEPTION_FLAGS, error)
-    if asked is None or "lpips" in asked:
-        try:
-            weights["alexnet"] = load_alexnet_weights(options.lpips_weights, cache_dir, **how)
-            weights["heads"] = load_lpips_heads()
-        except UserError as error:
-            if options.lpips_weights:
-                raise
-            missing["lpips"] = error
-    return weights, missing
-
-
 def uses(network: str, choice: Choice) -> bool:
     """Whether any chosen metric is computed by this network."""
-    return bool((INCEPTION_FLAGS if network == "inception" else {"lpips"}) & set(choice.flags))
+    return any(flag in choice.flags for flag in (INCEPTION_FLAGS if network == "inception" else ("lpips",)))
 
 
 def to_row(row: Comparison, choice: Choice, measurements: Measurements, resamples: int = 0) -> Row:
@@ -208,8 +183,10 @@ def to_row(row: Comparison, choice: Choice, measurements: Measurements, resample
     )
 
 
-def baseline_rows(run_options: Sequence[TrainOptions], options: EvaluateOptions) -> list[Row]:
-    """Two rows for every data set and direction among the paired runs."""
+def baseline_rows(
+    run_options: Sequence[TrainOptions], options: EvaluateOptions, asked: Sequence[str] | None
+) -> list[Row]:
+    """Two rows for every data set and direction among the paired runs, with the metrics that were asked for."""
     rows: list[Row] = []
     seen = set()
     for trained in run_options:
@@ -221,10 +198,21 @@ def baseline_rows(run_options: Sequence[TrainOptions], options: EvaluateOptions)
         _, inputs, targets = test_sides(trained, trained.data.direction, run_choice(options, "last"))
         found = baselines(pairs, list(zip(inputs, targets, strict=True)))
         rows += [
-            Row(f"baseline: {name}", trained.data.direction, "", len(inputs), len(targets), values)
+            Row(
+                f"baseline: {name}",
+                trained.data.direction,
+                "",
+                len(inputs),
+                len(targets),
+                _among(values, asked),
+            )
             for name, values in found.items()
         ]
     return rows
+
+
+def _among(values: Mapping[str, float], asked: Sequence[str] | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if asked is None or name in asked}
 
 
 def output_folder(options: EvaluateOptions) -> Path:

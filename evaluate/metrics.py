@@ -18,6 +18,7 @@ from evaluate.lpips import all_pairs_mean, head_vector, map_sizes
 from evaluate.passes import Measurements, Wanted
 from evaluate.pictures import Picture
 from evaluate.pixels import WINDOW
+from evaluate.weights import INCEPTION_FLAGS
 
 SEED = 0  # of KID's subsets and of the bootstrap
 
@@ -45,7 +46,6 @@ METRICS = (
     Metric("l1", "l1", "L1 (to target)", 4),
 )
 FLAGS = tuple(dict.fromkeys(metric.flag for metric in METRICS))
-INCEPTION_FLAGS = frozenset({"fid", "fid_clean", "kid"})
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,10 @@ class Networks:
     def inception(self) -> InceptionPool:
         assert self._inception is not None
         try:
-            return InceptionPool(self._inception.state).to(self.device)
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # building draws initial weights: not from the training's numbers
+                return InceptionPool(self._inception.state).to(self.device)
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 self._inception.path, "tensors do not fit pytorch-fid's Inception", "see --inception_weights"
@@ -52,7 +55,8 @@ class Networks:
     def trunk(self) -> AlexNetTrunk:
         assert self._alexnet is not None
         try:
-            return AlexNetTrunk(self._alexnet.state).to(self.device)
+            with torch.random.fork_rng(devices=[]):
+                return AlexNetTrunk(self._alexnet.state).to(self.device)
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 self._alexnet.path, "tensors do not fit torchvision's AlexNet", "see --lpips_weights"

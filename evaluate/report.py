@@ -94,7 +94,7 @@ def _grouped(rows: Sequence[Row]) -> Row:
         spreads={name: float(found.std(ddof=1)) for name, found in by_name.items()},
         seeds=len(rows),
         missing=rows[0].missing,
-        details={"seeds": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},
+        details={"seed": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},
     )
 
 

@@ -5,7 +5,7 @@ Searched in this order: the file named by the flag, the folder I2I_WEIGHTS, our 
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from evaluate.lpips import CONVOLUTIONS
 
 WEIGHTS_FOLDER_VARIABLE = "I2I_WEIGHTS"
 OFFLINE_VARIABLE = "I2I_OFFLINE"
+
+INCEPTION_FLAGS = ("fid", "fid_clean", "kid")  # the metrics, as --metrics names them, that need Inception
 
 ALEXNET_FINGERPRINT = "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc"
 """SHA-256 over the float32 bytes of the five convolutions' weights and biases (torchvision's ImageNet AlexNet)."""
@@ -56,6 +58,17 @@ class Weights:
     digest: str
     path: Path
     verified: bool
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """Where weights may come from, as told by flags: cache folder, named files, downloads, unverified ones."""
+
+    cache: Path
+    inception: Path | None = None
+    alexnet: Path | None = None
+    offline: bool = False
+    allow_unverified: bool = False
 
 
 class WeightsMissing(UserError):
@@ -157,6 +170,34 @@ def load_lpips_heads() -> Weights:
         raise UserError("lpips", "the package is not installed", "pip install -r requirements.txt")
     path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
     return Weights(_load_state(path), sha256_of(path), path, verified=True)
+
+
+def find_weights(
+    flags: Collection[str], choice: WeightsChoice
+) -> tuple[dict[str, Weights], dict[str, UserError]]:
+    """The weights that these metrics need (inception, alexnet, heads), and by metric why some cannot be had.
+
+    A file that is named must be usable: its error is raised.
+    """
+    weights: dict[str, Weights] = {}
+    missing: dict[str, UserError] = {}
+    how = {"offline": choice.offline, "allow_unverified": choice.allow_unverified}
+    if flags_of_inception := [flag for flag in flags if flag in INCEPTION_FLAGS]:
+        try:
+            weights["inception"] = load_inception_weights(choice.inception, choice.cache, **how)
+        except UserError as error:
+            if choice.inception:
+                raise
+            missing |= dict.fromkeys(flags_of_inception, error)
+    if "lpips" in flags:
+        try:
+            weights["alexnet"] = load_alexnet_weights(choice.alexnet, choice.cache, **how)
+            weights["heads"] = load_lpips_heads()
+        except UserError as error:
+            if choice.alexnet:
+                raise
+            missing["lpips"] = error
+    return weights, missing
 
 
 def _load_state(path: Path) -> Mapping[str, Any]:

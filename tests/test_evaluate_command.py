@@ -1,0 +1,283 @@
+"""`python -m evaluate` on runs and folders: tables, reports, reuse, refusals, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_evaluate_networks import random_inception_state
+from test_evaluate_passes import random_trunk, write_pictures
+
+from datasets.errors import UserError, run_command
+from evaluate import pixels
+from evaluate.command import run_evaluation
+from evaluate.options import EvaluateOptions
+from gan.launch import train
+from gan.options import TrainOptions, from_dict, resolve, to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own cache, no weights, no downloads."""
+    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("I2I_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(random_trunk(), path)
+    return path
+
+
+def options(**flags: object) -> EvaluateOptions:
+    return replace(EvaluateOptions(), offline=True, **flags)  # type: ignore[arg-type]
+
+
+def read(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+def aligned_data(root: Path, train_count: int = 4, test_count: int = 3) -> Path:
+    """Side-by-side files of 2 x 32 pixels; B is A with its colours turned around."""
+    for split, count, seed in (("train", train_count, 1), ("test", test_count, 2)):
+        for path in write_pictures(root / split, count, seed, (32, 32)).iterdir():
+            a = np.asarray(Image.open(path))
+            Image.fromarray(np.concatenate([a, 255 - a[:, :, ::-1]], axis=1)).save(path)
+    return root
+
+
+def make_run(folder: Path, data: Path, name: str, model: str, **more: object) -> Path:
+    """A run trained for one epoch with tiny networks."""
+    flags = {
+        "name": name, "checkpoints_dir": str(folder), "dataroot": str(data), "model": model, "netG": "resnet_6blocks",
+        "ngf": 2, "ndf": 2, "norm": "instance", "load_size": 32, "crop_size": 32, "n_epochs": 1, "n_epochs_decay": 0,
+        "num_threads": 0, "visdom": "off", "device": "cpu", "val_count": 2, **more,
+    }  # fmt: skip
+    trained: TrainOptions = resolve(from_dict(to_dict(TrainOptions()) | flags))
+    assert train(trained, None) == 0
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the runs p2p_0 and p2p_1 (two seeds), cyc (unpaired data), small (another size)."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = aligned_data(folder / "data")
+    for seed in (0, 1):
+        make_run(folder, data, f"p2p_{seed}", "pix2pix", seed=seed)
+    make_run(folder, data, "small", "pix2pix", load_size=24, crop_size=24)
+    unaligned = folder / "unaligned"
+    for i, split in enumerate(("trainA", "trainB", "testA", "testB")):
+        write_pictures(unaligned / split, 4 + i, i, (32, 32))
+    make_run(folder, unaligned, "cyc", "cycle_gan")
+    return folder
+
+
+def test_a_paired_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path / "out")) == 0
+    table = capsys.readouterr().out
+    assert "PSNR" in table and "(to target)" in table and "i2i-1/32/eval" in table
+    assert "fid, fid_clean, kid not computed" in table and "pt_inception-2015-12-05-6726825d.pth" in table
+    report = read(tmp_path / "out")
+    (row,) = report["rows"]  # type: ignore[misc]
+    assert row["direction"] == "AtoB" and row["n_fake"] == row["n_real"] == 3 and row["epoch"] == 1
+    made = sorted((runs / "p2p_0" / "evaluation").glob("epoch-1-step-4/AtoB/*.png"))
+    assert len(made) == 3
+    targets = [np.asarray(Image.open(runs / "data/test" / path.name))[:, 32:] for path in made]
+    outputs = [np.asarray(Image.open(path)) for path in made]
+    expected = np.mean([pixels.psnr(a, b) for a, b in zip(outputs, targets, strict=True)])
+    assert row["values"]["psnr"] == pytest.approx(expected, rel=1e-9)
+    assert (tmp_path / "out" / "report.csv").read_text().count("\n") == 2
+    assert "PSNR (to target)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_outputs_are_the_translators(runs: Path, tmp_path: Path) -> None:
+    """The PNG of a test picture equals the network's answer to its left half."""
+    from datasets.images import load_image, to_picture, to_tensor
+    from gan.translate import load_translator
+
+    run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
+    translator = load_translator(runs / "p2p_0")
+    picture = load_image(runs / "data/test/001.png").crop((0, 0, 32, 32))
+    expected = np.asarray(to_picture(translator(to_tensor(picture)[None])[0]))
+    written = np.asarray(Image.open(runs / "p2p_0/evaluation/epoch-1-step-4/AtoB/001.png"))
+    assert np.array_equal(expected, written)
+
+
+def test_both_directions_of_an_unpaired_run(runs: Path, tmp_path: Path, trunk: Path) -> None:
+    flags = {"output": tmp_path / "out", "lpips_weights": trunk, "allow_unverified": True}
+    assert run_evaluation(options(runs=("cyc",), checkpoints_dir=runs, latex=True, **flags)) == 0
+    report = read(tmp_path / "out")
+    rows = {row["direction"]: row for row in report["rows"]}  # type: ignore[attr-defined]
+    assert (rows["AtoB"]["n_fake"], rows["AtoB"]["n_real"]) == (6, 7)
+    assert (rows["BtoA"]["n_fake"], rows["BtoA"]["n_real"]) == (7, 6)
+    assert set(rows["AtoB"]["values"]) == {"lpips_all_pairs", "lpips_input"}
+    assert report["protocol"]["id"] == "i2i-1/32/eval/unverified-weights"  # type: ignore[index]
+    assert r"\begin{tabular}" in (tmp_path / "out" / "report.tex").read_text()
+
+
+def test_outputs_are_made_again_only_where_needed(runs: Path, tmp_path: Path) -> None:
+    flags = options(runs=(str(runs / "p2p_1"),), output=tmp_path, metrics="psnr")
+    run_evaluation(flags)
+    folder = runs / "p2p_1/evaluation/epoch-1-step-4/AtoB"
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    (folder / "001.png").unlink()  # as after an interruption
+    run_evaluation(flags)
+    changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
+    assert changed == ["001.png"]
+    content = json.loads((folder / "outputs.json").read_text())
+    (folder / "outputs.json").write_text(json.dumps(content | {"key": "of another checkpoint"}))
+    (folder / "stale.png").write_bytes(b"")
+    run_evaluation(flags)
+    assert not (folder / "stale.png").exists()
+    assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
+
+
+def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
+    both = (str(runs / "p2p_0"), str(runs / "p2p_1"))
+    run_evaluation(options(runs=both, output=tmp_path, metrics="psnr,l1"))
+    first, second, mean = read(tmp_path)["rows"]  # type: ignore[misc]
+    values = [row["values"]["psnr"] for row in (first, second)]
+    assert mean["label"] == "p2p (mean ± sd of 2)" and mean["seeds"] == 2
+    assert mean["values"]["psnr"] == pytest.approx(np.mean(values))
+    assert mean["sd"]["psnr"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_baselines_are_rows(runs: Path, tmp_path: Path) -> None:
+    """The data's B is an affine map of A's colours, so that baseline is perfect."""
+    run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", baselines=True))
+    rows = {row["label"]: row["values"] for row in read(tmp_path)["rows"]}  # type: ignore[attr-defined]
+    assert rows["baseline: affine colour map"] == {"psnr": "inf"}
+    train_b = np.stack([np.asarray(Image.open(p))[:, 32:] for p in sorted((runs / "data/train").iterdir())])
+    colour = np.rint(train_b.mean(axis=(0, 1, 2)))
+    tests = [np.asarray(Image.open(p))[:, 32:] for p in sorted((runs / "data/test").iterdir())]
+    expected = np.mean([pixels.psnr(np.broadcast_to(colour, b.shape), b) for b in tests])
+    assert rows["baseline: mean colour"]["psnr"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_other_protocols_are_not_put_together(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"different protocols: .*i2i-1/32/eval.*i2i-1/24/eval"):
+        run_evaluation(options(runs=(str(runs / "p2p_0"), str(runs / "small")), output=tmp_path))
+    run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
+    before = (tmp_path / "report.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
+        run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", num_test=2))
+    assert (tmp_path / "report.json").read_bytes() == before
+
+
+def test_a_broken_report_is_not_written_over(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a report"):
+        run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
+
+
+def test_folders(tmp_path: Path, trunk: Path) -> None:
+    fake, real = write_pictures(tmp_path / "fake", 4, 1), write_pictures(tmp_path / "real", 4, 2)
+    flags = {"fake": fake, "real": real, "lpips_weights": trunk, "allow_unverified": True}
+    run_evaluation(options(**flags, paired=True, output=tmp_path / "a"))
+    values = read(tmp_path / "a")["rows"][0]["values"]  # type: ignore[index]
+    assert set(values) == {"lpips_target", "psnr", "ssim", "l1"}
+    run_evaluation(options(**flags, input=real, size=64, output=tmp_path / "b"))
+    report = read(tmp_path / "b")
+    assert set(report["rows"][0]["values"]) == {"lpips_all_pairs", "lpips_input"}  # type: ignore[index]
+    assert report["protocol"]["id"] == "i2i-1/64/files/unverified-weights"  # type: ignore[index]
+
+
+def test_identical_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Infinite PSNR is said as such, in the table and in strict JSON; no nan anywhere."""
+    folder = write_pictures(tmp_path / "same", 3, 1)
+    run_evaluation(options(fake=folder, real=folder, paired=True, output=tmp_path / "out", bootstrap=20))
+    values = read(tmp_path / "out")["rows"][0]["values"]  # type: ignore[index]
+    assert values == {"psnr": "inf", "ssim": pytest.approx(1.0), "l1": 0.0}
+    assert "nan" not in capsys.readouterr().out
+
+
+def _refusal(capsys: pytest.CaptureFixture[str], **flags: object) -> str:
+    """The one line on stderr of a call that must end with exit code 2."""
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: run_evaluation(options(**flags)))
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert end.value.code == 2 and line.startswith("error: ") and len(line) <= 300 and captured.out == ""
+    return line
+
+
+def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What FAULTS calls E1 to E3."""
+    fake, real = write_pictures(tmp_path / "fake", 3, 1), write_pictures(tmp_path / "real", 3, 2)
+    both = {"fake": fake, "real": real, "output": tmp_path / "out"}
+    assert "pt_inception-2015-12-05-6726825d.pth" in _refusal(capsys, **both, metrics="fid")  # E3: by name
+    assert run_evaluation(options(**both)) == 0  # E3: by default
+    assert "lpips not computed" in capsys.readouterr().out
+    (real / "001.png").rename(real / "x.png")
+    assert "real/x.png" in _refusal(capsys, **both, paired=True)  # E2
+    (real / "x.png").rename(real / "001.png")
+    (fake / "000.png").write_bytes((fake / "000.png").read_bytes()[:200])
+    assert "fake/000.png" in _refusal(capsys, **both, paired=True)
+    (tmp_path / "empty").mkdir()
+    assert "no image in it" in _refusal(capsys, fake=tmp_path / "empty", real=real)  # E1
+    assert "no such folder" in _refusal(capsys, fake=tmp_path / "none", real=real)
+    assert "no such run" in _refusal(capsys, runs=(str(tmp_path / "no_run"),))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    """By subprocess: exit code, stdout, stderr."""
+    fake = write_pictures(tmp_path / "fake", 3, 1)
+    command = [sys.executable, "-m", "evaluate", "--fake", str(fake), "--real"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    flags = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    good = subprocess.run([*command, str(fake), "--paired", "--output", str(tmp_path / "out")], **flags)  # type: ignore[call-overload]
+    assert (good.returncode, good.stderr) == (0, "") and "SSIM" in good.stdout
+    bad = subprocess.run([*command, str(tmp_path / "none")], **flags)  # type: ignore[call-overload]
+    assert bad.returncode == 2 and bad.stdout == ""
+    assert bad.stderr == f"error: {tmp_path / 'none'}: no such folder (see --help)\n"
+
+
+def test_flags_that_do_not_fit(tmp_path: Path) -> None:
+    for flags, text in (
+        (options(), "name runs"),
+        (options(fake=tmp_path), "--real"),
+        (options(runs=("a",), paired=True), "is for folders"),
+        (options(runs=("a",), fake=tmp_path, real=tmp_path), "name runs"),
+        (options(runs=("a",), bootstrap=5), "allowed: 20"),
+        (options(fake=tmp_path, real=tmp_path, baselines=True), "needs a run"),
+        (options(runs=("a",), metrics="fud"), "unknown metric fud"),
+    ):
+        with pytest.raises(UserError, match=text):
+            run_evaluation(flags)
+
+
+def test_too_few_images(tmp_path: Path) -> None:
+    fake, real = write_pictures(tmp_path / "fake", 1, 1), write_pictures(tmp_path / "real", 3, 2)
+    inception = tmp_path / "inception.pth"
+    torch.save(random_inception_state(), inception)
+    flags = {"fake": fake, "real": real, "inception_weights": inception, "allow_unverified": True}
+    with pytest.raises(UserError, match="at least 2 images on both sides, there is 1"):
+        run_evaluation(options(**flags, metrics="fid"))
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['evaluate', '--help']\n"
+        "try: runpy.run_module('evaluate', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0 and 'torch' not in sys.modules; print('ok')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("ok\n"), done.stderr

@@ -1,0 +1,109 @@
+"""Metrics while training: numbers from validation pictures, without side effects on the training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_evaluate_passes import FewFeatures
+from torch import Tensor
+
+from datasets.errors import UserError
+from datasets.images import to_picture
+from evaluate import pixels, training
+from evaluate.frechet import frechet_distance, gaussian_from_features
+from evaluate.training import make_evaluator, to_bytes
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("I2I_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+
+
+def _pictures(count: int, seed: int, channels: int = 3, side: int = 40) -> Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def _evaluator(flags: str) -> training._Evaluator:
+    return training._Evaluator(flags.split(","), FewFeatures())
+
+
+def test_bytes_are_those_of_the_written_picture() -> None:
+    images = _pictures(2, 1) * 1.3
+    assert np.array_equal(to_bytes(images)[1], np.asarray(to_picture(images[1])))
+    assert to_bytes(_pictures(2, 1, channels=1)).shape == (2, 40, 40, 3)
+
+
+def test_pix2pix_pictures() -> None:
+    images = {"input": _pictures(5, 1), "fake": _pictures(5, 2), "target": _pictures(5, 3)}
+    evaluator = _evaluator("fid,fid_clean,kid,lpips,psnr,ssim,l1")
+    found = evaluator(images)
+    fakes, targets = to_bytes(images["fake"]), to_bytes(images["target"])
+    assert found["psnr"] == pytest.approx(
+        np.mean([pixels.psnr(a, b) for a, b in zip(fakes, targets, strict=True)])
+    )
+    networks = evaluator.networks
+    features = [
+        networks.inception_features("fid", torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+        for x in (fakes, targets)
+    ]
+    distance = frechet_distance(*(gaussian_from_features(x) for x in features))
+    assert found["fid"] == pytest.approx(distance, rel=1e-9)
+    assert set(found) == {"fid", "fid_clean", "kid", "lpips", "psnr", "ssim", "l1"}
+
+
+def test_cyclegan_pictures_have_both_sides_and_their_mean() -> None:
+    kinds = ("input_A", "fake_B", "rec_A", "input_B", "fake_A", "rec_B")
+    images = {kind: _pictures(4, i) for i, kind in enumerate(kinds)}
+    found = _evaluator("fid,lpips,psnr")(images)
+    assert set(found) == {"fid", "fid_A", "fid_B", "lpips", "lpips_A", "lpips_B"}
+    assert found["fid"] == pytest.approx((found["fid_A"] + found["fid_B"]) / 2)
+
+
+def test_real_features_are_computed_once() -> None:
+    evaluator = _evaluator("fid,kid")
+    images = {"fake": _pictures(5, 2), "target": _pictures(5, 3)}
+    evaluator(images)
+    before = evaluator.networks.seen["fid"]  # type: ignore[attr-defined]
+    evaluator({"fake": _pictures(5, 4), "target": images["target"]})
+    assert evaluator.networks.seen["fid"] - before == 2 * 5  # type: ignore[attr-defined]
+
+
+def test_the_trainings_random_numbers_are_not_touched() -> None:
+    evaluator = _evaluator("fid,kid,lpips,psnr")
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(3), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    evaluator({"fake": _pictures(5, 2), "target": _pictures(5, 3)})
+    assert torch.equal(torch.rand(3), expected[0]) and np.random.rand() == expected[1]
+
+
+def test_missing_weights_cost_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluator = make_evaluator("fid,kid,lpips,psnr,l1", offline=True)
+    found = evaluator({"fake": _pictures(2, 1), "target": _pictures(2, 2)})
+    assert set(found) == {"psnr", "l1"}
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("best_by", ["fid", "fid_A", "lpips"])
+def test_missing_weights_of_the_metric_that_chooses_are_an_error(best_by: str) -> None:
+    with pytest.raises(UserError, match="missing; https://"):
+        make_evaluator("fid,lpips,psnr", best_by=best_by, offline=True)
+    make_evaluator("fid,psnr", best_by="val_l1", offline=True)
+
+
+def test_too_small_or_too_few_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluator = _evaluator("fid,lpips,ssim,l1")
+    assert set(evaluator({"fake": _pictures(1, 1, side=8), "target": _pictures(1, 2, side=8)})) == {"l1"}
+    evaluator({"fake": _pictures(1, 1, side=8), "target": _pictures(1, 2, side=8)})
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_unknown_metric() -> None:
+    with pytest.raises(UserError, match="unknown metric"):
+        make_evaluator("fid,what")
