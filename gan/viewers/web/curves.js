@@ -184,7 +184,7 @@ class Chart {
     });
     pen.textBaseline = "alphabetic";
     pen.textAlign = "center";
-    for (const tick of niceTicks(x0, x1, width / 90)) {
+    for (const tick of niceTicks(x0, x1, width / 55)) {
       if (Number.isInteger(tick)) pen.fillText(tick.toLocaleString("en"), Math.min(px(tick), full - 16), tall - 4);
     }
     pen.save();

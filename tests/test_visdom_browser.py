@@ -1,0 +1,122 @@
+"""The proof in a real browser: train.py, a real Visdom server, Chromium; then the page of the same run."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser_support import chromium, screenshot
+from PIL import Image
+from visdom_support import ROOT, install_page_files, real_server, wait_until
+
+pytestmark = pytest.mark.browser
+
+PLOTTED = """() => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].flatMap(plot =>
+    plot.data.map(curve => [curve.name, curve.x.map((x, i) => [x, curve.y[i]])])))"""
+SHOWN = """() => {
+    const image = document.querySelector('img[src^="data:image/jpeg"]');
+    if (!image || !image.complete) return null;
+    const text = image.closest('.react-grid-item, .window, body').innerText;
+    const found = text.match(/epoch (\\d+), step (\\d+)/);
+    return found && [Number(found[1]), image.naturalWidth, image.naturalHeight, image.src];
+}"""
+
+
+@pytest.fixture(scope="module")
+def page_files():
+    if missing := install_page_files():
+        pytest.skip(f"no Visdom page: {missing}")
+
+
+def run_python(*arguments: str, **options) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+
+
+def pixels(source: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))).astype(int)
+
+
+def logged_curves(run: Path) -> dict[str, dict[int, float]]:
+    curves: dict[str, dict[int, float]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        values = {"train": record.get("losses"), "metrics": record.get("metrics")}.get(record["kind"]) or {}
+        if record["kind"] == "train":
+            values = {**values, "lr": record["lr"], "images/s": record["time"]["images_per_s"]}
+        for name, value in values.items():
+            curves.setdefault(name, {})[record["step"]] = value
+    return curves
+
+
+def as_curves(points: dict[str, list]) -> dict[str, dict[int, float]]:
+    return {name: dict(map(tuple, pairs)) for name, pairs in points.items() if name}
+
+
+@pytest.mark.usefixtures("page_files")
+def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
+    data = tmp_path / "towns"
+    made = run_python("-m", "datasets.synthetic", "--output", str(data), "--count", "12", "--size", "32")
+    assert made.wait(120) == 0, made.stdout.read()
+    made.stdout.close()
+    small = "--model pix2pix --norm nc_ms --netG resnet_6blocks --ngf 4 --ndf 4 --load_size 32 --crop_size 32 --lr 0.002"
+    often = (
+        "--n_epochs 400 --n_epochs_decay 0 --print_freq 6 --display_freq 1000 --num_threads 0 --val_count 2"
+    )
+    with real_server(tmp_path / "server") as server, chromium() as browser:
+        training = run_python(
+            "train.py", "--dataroot", str(data), "--checkpoints_dir", str(tmp_path), "--name", "seen",
+            "--device", "cpu", *small.split(), *often.split(), "--visdom", "auto",
+            "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port),
+        )  # fmt: skip
+        try:
+            wait_until(lambda: "seen" in json.loads(server.client.post("env_state", {})), 60)
+            page = browser.new_page(viewport={"width": 1500, "height": 1300})
+            page.goto(server.client.address.page("seen"))
+            seen: dict[int, list] = {}
+
+            def three_epochs() -> bool:
+                shown = page.evaluate(SHOWN)
+                if shown:
+                    seen.setdefault(shown[0], shown)
+                return len(seen) >= 3
+
+            wait_until(three_epochs, 60)
+            page.get_by_role("button", name="Stop after this epoch").click()
+            printed, _ = training.communicate(timeout=60)
+            assert training.returncode == 0 and "stopped after epoch" in printed, printed
+        finally:
+            training.kill()
+            training.wait()
+        run = tmp_path / "seen"
+        grid = Image.open(next((run / "samples").glob("*/grid.png")))
+        assert all((shown[1], shown[2]) == grid.size for shown in seen.values()), (
+            "the picture has the grid's size"
+        )
+        first, last = (pixels(seen[epoch][3]) for epoch in (min(seen), max(seen)))
+        assert np.abs(first - last).mean() > 1, "its pixels change over the epochs"
+        logged = logged_curves(run)
+        wait_until(lambda: as_curves(page.evaluate(PLOTTED)).items() >= logged.items(), 15)
+        assert {"G_GAN", "G_L1", "D_real", "D_fake", "lr", "val_l1", "images/s"} <= set(logged)
+        page.wait_for_timeout(500)
+        screenshot(page, "visdom", full_page=True)
+
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.goto((run / "index.html").as_uri())
+        page.wait_for_function("typeof gan !== 'undefined' && gan.view.samples.moments.length >= 3")
+        page.wait_for_function(
+            "gan.view.samples.after.complete && gan.view.samples.after.naturalWidth === 64"
+        )
+        drawn = page.evaluate(
+            "() => Object.fromEntries([...gan.view.board.charts.values()].flatMap(chart => "
+            "[...chart.curves.values()].map(c => [c.name, c.x.map((x, i) => [x, c.y[i]])])))"
+        )
+        assert as_curves(drawn).items() >= logged.items()
+        page.wait_for_timeout(300)
+        screenshot(page, "page-of-a-training", full_page=True)
