@@ -130,10 +130,8 @@ HOLD = """
     from pathlib import Path
     from gan.run_folder import RunFolder
     with RunFolder(Path(sys.argv[1])).lock():
-        if len(sys.argv) > 2 and os.fork() == 0:  # a loader worker that outlives the trainer
-            sys.stdin.read()
-            os._exit(0)
-        print("locked", flush=True)
+        if len(sys.argv) == 2 or os.fork() == 0:  # the child: a loader worker that outlives the trainer
+            print("locked", flush=True)
         sys.stdin.read()
 """
 
