@@ -73,9 +73,7 @@ def map_in_workers(
         return
     iterator, processes = _start(_Calls(function, arguments), num_workers)
     stop = functools.partial(_stop, processes)
-    atexit.register(
-        stop
-    )  # before multiprocessing's own exit, which would wait for workers that ignore SIGTERM
+    atexit.register(stop)  # multiprocessing's own exit would wait for workers, which ignore its SIGTERM
     try:
         for _ in arguments:
             result = _next(iterator, processes, timeout)

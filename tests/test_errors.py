@@ -193,7 +193,8 @@ def command(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, **options)
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+def test_a_closed_pipe_is_quiet(monkeypatch: Any) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     code = "from datasets.errors import run_command\nrun_command(lambda: print('line\\n' * 100000))"
     writer = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -208,7 +209,8 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_to_a_full_disk_is_one_line() -> None:
+def test_output_to_a_full_disk_is_one_line(monkeypatch: Any) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # the last words wait in a buffer until the end
     with Path("/dev/full").open("w") as full:
         code = "from datasets.errors import run_command\nrun_command(lambda: print('line'))"
         done = subprocess.run(

@@ -133,6 +133,13 @@ def test_unaligned_epoch_visits_every_file_of_the_larger_side_and_draws_partners
     assert len(dataset) == 7
     visits = Counter(p for n in range(10) for batch in epoch(dataset, n) for p in batch["paths_A"])
     assert set(visits.values()) == {10, 20}  # 7 samples over 5 files
+    pairs = {
+        pair
+        for n in range(60)
+        for batch in epoch(dataset, n)
+        for pair in zip(batch["paths_A"], batch["paths_B"], strict=True)
+    }
+    assert len(pairs) == 5 * 7
     partners = Counter(p for n in range(60) for batch in epoch(dataset, n) for p in batch["paths_B"])
     assert len(partners) == 7
     assert all(60 - 4 * 60**0.5 < count < 60 + 4 * 60**0.5 for count in partners.values())  # 4 sd around 60
