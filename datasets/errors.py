@@ -166,10 +166,13 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
         _print_stderr("error: interrupted")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output left: nothing to say, nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except Exception as error:
         code = _report_exception(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # told above; what is left in the buffer would be tried, and complained about, once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
