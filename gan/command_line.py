@@ -37,8 +37,11 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
     saved = None
     if given.run.config:
         defaults += flags_of(read_yaml(Path(given.run.config)), given.run.config)
+        given = _parse([*defaults, *argv])
     if given.run.continue_train:
-        name = given.run.name or resolve(_parse([*defaults, *argv])).run.name
+        if not given.run.name and not given.data.dataroot:
+            raise UserError("--name", "is required with --continue_train", "name the run to go on with")
+        name = given.run.name or resolve(given).run.name
         run = RunFolder.at(Path(given.run.checkpoints_dir), name)
         if not run.options.is_file():
             raise UserError(run.path, "no run to go on with", "check --name and --checkpoints_dir")
@@ -62,12 +65,14 @@ def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
             raise UserError(source, f"unknown option {name!r}", hint)
         if isinstance(value, list | dict):
             raise UserError(source, f"option {name!r} holds a {type(value).__name__}", "give one value")
-        if isinstance(known[name], bool) and not isinstance(value, bool):
-            raise UserError(source, f"option {name!r} is {value!r}", "allowed: true or false")
-        if value is True:
-            flags.append(f"--{name}")
-        elif value is not None and value is not False and value != "":
-            flags += [f"--{name}", str(value)]
+        if isinstance(known[name], bool):
+            if value not in (True, False, None):
+                raise UserError(source, f"option {name!r} is {value!r}", "allowed: true or false")
+            flags += [f"--{name}"] if value else []
+        elif isinstance(value, bool):  # YAML reads a bare `on` or `off` as true or false
+            flags.append(f"--{name}={'on' if value else 'off'}")
+        elif value is not None and value != "":
+            flags.append(f"--{name}={value}")
     return flags
 
 

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
-from datasets.errors import UserError, set_log_file
+from datasets.check import changes
+from datasets.errors import UserError, printable, set_log_file
 from gan import rng
 from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.loop import Evaluate, Plan, Training
 from gan.metrics_log import MetricsLog, read_records
+from gan.new_folder import new_folder
 from gan.options import TrainOptions, changes_that_matter, stored_dict
 from gan.resume import refuse_existing, resume_command, run_command_line
 from gan.run_folder import RunFolder
 from gan.setup import TrainingData, build_data, build_trainer, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
-from gan.training_state import Position, restore
+from gan.training_state import Position, check_format, restore
 from gan.training_step import Trainer
 from gan.viewers import RunInfo, Viewer, Viewers, say
 from gan.viewers.console import Console
@@ -41,7 +43,9 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
         _refuse_changes(
             run, changes_that_matter(saved, stored_dict(options)), options.run.override, "options"
         )
-    with _folder_of(run, fresh=saved is None), run.lock():
+    with new_folder(run.path), run.lock(), _forgotten_if_not_started(run):
+        if saved is None:
+            refuse_existing(run)  # again: another training may have come and gone before the lock was ours
         set_log_file(run.log)
         rng.deterministic(options.run.deterministic)
         rng.seed_everything(options.run.seed)
@@ -169,9 +173,12 @@ def _resume(
         log.truncate(0)
         return Position()
     state, path = load_checkpoint(run.path, "last")
-    if state.get("data") != data.report.fingerprint:
-        change = f"{options.data.dataroot} holds other files than at the checkpoint"
-        _refuse_changes(run, [change], options.run.override, "data")
+    check_format(state, str(path))
+    override = options.run.override  # the checkpoint knows better than options.yaml, which anybody can edit
+    _refuse_changes(run, changes_that_matter(state["options"], stored_dict(options)), override, "options")
+    was, now = state["data"].split("\0"), data.report.listing
+    if change := changes(was, now):
+        _refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
     position = restore(trainer, state, str(path))
     log.truncate(state["metrics_bytes"])
     return position
@@ -202,18 +209,13 @@ def _host(trainer: Trainer) -> str:
 
 
 @contextlib.contextmanager
-def _folder_of(run: RunFolder, fresh: bool) -> Iterator[None]:
-    """The run's folder, proven writable before any data is read, and gone again if no training came of it."""
-    made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
-    RunFolder.create(run.path.parent, run.name)
+def _forgotten_if_not_started(run: RunFolder) -> Iterator[None]:
+    """No log and no lock stay behind if no training came of it. Only for the holder of the lock."""
     try:
         yield
     except BaseException:
-        if fresh and not run.options.exists():
-            for leftover in (run.lock_file, run.log):
-                leftover.unlink(missing_ok=True)
+        if not run.exists:
             set_log_file(None)
-            with contextlib.suppress(OSError):  # not empty: somebody else's files are in it
-                for folder in made:
-                    folder.rmdir()
+            for leftover in (run.log, run.lock_file):
+                leftover.unlink(missing_ok=True)
         raise

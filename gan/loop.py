@@ -120,7 +120,10 @@ class Training:
                 self._record({"kind": "train", "losses": losses, "lr": lr, "time": window.figures()})
             asked = self.viewers.commands()
             stop_after_epoch |= STOP in asked
-            if step % plan.display_freq == 0 or SAMPLE in asked:
+            due = (
+                step % plan.display_freq == 0 and at.batches < self.data.steps_per_epoch
+            )  # its end draws too
+            if due or SAMPLE in asked:
                 self._sample()
             self.viewers.progress(step, at.epoch)
             if (plan.save_step_freq and step % plan.save_step_freq == 0) or SAVE in asked:
@@ -163,7 +166,7 @@ class Training:
     def save(self, best: bool = False, must: bool = False) -> None:
         """Write a checkpoint. One that fails is retried at the next save, unless it is the last (`must`)."""
         at = self.position
-        state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.fingerprint)
+        state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.listing)
         done = at.epoch if at.batches else at.epoch - 1
         try:
             save_checkpoint(self.run.path, state, step=at.step, epoch=done, keep=self.plan.keep, best=best)

@@ -336,6 +336,8 @@ def _check(flat: dict[str, Any]) -> None:
     for name in ("lr", "init_gain"):
         if not 0 < flat[name] < float("inf"):
             raise UserError(f"--{name}", f"is {flat[name]}", "allowed: greater than 0, finite")
+    if flat["seed"] >= 2**32:  # NumPy takes no more
+        raise UserError("--seed", f"is {flat['seed']}", f"allowed: 0 to {2**32 - 1}")
     if not 0 <= flat["beta1"] < 1:
         raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
     if not 0 < flat["visdom_port"] < 65536:

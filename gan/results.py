@@ -1,14 +1,18 @@
 """What test.py does: translate a test split with a results page, or a folder of pictures."""
 
 import html
+import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from datasets.errors import UserError
+from datasets.check import scan
+from datasets.errors import UserError, printable
 from datasets.images import load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources
-from gan.run_folder import RunFolder, require_writable, write_atomically
+from gan.new_folder import new_folder
+from gan.run_folder import RunFolder, write_atomically
 from gan.translate import Translator, load_translator
 from gan.translate_files import check_readable, output_names, translate_pictures
 from gan.translation_options import TranslationOptions
@@ -48,18 +52,19 @@ def translate_folder(translator: Translator, options: TranslationOptions) -> Non
     """--input to --output: same stems, same sizes."""
     output = Path(options.output)
     inputs = find_inputs(Path(options.input))[: options.num_test]
-    if output.exists() and output.resolve() == Path(options.input).resolve():
+    targets = {(output / name).resolve() for name in output_names(inputs)}
+    same = output.exists() and output.resolve() == Path(options.input).resolve()
+    if same or not targets.isdisjoint(path.resolve() for path in inputs):
         raise UserError(
             "--output", "is the input folder", "choose another, so that no picture is overwritten"
         )
-    require_writable(output)
-    inputs = check_readable(inputs, options.skip_bad)
-    names = output_names(inputs)
-    pictures = [
-        (partial(load_image, path, translator.input_nc), output / name)
-        for path, name in zip(inputs, names, strict=True)
-    ]
-    translate_pictures(translator, pictures, options.batch_size, options.size)
+    with new_folder(output):
+        inputs = check_readable(inputs, options.skip_bad)
+        pictures = [
+            (partial(load_image, path, translator.input_nc), output / name)
+            for path, name in zip(inputs, output_names(inputs), strict=True)
+        ]
+        translate_pictures(translator, pictures, options.batch_size, options.size)
     print(f"{len(pictures)} pictures translated {translator.direction} (epoch {translator.epoch}): {output}")
 
 
@@ -72,13 +77,16 @@ def translate_test_split(translator: Translator, options: TranslationOptions) ->
     source, target = translator.direction.split("to")
     if translator.direction == "BtoA":
         sources = sources.swapped()
+    if not sources.is_paired:
+        sources = replace(sources, b=())  # the other domain is not shown
     folder = Path(options.results_dir) / options.name / f"test_{options.epoch}_{translator.direction}"
     images = folder / "images"
-    require_writable(images)
-    stems = [Path(name).stem for name in output_names(sources.a)]
-    fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
-    pictures = [(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)]
-    translate_pictures(translator, pictures, options.batch_size, options.size)
+    with new_folder(images):
+        sources, _ = scan(sources, crop_size=2, independent=True, skip_bad=options.skip_bad)
+        stems = [Path(name).stem for name in output_names(sources.a)]
+        fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
+        pictures = [(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)]
+        translate_pictures(translator, pictures, options.batch_size, options.size)
     columns = _save_originals(sources, stems, images, source, target)
     columns.insert(1, (f"translated to {target}", fakes))
     write_atomically(folder / "index.html", _page(options.name, translator, columns).encode())
@@ -111,9 +119,10 @@ def _page(name: str, translator: Translator, columns: list[tuple[str, list[Path]
     rows = []
     for files in zip(*(files for _, files in columns), strict=True):
         cells = "".join(
-            f'<td><img loading="lazy" src="images/{quote(path.name)}" alt=""></td>' for path in files
+            f'<td><img loading="lazy" src="images/{quote(os.fsencode(path.name))}" alt=""></td>'
+            for path in files
         )
-        stem = html.escape(files[0].stem.rsplit("_real_", 1)[0])
+        stem = html.escape(printable(files[0].stem.rsplit("_real_", 1)[0]))
         rows.append(f"<tr>{cells}</tr><tr><td class=name colspan={len(columns)}>{stem}</td></tr>")
     title = html.escape(f"{name} {translator.direction}, epoch {translator.epoch}")
     style = (

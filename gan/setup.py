@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets.check import ScanReport, scan
 from torch import nn
 
+from datasets.check import ScanReport, scan
 from datasets.errors import UserError
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
@@ -129,8 +129,13 @@ def build_data(options: TrainOptions) -> TrainingData:
     _check_layout(options, sources)
     if data.direction == "BtoA":
         sources = sources.swapped()
+    independent = options.model.model == "cycle_gan"
     sources, report = scan(
-        sources, crop_size=data.crop_size, preprocess=data.preprocess, skip_bad=data.skip_bad
+        sources,
+        crop_size=data.crop_size,
+        preprocess=data.preprocess,
+        independent=independent,
+        skip_bad=data.skip_bad,
     )
     everything = partial(
         PairDataset,
@@ -139,7 +144,7 @@ def build_data(options: TrainOptions) -> TrainingData:
         seed=options.run.seed,
         channels_a=options.model.input_nc,
         channels_b=options.model.output_nc,
-        independent=options.model.model == "cycle_gan",
+        independent=independent,
         serial=data.serial_batches,
         skip_bad=data.skip_bad,
     )

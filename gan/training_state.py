@@ -1,5 +1,6 @@
 """Everything a training is made of at one moment, as plain types and tensors: what a checkpoint holds."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,15 +25,19 @@ class Position:
 
 
 def capture(
-    trainer: Trainer, position: Position, options: dict[str, Any], metrics_bytes: int, data_fingerprint: str
+    trainer: Trainer,
+    position: Position,
+    options: dict[str, Any],
+    metrics_bytes: int,
+    data_listing: Sequence[str],
 ) -> dict[str, Any]:
-    """The whole state; `metrics_bytes` is the length of metrics.jsonl at this moment."""
+    """The whole state. metrics_bytes: the length of metrics.jsonl now; data_listing: the data's files, a line each."""
     return {
         "format": FORMAT,
         "options": options,
         "position": asdict(position),
         "metrics_bytes": metrics_bytes,
-        "data": data_fingerprint,
+        "data": "\0".join(data_listing),  # one text: a list would be thousands of pickle operations
         "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
@@ -45,9 +50,12 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     check_format(state, where)
     device = next(next(iter(trainer.networks.values())).parameters()).device
     for name, network in trainer.networks.items():
-        load_network(network, state["networks"][name], where=f"{where}: {name}")
+        load_network(network, state["networks"].get(name, {}), where=f"{where}: {name}")
     for name, optimizer in trainer.optimizers.items():
+        betas = [group["betas"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizers"][name])
+        for group, own in zip(optimizer.param_groups, betas, strict=True):
+            group["betas"] = own  # those of the options, which --override may have changed
     for name, pool in trainer.pools.items():
         pool.load_state_dict(state["pools"][name], device)
     rng.set_state(state["rng"])

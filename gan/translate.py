@@ -64,7 +64,7 @@ def load_translator(
     test_mode "train" keeps dropout and batch statistics on (the published Pix2Pix protocol). Raises UserError for an
     unknown run or epoch, a damaged checkpoint, and a direction that was not trained.
     """
-    which: Literal["last", "best"] | int = int(epoch) if str(epoch).isdigit() else epoch  # type: ignore[assignment]
+    which: Literal["last", "best"] | int = int(epoch) if str(epoch).isdecimal() else epoch  # type: ignore[assignment]
     if which not in ("last", "best") and not isinstance(which, int):
         raise UserError("--epoch", f"is {epoch}", "allowed: last, best or the number of a kept epoch")
     if not run.is_dir():
@@ -77,7 +77,7 @@ def load_translator(
     direction = direction or options.data.direction
     name = _generator_name(options, direction)
     network = generators(options)[name]
-    load_network(network, state["networks"][name], where=f"{path}: {name}", check_finite=True)
+    load_network(network, state["networks"].get(name, {}), where=f"{path}: {name}", check_finite=True)
     placement = Placement(find_device(device))
     placement.put_network(network).train(test_mode == "train")
     position = state["position"]

@@ -76,8 +76,16 @@ def same_size_batches(
 
 def output_names(inputs: Sequence[Path]) -> list[str]:
     """STEM.png for each input; where two share a stem, their whole names keep them apart (a.jpg.png)."""
-    stems = Counter(path.stem.casefold() for path in inputs)
-    return [f"{path.stem if stems[path.stem.casefold()] == 1 else path.name}.png" for path in inputs]
+    names = [f"{path.stem}.png" for path in inputs]
+    while True:  # a second round where a file is called a.jpg.png already
+        uses = Counter(name.casefold() for name in names)
+        longer = [
+            f"{path.name}.png" if uses[name.casefold()] > 1 else name
+            for path, name in zip(inputs, names, strict=True)
+        ]
+        if longer == names:
+            return names
+        names = longer
 
 
 def check_readable(inputs: Sequence[Path], skip_bad: bool) -> list[Path]:
