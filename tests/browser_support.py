@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,21 @@ FLAGS = [
 ]  # fmt: skip
 
 
+def browser_program() -> str | None:
+    """The Chromium that is installed; None lets playwright use its own."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
 @contextlib.contextmanager
-def chromium() -> Iterator:
+def chromium() -> Iterator[Any]:
     """A headless browser; skips with the reason where it cannot be had."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         pytest.skip("no browser test: the playwright package is not installed (requirements-dev.txt)")
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+            browser = playwright.chromium.launch(executable_path=browser_program(), args=FLAGS)
         except Error as error:
             pytest.skip(
                 f"no browser test: Chromium does not start ({str(error).splitlines()[0]}); apt install chromium"
@@ -37,7 +42,7 @@ def chromium() -> Iterator:
             browser.close()
 
 
-def screenshot(page, name: str, **options) -> Path:
+def screenshot(page: Any, name: str, **options: Any) -> Path:
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     path = ARTEFACTS / f"{name}.png"
     page.screenshot(path=path, **options)

@@ -65,10 +65,8 @@ def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
     made = run_python("-m", "datasets.synthetic", "--output", str(data), "--count", "12", "--size", "32")
     assert made.wait(120) == 0, made.stdout.read()
     made.stdout.close()
-    small = "--model pix2pix --norm nc_ms --netG resnet_6blocks --ngf 4 --ndf 4 --load_size 32 --crop_size 32 --lr 0.002"
-    often = (
-        "--n_epochs 400 --n_epochs_decay 0 --print_freq 6 --display_freq 1000 --num_threads 0 --val_count 2"
-    )
+    small = "--model pix2pix --norm nc_ms --netG resnet_6blocks --ngf 4 --ndf 4 --load_size 32 --crop_size 32"
+    often = "--n_epochs 400 --n_epochs_decay 0 --lr 2e-3 --print_freq 6 --num_threads 0 --val_count 2"
     with real_server(tmp_path / "server") as server, chromium() as browser:
         training = run_python(
             "train.py", "--dataroot", str(data), "--checkpoints_dir", str(tmp_path), "--name", "seen",

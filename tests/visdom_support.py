@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -136,7 +137,7 @@ class RealServer:
             self.process.wait()
             self.process = None
 
-    def panes(self, env: str) -> dict[str, dict]:
+    def panes(self, env: str) -> dict[str, dict[str, Any]]:
         """Everything the server holds of an environment, pane name -> pane."""
         return json.loads(self.client.post("win_data", {"win": None, "eid": env}))
 
@@ -159,7 +160,7 @@ def real_server(folder: Path, login: tuple[str, str] | None = None) -> Iterator[
         server.kill()
 
 
-def wait_until(happens, seconds: float = 15.0) -> None:
+def wait_until(happens: Callable[[], bool], seconds: float = 15.0) -> None:
     """Look until it happens; an AssertionError after so many seconds."""
     deadline = time.monotonic() + seconds
     while not happens():

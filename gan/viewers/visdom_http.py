@@ -5,6 +5,7 @@ one byte a second. Here a request is one connection, written and read until a mo
 """
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import io
@@ -12,6 +13,7 @@ import json
 import socket
 import ssl
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -119,23 +121,19 @@ class Client:
         self, method: str, path: str, body: bytes = b""
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         deadline = time.monotonic() + self.timeout
-        try:
-            with self._connect() as connection:
+        fields = {"Connection": "close", "Content-Type": "application/json", "Content-Length": str(len(body))}
+        with failures_as_unreachable(self.timeout):
+            with self.connect() as connection:
                 connection.settimeout(self.timeout)
-                connection.sendall(self._head(method, path, len(body)) + body)
+                connection.sendall(self.head(method, path, fields) + body)
                 raw = _receive(connection, deadline)
             # HTTPResponse reads from anything with makefile(); here the bytes are all there already
             answer = http.client.HTTPResponse(cast(socket.socket, _Received(raw)), method=method)
             answer.begin()
             return answer.status, answer.headers, answer.read()
-        except TimeoutError as error:
-            raise Unreachable(f"no answer within {self.timeout:.0f} s") from error
-        except http.client.HTTPException as error:
-            raise Unreachable("what answers there does not speak HTTP") from error
-        except (OSError, ValueError) as error:
-            raise Unreachable(getattr(error, "strerror", None) or str(error)) from error
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
+        """A connection to the server. Raises OSError, within CONNECT_TIMEOUT."""
         wait = min(CONNECT_TIMEOUT, self.timeout)
         plain = socket.create_connection((self.address.host, self.address.port), timeout=wait)
         if not self.address.is_encrypted:
@@ -146,14 +144,13 @@ class Client:
             plain.close()
             raise
 
-    def _head(self, method: str, path: str, length: int) -> bytes:
+    def head(self, method: str, path: str, fields: Mapping[str, str]) -> bytes:
+        """The head of a request, with the login in it."""
         lines = [
             f"{method} {self.address.path}{path} HTTP/1.1",
             f"Host: {self.address.host}:{self.address.port}",
-            "Connection: close",
-            "Content-Type: application/json",
-            f"Content-Length: {length}",
         ]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
         credentials = urlsplit(self.address.server)
         if credentials.username:  # a proxy in front of the server may want its own
             pair = f"{credentials.username}:{credentials.password or ''}".encode()
@@ -161,6 +158,19 @@ class Client:
         if self._cookie:
             lines.append(f"Cookie: {self._cookie}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+@contextlib.contextmanager
+def failures_as_unreachable(timeout: float) -> Iterator[None]:
+    """Whatever goes wrong on a connection becomes Unreachable, in words."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unreachable(f"no answer within {timeout:.0f} s") from error
+    except http.client.HTTPException as error:
+        raise Unreachable("what answers there does not speak HTTP") from error
+    except (OSError, ValueError) as error:
+        raise Unreachable(getattr(error, "strerror", None) or str(error)) from error
 
 
 def _receive(connection: socket.socket, deadline: float) -> bytes:

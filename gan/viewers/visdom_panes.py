@@ -174,12 +174,9 @@ def samples_message(run: RunInfo, env: str, record: Record, first: bool) -> tupl
     source, size = jpeg_address(path)
     caption = f"epoch {record['epoch']}, step {record['step']}: {' | '.join(k for k in files if k != GRID)}"
     data = [{"type": "image_history", "content": {"src": source, "caption": caption}}]
-    options = {
-        "title": SAMPLES,
-        "caption": caption,
-        "width": max(320, min(size[0], 1000) + 20),
-        "height": max(240, min(size[1], 1000) + 110),  # room for title, caption and slider
-    }
+    width = min(1000, max(480, size[0]))  # the picture is scaled to the pane's width
+    height = min(1000, round(width * size[1] / size[0])) + 110  # room for title, caption and slider
+    options = {"title": SAMPLES, "caption": caption, "width": width, "height": height}
     return ("events" if first else "update"), {"win": SAMPLES, "eid": env, "data": data, "opts": options}
 
 

@@ -6,13 +6,13 @@ from `metrics.jsonl`, which holds it all.
 """
 
 import getpass
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 
 from gan.viewers import Record, RunInfo, say
+from gan.viewers.visdom_events import Events
 from gan.viewers.visdom_http import Client, LoginRefused, Unreachable, WrongAnswer
 from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
 from gan.viewers.visdom_panes import (
@@ -63,7 +63,7 @@ class Sender:
         self._given_up = False
         self._fixed_panes_sent = False
         self._saved_epoch = self._board.epoch
-        self._listener = ""  # our name as a listener for clicks
+        self._events: Events | None = None
         self._listen_at = self._next_try = self._next_push = 0.0
         self._wait = FIRST_WAIT
         self._reported: float | None = None  # when an outage was last reported
@@ -115,6 +115,8 @@ class Sender:
                         self._listen()
             except Unreachable as error:
                 self._lost(error)
+        if self._events:
+            self._events.close()
 
     def _connect(self) -> None:
         try:
@@ -133,7 +135,7 @@ class Sender:
         self._board.forget_sent()
         self._fixed_panes_sent = False
         self._next_push = 0.0
-        self._listener = self._register()
+        self._events = self._register()
         self._listen_at = time.monotonic() + LISTEN_EVERY
 
     def _start_server(self, server: LocalServer) -> None:
@@ -169,7 +171,7 @@ class Sender:
         send_news(self._client, self._run_info, self._env, self._board)
         if not self._fixed_panes_sent:
             self._client.post(*about_message(self._run_info, self._env))
-            if self._listener:
+            if self._events:
                 self._client.post(*controls_message(self._env))
             self._fixed_panes_sent = True
         if self._board.epoch > self._saved_epoch:
@@ -183,28 +185,23 @@ class Sender:
         self._client.post("save", {"data": [self._env]})
         self._saved_epoch = self._board.epoch
 
-    def _register(self) -> str:
-        """Become a listener for clicks; empty where the server takes none (Visdom 0.2 with a login)."""
+    def _register(self) -> Events | None:
+        """Listen for clicks; None where that is refused, as behind a proxy that knows no WebSocket."""
+        if self._events:
+            self._events.close()
         try:
-            return str(_answer(self._client.post("vis_socket_wrap", {"sid": None})).get("sid") or "")
+            return Events(self._client)
         except WrongAnswer:
-            return ""
+            return None
 
     def _listen(self) -> None:
-        """Ask for clicks. A server that does not know us any more has started anew and shows nothing of ours."""
+        """Take what was clicked. A server that is gone shows here at the latest, one that started anew as well."""
         self._listen_at = time.monotonic() + LISTEN_EVERY
-        if not self._listener:
+        if self._events is None:
             if self._client.post("win_exists", {"win": ABOUT, "eid": self._env}) != b"true":
                 self._start_over()
             return
-        question = {"message_type": "query", "sid": self._listener}
-        answer = _answer(self._client.post("vis_socket_wrap", question))
-        if not answer.get("success"):
-            self._start_over()
-            return
-        messages = answer.get("messages")
-        for text in messages if isinstance(messages, list) else []:
-            event = _answer(text)
+        for event in self._events.poll():
             if command := command_of(event, self._env):
                 with self._lock:
                     self._asked = self._asked | {command}
@@ -260,16 +257,6 @@ def _board(records: Iterable[Record]) -> Board:
     for record in records:
         board.add(record)
     return board
-
-
-def _answer(text: bytes | str) -> dict[str, object]:
-    try:
-        answer = json.loads(text)
-    except ValueError as error:
-        raise Unreachable("what answers there is not Visdom") from error
-    if not isinstance(answer, dict):
-        raise Unreachable("what answers there is not Visdom")
-    return answer
 
 
 def tunnel_command(port: int, is_loopback: bool) -> str:

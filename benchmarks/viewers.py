@@ -1,0 +1,208 @@
+"""What watching costs: training time with Visdom on against off, and how long a picture takes to the browser.
+
+    python benchmarks/viewers.py [--pairs 7] [--steps 400] [--size 64] [--ngf 16] [--browser]
+
+One training, in which blocks of `steps` steps with a connected Visdom and without any viewer take turns; records and
+samples come at the default intervals (every 100 and every 400 steps), and both kinds of block write the same files.
+The figure is the median of the ratios of neighbouring blocks. Wall time is what a user sees; the time on the CPU of
+the training thread shows what is left of it on a quiet machine. The server is a process of its own on the same
+machine. With --browser a headless Chromium shows the page meanwhile, and the time from the call of the viewer to the
+new picture on the screen is measured (needs playwright, Chromium, and the scripts of Visdom's page).
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from datasets.synthetic import write_dataset
+from gan.command_line import parse_train
+from gan.metrics_log import MetricsLog
+from gan.options import stored_dict
+from gan.setup import build_data, build_trainer
+from gan.viewers import RunInfo, Viewers
+from gan.viewers.samples import save_samples
+from gan.viewers.visdom import Visdom
+from gan.viewers.visdom_http import Address, Client, Unreachable
+from gan.viewers.visdom_server import LocalServer
+
+PRINT_FREQ, DISPLAY_FREQ = 100, 400
+ENV = "benchmark"
+PICTURE = """() => { const image = document.querySelector('img[src^="data:image/jpeg"]'); return image && image.src; }"""
+
+
+class Subject:
+    """A small pix2pix that trains on and on."""
+
+    def __init__(self, folder: Path, size: int, ngf: int) -> None:
+        data = folder / "data"
+        write_dataset(data, count=32, size=size, layout="aligned", seed=0)
+        flags = f"--dataroot {data} --checkpoints_dir {folder} --name {ENV} --model pix2pix --norm nc_ms"
+        flags += f" --netG resnet_6blocks --ngf {ngf} --ndf {ngf} --load_size {size} --crop_size {size} --num_threads 0"
+        self.options, _ = parse_train([*flags.split(), "--device", "cpu"])
+        self.trainer, self.data = build_trainer(self.options), build_data(self.options)
+        self.run = RunInfo(ENV, folder / ENV, stored_dict(self.options), "benchmark")
+        self.run.folder.mkdir()
+        self._log = MetricsLog(self.run.folder / "metrics.jsonl")
+        self._batches = self._endless()
+        self.step = 0
+
+    def _endless(self) -> Iterator[Any]:
+        epoch = 0
+        while True:
+            epoch += 1
+            yield from self.data.batches(epoch, 0)
+
+    def train(self, viewers: Viewers, steps: int) -> tuple[float, float]:
+        """Seconds on the clock, and on the CPU by this thread, of so many steps."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        for _ in range(steps):
+            result = self.trainer.step(next(self._batches))
+            self.step += 1
+            if self.step % PRINT_FREQ == 0:
+                losses = {name: float(loss) for name, loss in result.losses.items()}
+                record = {"kind": "train", "step": self.step, "epoch": 1, "losses": losses, "lr": 2e-4}
+                record["time"] = {"images_per_s": 1.0, "data_wait": 0.0}
+                self._log.append(record)
+                viewers.record(record)
+            if self.step % DISPLAY_FREQ == 0:
+                self.sample(viewers)
+            viewers.commands()
+        return time.perf_counter() - wall, time.thread_time() - cpu
+
+    def sample(self, viewers: Viewers) -> None:
+        folder = f"samples/step-{self.step:08d}"
+        pictures = save_samples(self.run.folder / folder, self.trainer.sample(self.data.validation))
+        names = {kind: path.name for kind, path in pictures.items()}
+        record = {"kind": "samples", "step": self.step, "epoch": 1, "folder": folder, "pictures": names}
+        self._log.append(record)
+        viewers.samples(record, pictures)
+
+
+@contextlib.contextmanager
+def running_server(folder: Path) -> Iterator[Address]:
+    server = LocalServer(folder / "visdom", Address(port=18097), keep=False)
+    server.start()
+    try:
+        wait_for(lambda: answers(server.address), 60)
+        yield server.address
+    finally:
+        server.stop()
+
+
+def answers(address: Address) -> bool:
+    with contextlib.suppress(Unreachable):
+        Client(address).probe()
+        return True
+    return False
+
+
+def wait_for(happens: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"did not happen within {seconds} s")
+        time.sleep(0.005)
+
+
+def slowdown(subject: Subject, watched: Viewers, pairs: int, steps: int) -> None:
+    subject.train(watched, steps // 4)  # warm-up
+    alone = Viewers([])
+    ratios = []
+    for index in range(pairs):
+        order = (watched, alone) if index % 2 else (alone, watched)
+        times = {viewers: subject.train(viewers, steps) for viewers in order}
+        ratios.append([on / off for on, off in zip(times[watched], times[alone], strict=True)])
+        print(
+            f"pair {index + 1}: on/off wall {ratios[-1][0]:.4f}, CPU of the training thread {ratios[-1][1]:.4f}"
+        )
+    wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
+    spread = sorted(ratio[0] for ratio in ratios)
+    print(
+        f"{pairs} pairs of {steps} steps: slowdown {100 * (wall - 1):+.2f} % on the clock (pairs from ",
+        end="",
+    )
+    print(
+        f"{100 * (spread[0] - 1):+.1f} to {100 * (spread[-1] - 1):+.1f} %), {100 * (cpu - 1):+.2f} % on the CPU"
+    )
+
+
+def time_to_picture(subject: Subject, watched: Viewers, page: Any, repeats: int) -> None:
+    delays = []
+    for _ in range(repeats):
+        time.sleep(2.5)  # the default interval is longer than any pause between two updates
+        before = page.evaluate(PICTURE)
+        subject.train(watched, 1)
+        begin = time.perf_counter()
+        subject.sample(watched)
+        wait_for(lambda before=before: page.evaluate(PICTURE) != before, 30)  # type: ignore[misc]
+        delays.append(time.perf_counter() - begin)
+    middle, longest = statistics.median(delays), max(delays)
+    print(
+        f"from the end of a step to its picture in the browser: median {middle:.2f} s, longest {longest:.2f} s"
+    )
+
+
+@contextlib.contextmanager
+def open_page(address: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser_support import FLAGS, browser_program
+    from tests.visdom_support import install_page_files
+
+    if missing := install_page_files():
+        raise SystemExit(f"no Visdom page: {missing}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_program(), args=FLAGS)
+        page = browser.new_page()
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=DISPLAY_FREQ)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--ngf", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--browser", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        subject = Subject(Path(name), arguments.size, arguments.ngf)
+        address = stack.enter_context(running_server(Path(name)))
+        watched = stack.enter_context(Viewers([Visdom("auto", address.server, address.port, env=ENV)]))
+        watched.start(subject.run)
+        subject.train(watched, 1)
+        subject.sample(watched)
+        client = Client(address)
+        wait_for(lambda: shown(client), 30)
+        page = stack.enter_context(open_page(address.page(ENV))) if arguments.browser else None
+        if page is not None:
+            wait_for(lambda: page.evaluate(PICTURE) is not None, 30)
+            time_to_picture(subject, watched, page, 10)
+        slowdown(subject, watched, arguments.pairs, arguments.steps)
+
+
+def shown(client: Client) -> bool:
+    """Whether the samples pane holds a picture."""
+    with contextlib.suppress(Unreachable):
+        return b"image_history" in client.post("win_data", {"win": None, "eid": ENV})
+    return False
+
+
+if __name__ == "__main__":
+    main()
