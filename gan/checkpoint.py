@@ -34,6 +34,7 @@ __all__ = [
     "remove_leftovers",
     "require_finite",
     "save_checkpoint",
+    "size_of",
 ]  # fmt: skip
 
 LATEST, BEST = "latest.json", "best.json"
@@ -74,6 +75,7 @@ def save_checkpoint(
         raise ValueError(f"keep={keep} must be at least 1, step={step} and epoch={epoch} at least 0")
     plain = prepare_state(state)
     path = folder / f"ckpt-{step:08d}.pt"
+    is_new = not path.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
@@ -82,7 +84,7 @@ def save_checkpoint(
         for name in (LATEST, BEST) if best else (LATEST,):
             write_atomically(folder / name, pointer)
     except OSError as error:
-        if not sidecar_path(path).exists():  # without it the new file would only take up the space
+        if is_new and not sidecar_path(path).exists():  # without it the new file would only take up the space
             with contextlib.suppress(OSError):
                 path.unlink()
         raise _not_saved(path, error, size_of(plain)) from error

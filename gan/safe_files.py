@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+BUFFER = 2**18  # bytes
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
@@ -29,24 +30,31 @@ class HashingFile:
         self.path = path  # the temporary name
         self._descriptor = descriptor
         self._hash = hashlib.sha256()
+        self._buffer = bytearray()
         self.size = 0  # bytes
         self.error: BaseException | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
-        size = len(view)
-        try:
-            while view and self.error is None:
-                written = os.write(self._descriptor, view)
-                self._hash.update(view[:written])
-                self.size += written
-                view = view[written:]
-        except BaseException as error:  # KeyboardInterrupt too: it is raised again by `replacing`
-            self.error = error
-        return size
+        self._hash.update(view)
+        self.size += len(view)
+        if len(self._buffer) + len(view) <= BUFFER:  # serialisers write many small pieces
+            self._buffer += view
+        else:
+            self.flush()
+            self._write(view)
+        return len(view)
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        self._write(memoryview(bytes(self._buffer)))
+        self._buffer.clear()
+
+    def _write(self, view: memoryview) -> None:
+        try:
+            while view and self.error is None:
+                view = view[os.write(self._descriptor, view) :]
+        except BaseException as error:  # KeyboardInterrupt too: it is raised again by `replacing`
+            self.error = error
 
     @property
     def sha256(self) -> str:
@@ -67,6 +75,7 @@ def replacing(path: Path) -> Iterator[HashingFile]:
             _try_lock(descriptor)  # held while the writer lives: see remove_leftovers
             file = HashingFile(temporary, descriptor)
             yield file
+            file.flush()
             if file.error is not None:
                 raise file.error
             os.fsync(descriptor)

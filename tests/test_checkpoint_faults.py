@@ -121,11 +121,11 @@ def sweep(
 ) -> list[str]:
     """Kill at every operation of the saves; what went wrong, in words."""
     operations = count_operations(before(tmp_path / "count"))
-    assert len(operations) > 100
+    assert len(operations) > 50
     problems = []
     for torn in modes:
         for k in range(1, len(operations) + 1, stride):
-            if torn and (operations[k - 1] != "write" or k % 4):
+            if torn and operations[k - 1] != "write":
                 continue
             folder = before(tmp_path / f"{k}-{torn}")
             done = die_at(folder, k, torn)
@@ -171,7 +171,7 @@ def test_killed_twice_while_saving_again_at_one_step(tmp_path: Path, capsys) -> 
         die_at(folder, k, False, again(3.0))
         seen.add(loaded(folder))
         shutil.rmtree(folder)
-        k += 2
+        k += 1
     assert seen == {1.0, 3.0}
     assert capsys.readouterr().err == ""
 
@@ -189,12 +189,12 @@ def in_place(path: Path) -> Iterator[HashingFile]:
 
 def test_the_sweep_sees_saving_in_place(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(gan.checkpoint, "replacing", in_place)
-    assert sweep(tmp_path, capsys, modes=(False,), stride=5) != []
+    assert sweep(tmp_path, capsys, modes=(False,), stride=2) != []
 
 
 def test_the_sweep_sees_a_missing_note_of_what_is_replaced(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(gan.checkpoint, "_whole", lambda path: None)
-    assert sweep(tmp_path, capsys, modes=(False,), stride=3) != []
+    assert sweep(tmp_path, capsys, modes=(False,), stride=2) != []
 
 
 def test_the_sweep_sees_deleting_too_early(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -206,12 +206,12 @@ def test_the_sweep_sees_deleting_too_early(tmp_path: Path, capsys, monkeypatch) 
         write(path, *rest)
 
     monkeypatch.setattr(gan.checkpoint, "_write_checkpoint", delete_first)
-    assert sweep(tmp_path, capsys, modes=(False,), stride=5) != []
+    assert sweep(tmp_path, capsys, modes=(False,), stride=2) != []
 
 
 def test_the_sweep_sees_leftovers(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(gan.checkpoint, "remove_leftovers", lambda folder: None)
-    assert sweep(tmp_path, capsys, modes=(False,), stride=5) != []
+    assert sweep(tmp_path, capsys, modes=(False,), stride=2) != []
 
 
 # --- the disk refuses ---
@@ -253,7 +253,7 @@ def test_an_error_at_every_operation(tmp_path: Path, number: int, lasting: bool)
         save(folder, 16, 9.0)
         assert loaded(folder) == 9.0
         shutil.rmtree(folder)
-    assert failed > 100
+    assert failed > 30
 
 
 def run_python(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -378,7 +378,7 @@ def test_a_signal_during_a_save(tmp_path: Path, number: int, code: int) -> None:
         real, calls = os.write, []
         def write(fd, data):
             calls.append(fd)
-            if len(calls) == 5:
+            if len(calls) == 1:
                 os.kill(os.getpid(), int(sys.argv[2]))
             return real(fd, data)
         with StopRequest() as stop:
@@ -393,7 +393,7 @@ def test_a_signal_during_a_save(tmp_path: Path, number: int, code: int) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("call", range(1, 40, 3))
+@pytest.mark.parametrize("call", range(1, 20, 2))
 def test_leaving_at_once_during_a_save(tmp_path: Path, call: int, monkeypatch) -> None:
     """A second Ctrl-C raises KeyboardInterrupt, wherever the save is."""
     folder = before(tmp_path / "run")
