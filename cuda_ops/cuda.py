@@ -16,7 +16,11 @@ from cuda_ops.launch import LAUNCHERS, Unit
 from cuda_ops.windows import Pair
 
 _outcomes: dict[tuple[str, int, Unit], str | None] = {}
+_served: set[tuple[object, ...]] = (
+    set()
+)  # what `why_not` has found nothing against: asked again at every call
 _warned: set[str] = set()
+_MOST_GROUPS = 65535  # the second dimension of a grid
 
 
 def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: bool = False) -> str | None:
@@ -24,6 +28,10 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
 
     With `warn`, kernels that should run on this device but cannot be built are told once, as a UserWarning.
     """
+    last = cuda_steps.is_channels_last(x)
+    key = (x.device, weight.device, x.dtype, compute, weight.dtype, last, groups > _MOST_GROUPS)
+    if not torch.compiler.is_compiling() and key in _served and x.numel() > 0:
+        return None
     if x.device.type not in LAUNCHERS:
         return f"x is on the device {x.device.type}, the kernels are for cuda"
     if weight.device != x.device:
@@ -31,10 +39,14 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
     for dtype in (x.dtype, compute, weight.dtype):
         if dtype not in DTYPES:
             return f"the kernels have no {dtype}"
-    if groups > 65535 or x.numel() == 0:
-        return "more than 65535 groups" if x.numel() else "x is empty"
-    last = cuda_steps.is_channels_last(x)
-    return build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
+    if groups > _MOST_GROUPS:
+        return f"more than {_MOST_GROUPS} groups"
+    if x.numel() == 0:
+        return "x is empty"
+    failure = build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
+    if failure is None and not torch.compiler.is_compiling():
+        _served.add(key)
+    return failure
 
 
 @torch.compiler.assume_constant_result
@@ -97,8 +109,8 @@ class _NormalizedConv2d(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: direct.Geometry
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, std, mu, pivot = cuda_steps.forward(x, weight, bias, geometry)
-        ctx.save_for_backward(x, weight, bias, y, mu, std, pivot)
+        y, mean, std, centres, filters = cuda_steps.forward(x, weight, bias, geometry)
+        ctx.save_for_backward(x, weight, bias, y, std, centres, filters)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
         return y, mean, std
@@ -107,14 +119,19 @@ class _NormalizedConv2d(torch.autograd.Function):
     def backward(
         ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        saved, needs = cuda_steps.Saved(*ctx.saved_tensors), ctx.needs_input_grad
-        upstream = direct.Upstream(dy, dmean, dstd)
+        needs, upstream = ctx.needs_input_grad, direct.Upstream(dy, dmean, dstd)
         if (
             torch.is_grad_enabled()
         ):  # create_graph=True: the kernels cannot be differentiated again, torch's own can
-            gradients = direct.differentiable_backward(
-                needs, saved.x, saved.weight, saved.bias, ctx.geometry, upstream
-            )
+            x, weight, bias, *_ = ctx.saved_tensors
+            gradients = direct.differentiable_backward(needs, x, weight, bias, ctx.geometry, upstream)
         else:
-            gradients = cuda_steps.backward(needs, saved, ctx.geometry, upstream)
+            gradients = cuda_steps.backward(needs, _take_saved(ctx), ctx.geometry, upstream)
         return (*gradients, None)
+
+
+def _take_saved(ctx: Any) -> cuda_steps.Saved:
+    """The saved tensors; where the graph is not retained, the caller is their last holder."""
+    saved = cuda_steps.Saved(*ctx.saved_tensors)
+    ctx.maybe_clear_saved_tensors()
+    return saved

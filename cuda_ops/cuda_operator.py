@@ -1,6 +1,6 @@
 """The CUDA backend as two PyTorch operators, for `torch.compile`: schema, shapes and autograd, all in Python.
 
-normalized_conv::forward   (y, mean, std, mean - pivot, pivot)
+normalized_conv::forward   (y, mean, std, centres, filters): the last two as in `cuda_steps.Saved`, empty where not kept
 normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
 """
 
@@ -22,7 +22,7 @@ _library.define(
     f"forward(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor mu, Tensor std, Tensor pivot, "
+    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor std, Tensor centres, Tensor filters, "
     f"Tensor? dy, Tensor? dmean, Tensor? dstd, bool[3] needs, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -41,10 +41,9 @@ def register(device: str) -> None:
     _library.impl("backward", _backward, device.upper())
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return cuda_steps.forward(x, weight, bias, _geometry(numbers))
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
+    *results, filters = cuda_steps.forward(x, weight, bias, _geometry(numbers))
+    return (*results, x.new_empty(0, dtype=numbers[-1]) if filters is None else filters)
 
 
 def _backward(
@@ -52,16 +51,16 @@ def _backward(
     weight: Tensor,
     bias: Tensor | None,
     y: Tensor,
-    mu: Tensor,
     std: Tensor,
-    pivot: Tensor,
+    centres: Tensor,
+    filters: Tensor,
     dy: Tensor | None,
     dmean: Tensor | None,
     dstd: Tensor | None,
     needs: Sequence[bool],
     *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    saved = cuda_steps.Saved(x, weight, bias, y, mu, std, pivot)
+    saved = cuda_steps.Saved(x, weight, bias, y, std, centres, filters if filters.numel() else None)
     gradients = cuda_steps.backward(tuple(needs), saved, _geometry(numbers), direct.Upstream(dy, dmean, dstd))
     likes = (x, weight, weight if bias is None else bias)
     dx, dw, db = (
@@ -83,13 +82,21 @@ def _forward_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: An
         device=x.device,
         memory_format=cuda_steps.layout_of(x),
     )
-    statistics = [x.new_empty((x.shape[0], g.groups, *out), dtype=wide) for _ in range(3)]
-    return (y, *statistics, x.new_empty((x.shape[0], g.groups), dtype=wide))
+    mean, std = (x.new_empty((x.shape[0], g.groups, *out), dtype=wide) for _ in range(2))
+    centres = x.new_empty(mean.numel() + x.shape[0] * g.groups, dtype=wide)
+    kept = cuda_steps.keeps_filters(x, weight)
+    filters = torch.empty(
+        weight.shape if kept else (0,),
+        dtype=g.compute,
+        device=x.device,
+        memory_format=cuda_steps.layout_of(x) if kept else torch.contiguous_format,
+    )
+    return y, mean, std, centres, filters
 
 
 @torch.library.register_fake("normalized_conv::backward", lib=_library)
 def _backward_shapes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, mu: Tensor, std: Tensor, pivot: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, std: Tensor, centres: Tensor, filters: Tensor,
     dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, needs: Sequence[bool], *numbers: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=cuda_steps.layout_of(x))
@@ -100,9 +107,9 @@ def _backward_shapes(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, *numbers = inputs
-    y, _, std, mu, pivot = output
-    ctx.mark_non_differentiable(mu, pivot)
-    ctx.save_for_backward(x, weight, bias, y, mu, std, pivot)
+    y, _, std, centres, filters = output
+    ctx.mark_non_differentiable(centres, filters)
+    ctx.save_for_backward(x, weight, bias, y, std, centres, filters)
     ctx.numbers = numbers
     ctx.set_materialize_grads(False)
 

@@ -9,158 +9,192 @@ Backward, r = 1/s, the closed form of `direct`:
     collect   dx = convolution's input gradient + (x - pivot) A - B
     finish    dW = centred(convolution's weight gradient), db
 
-x and y alone are kept for the backward pass: where the activation is flat its gradient is zero, and elsewhere z / s
-follows from y. The centred copy is what keeps float32 (and TF32) exact at any input offset; it is made again in the
-backward pass rather than kept. An x that is already float16 or bfloat16 goes to the convolution as it is.
+Of the big tensors x and y alone are kept for the backward pass: where the activation is flat its gradient is zero, and
+elsewhere z / s follows from y. The centred copy is what keeps float32 (and TF32) exact at any input offset; it is made
+again in the backward pass rather than kept. An x that is already float16 or bfloat16 goes to the convolution as it is.
 """
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cuda_ops.direct import Geometry, Gradients, Upstream
-from cuda_ops.launch import LAUNCHERS, Arguments, Launcher, Unit
+from cuda_ops.launch import LAUNCHERS, Arguments, Launch, Unit
 from cuda_ops.plan import Plan, make_plan
 from cuda_ops.windows import Pair
 
+_PLAIN = (False, (0, 0))  # of a convolution: not transposed, no output padding
 
-@dataclass(frozen=True)
-class Saved:
+
+class Saved(NamedTuple):
     """What the forward pass leaves for the backward pass."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     y: Tensor
-    mu: Tensor
     std: Tensor
-    pivot: Tensor
+    centres: Tensor  # mean - pivot of every patch, then the pivots
+    filters: Tensor | None  # W~, where it is small beside x
+
+
+class _Call(NamedTuple):
+    """What both passes start from; the tensors as the kernels can read them, and alive as long as they are read."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    centres: Tensor
+    layout: torch.memory_format
+    g: Geometry
+    plan: Plan
+    arguments: Arguments
+    launch: Launch
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y, mean, std, mean - pivot, pivot); no gradients."""
-    x, weight, bias, layout = _dense(x, weight, bias)
-    launch, plan, a = _begin(x, weight, g)
-    device, wide = x.device, plan.wide
-    filters = torch.empty(weight.shape, dtype=g.compute, device=device, memory_format=layout)
-    pivot = torch.empty(plan.statistics[:2], dtype=wide, device=device)
-    pixels = torch.empty((*plan.statistics[:2], *plan.padded[2:], 2), dtype=wide, device=device)
-    mu, mean, std = (torch.empty(plan.statistics, dtype=wide, device=device) for _ in range(3))
-    source, padding = x, g.padding
-    if plan.copies:
-        source, padding = (
-            torch.empty(plan.padded, dtype=g.compute, device=device, memory_format=layout),
-            (0, 0),
-        )
-        a.padded = source.data_ptr()
-    a.x, a.weight, a.filters, a.pivot = x.data_ptr(), weight.data_ptr(), filters.data_ptr(), pivot.data_ptr()
-    a.pixels, a.mu, a.mean, a.std = pixels.data_ptr(), mu.data_ptr(), mean.data_ptr(), std.data_ptr()
-    a.bias = 0 if bias is None else bias.data_ptr()
-    launch("prepare", *plan.prepare, a)
-    launch("pixels", *plan.pixels, a)
-    y = torch.ops.aten.convolution.default(
-        source, filters, None, g.stride, padding, g.dilation, False, (0, 0), g.groups
-    )
-    y = y.contiguous(memory_format=layout)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """(y, mean, std, centres, W~ if it is to be kept); no gradients."""
+    call = _begin(x, weight, bias, g, None)
+    plan, a = call.plan, call.arguments
+    mean = torch.empty(plan.statistics, dtype=plan.wide, device=x.device)
+    std, pixels = torch.empty_like(mean), torch.empty(plan.pixel_values, dtype=plan.wide, device=x.device)
+    a.mean, a.std, a.pixels = mean.data_ptr(), std.data_ptr(), pixels.data_ptr()
+    filters = _filters(call)
+    call.launch("prepare", *plan.prepare)
+    source, padding = _convolution_input(call)
+    call.launch("pixels", *plan.pixels)
+    y = torch.convolution(source, filters, None, g.stride, padding, g.dilation, *_PLAIN, g.groups)
+    y = y.contiguous(memory_format=call.layout)
     a.y = y.data_ptr()
-    launch("scale", *plan.scale, a)
-    return y, mean, std, mu, pivot
+    call.launch("scale", *plan.scale)
+    return y, mean, std, call.centres, filters if keeps_filters(x, weight) else None
 
 
-def backward(
-    needs: tuple[bool, ...],
-    s: Saved,
-    g: Geometry,
-    upstream: Upstream,
-) -> Gradients:
+def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream) -> Gradients:
     """Gradients of x, weight and bias as far as `needs` asks for them."""
-    x, weight, bias, layout = _dense(s.x, s.weight, s.bias)
-    launch, plan, a = _begin(x, weight, g)
-    device = x.device
-    dy = None if upstream.y is None else upstream.y.contiguous(memory_format=layout)
-    dmean, dstd = (None if v is None else v.contiguous() for v in upstream[1:])
-    for name, tensor in (
-        ("x", x), ("weight", weight), ("bias", bias), ("y", s.y), ("mu", s.mu), ("std", s.std), ("pivot", s.pivot),
-        ("dy", dy), ("dmean", dmean), ("dstd", dstd),
-    ):  # fmt: skip
-        setattr(a, name, 0 if tensor is None else tensor.data_ptr())
+    call = _begin(s.x, s.weight, s.bias, g, s.centres)
+    plan, a, x, filters = call.plan, call.arguments, call.x, s.filters
+    a.y, a.std = s.y.data_ptr(), s.std.data_ptr()
+    dy, dmean, dstd = upstream
+    if dmean is not None:
+        dmean = dmean.contiguous()
+        a.dmean = dmean.data_ptr()
+    if dstd is not None:
+        dstd = dstd.contiguous()
+        a.dstd = dstd.data_ptr()
+    scratch = torch.empty(plan.spread_values + plan.partial_values, dtype=plan.wide, device=x.device)
+    a.spread = scratch.data_ptr()
+    if dy is None:
+        call.launch("project", *plan.project)
+        return _finish_input(call, None) if needs[0] else None, None, None
 
-    spread = torch.empty((*plan.statistics, 2), dtype=plan.wide, device=device)
-    a.spread = spread.data_ptr()
-    dz = db = dw = dx = partial = None
-    if dy is not None:
-        dz = torch.empty_like(s.y)
-        a.dz = dz.data_ptr()
-        if needs[2]:
-            assert bias is not None
-            partial = torch.empty((plan.project[0][0], s.y.shape[1]), dtype=plan.wide, device=device)
-            db = torch.empty_like(bias)
-            a.partial, a.dbias, a.blocks = partial.data_ptr(), db.data_ptr(), plan.project[0][0]
-    launch("project", *plan.project, a)
+    dy = dy.contiguous(memory_format=call.layout)
+    dz = torch.empty_like(s.y)
+    a.dy, a.dz = dy.data_ptr(), dz.data_ptr()
+    db = None
+    if needs[2] and call.bias is not None:
+        db = torch.empty_like(call.bias)
+        a.dbias, a.partial = db.data_ptr(), a.spread + plan.spread_values * scratch.element_size()
+    call.launch("project", *plan.project)
+    bias_dtype = None if s.bias is None else s.bias.dtype
+    del s, dy, upstream  # with its last holder gone, the memory of y serves what comes now
 
-    def input_gradient() -> Tensor:
-        dinput = None
-        if dz is not None:
-            filters = torch.empty(weight.shape, dtype=g.compute, device=device, memory_format=layout)
-            a.filters = filters.data_ptr()
-            launch("prepare", (weight.shape[0], 1), plan.prepare[1], a)
-            reader = (
-                x if x.dtype == g.compute else filters.new_empty(()).expand(x.shape)
-            )  # only its shape is read
-            dinput = _convolution_gradient(dz, reader, filters, g, g.padding, of=0).contiguous(
-                memory_format=layout
-            )
-            a.dinput = dinput.data_ptr()
-        dx = dinput if dinput is not None and dinput.dtype == x.dtype else torch.empty_like(x)
-        a.dx = dx.data_ptr()
-        launch("collect", *plan.collect, a)
-        return dx
-
-    def weight_gradient(dz: Tensor) -> Tensor:
-        source, padding = x, g.padding
-        if plan.copies:
-            source, padding = (
-                torch.empty(plan.padded, dtype=g.compute, device=device, memory_format=layout),
-                (0, 0),
-            )
-            a.padded = source.data_ptr()
-            launch("pixels", *plan.pixels, a)
-        shape = (
-            weight if weight.dtype == g.compute else dz.new_empty(()).expand(weight.shape)
-        )  # only that is read
-        return _convolution_gradient(dz, source, shape, g, padding, of=1).contiguous(memory_format=layout)
-
-    raw = None
-    weight_first = (
-        weight.numel() < x.numel()
-    )  # the big temporaries of one are gone before those of the other come
-    if needs[0] and not weight_first:
-        dx = input_gradient()
-    if needs[1] and dz is not None:
-        raw = weight_gradient(dz)
-        dw = (
-            raw if raw.dtype == weight.dtype and a.weight_last == a.filters_last else torch.empty_like(weight)
-        )
-        a.dfilters, a.dweight = raw.data_ptr(), dw.data_ptr()
-    if dw is not None or db is not None:
-        launch("finish", (weight.shape[0], 1), plan.prepare[1], a)
-    if needs[0] and weight_first:
-        dx = input_gradient()
-    return dx, dw, db if db is None or s.bias is None else db.to(s.bias.dtype)
+    dx = dw = None
+    if needs[0] and needs[1] and filters is not None and not plan.copies:
+        dinput, raw = _convolution_backward(call, dz, x, filters, g.padding, (True, True))
+        dx = _finish_input(call, dinput)
+        dw = _finish_weight(call, raw)
+    else:  # the big temporaries of one gradient are gone before those of the other come
+        weight_first = call.weight.numel() < x.numel()
+        if needs[0] and not weight_first:
+            dx = _input_gradient(call, dz, filters)
+        if needs[1]:
+            dw = _weight_gradient(call, dz)
+        elif db is not None:
+            call.launch("finish", *plan.finish)
+        if needs[0] and weight_first:
+            dx = _input_gradient(call, dz, filters)
+    if db is not None and db.dtype != bias_dtype:
+        db = db.to(bias_dtype)
+    return dx, dw, db
 
 
-def _convolution_gradient(
-    dz: Tensor, x: Tensor, filters: Tensor, g: Geometry, padding: Pair, of: int
-) -> Tensor:
-    """Gradient of the plain convolution with respect to its input (of=0) or its weight (of=1)."""
-    wanted = (of == 0, of == 1, False)
-    gradients = torch.ops.aten.convolution_backward.default(
-        dz, x, filters, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, wanted
+def _input_gradient(call: _Call, dz: Tensor, filters: Tensor | None) -> Tensor:
+    x = call.x
+    if filters is None:
+        filters = _filters(call)
+        call.launch("prepare", *call.plan.finish)
+    like = x if x.dtype == call.g.compute else filters.new_empty(()).expand(x.shape)  # only its shape is read
+    return _finish_input(
+        call, _convolution_backward(call, dz, like, filters, call.g.padding, (True, False))[0]
     )
-    return gradients[of]
+
+
+def _finish_input(call: _Call, dinput: Tensor | None) -> Tensor:
+    """dx: in place where the convolution's input gradient has the dtype of x."""
+    dx = dinput if dinput is not None and dinput.dtype == call.x.dtype else torch.empty_like(call.x)
+    call.arguments.dinput, call.arguments.dx = 0 if dinput is None else dinput.data_ptr(), dx.data_ptr()
+    call.launch("collect", *call.plan.collect)
+    return dx
+
+
+def _weight_gradient(call: _Call, dz: Tensor) -> Tensor:
+    source, padding = _convolution_input(call)
+    if call.plan.copies:
+        call.launch("pixels", *call.plan.pixels)
+    weight = call.weight
+    like = (
+        weight if weight.dtype == dz.dtype else dz.new_empty(()).expand(weight.shape)
+    )  # only its shape is read
+    raw = _convolution_backward(call, dz, source, like, padding, (False, True))[1]
+    return _finish_weight(call, raw)
+
+
+def _finish_weight(call: _Call, raw: Tensor) -> Tensor:
+    """dW: in place where the convolution's weight gradient has the dtype and the order of the weight."""
+    a, weight = call.arguments, call.weight
+    dw = raw if raw.dtype == weight.dtype and a.weight_last == a.filters_last else torch.empty_like(weight)
+    a.dfilters, a.dweight = raw.data_ptr(), dw.data_ptr()
+    call.launch("finish", *call.plan.finish)
+    return dw
+
+
+def _convolution_input(call: _Call) -> tuple[Tensor, Pair]:
+    """What the convolution reads, and the padding that it still has to add: x, or the copy that `pixels` fills."""
+    if not call.plan.copies:
+        return call.x, call.g.padding
+    copy = torch.empty(
+        call.plan.padded, dtype=call.g.compute, device=call.x.device, memory_format=call.layout
+    )
+    call.arguments.padded = copy.data_ptr()
+    return copy, (0, 0)
+
+
+def _filters(call: _Call) -> Tensor:
+    filters = torch.empty(
+        call.weight.shape, dtype=call.g.compute, device=call.x.device, memory_format=call.layout
+    )
+    call.arguments.filters = filters.data_ptr()
+    return filters
+
+
+def _convolution_backward(
+    call: _Call, dz: Tensor, x: Tensor, filters: Tensor, padding: Pair, wanted: tuple[bool, bool]
+) -> list[Any]:
+    """Gradients of the plain convolution with respect to its input and its weight, in the layout of the call."""
+    g = call.g
+    gradients = torch.ops.aten.convolution_backward.default(
+        dz, x, filters, None, g.stride, padding, g.dilation, *_PLAIN, g.groups, (*wanted, False)
+    )
+    return [v if v is None else v.contiguous(memory_format=call.layout) for v in gradients[:2]]
+
+
+def keeps_filters(x: Tensor, weight: Tensor) -> bool:
+    """Whether W~ stays for the backward pass: only where its memory does not count."""
+    return 4 * weight.numel() <= x.numel()
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -169,25 +203,28 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 def dense_weight(weight: Tensor) -> Tensor:
-    return weight if is_channels_last(weight) else weight.contiguous()
+    return weight if weight.is_contiguous() or is_channels_last(weight) else weight.contiguous()
 
 
 def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _dense(
-    x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, torch.memory_format]:
+def _begin(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, centres: Tensor | None) -> _Call:
     """Copies only what no kernel can read: a sliced x, a sliced weight, a bias of another dtype than the weight."""
-    layout, weight = layout_of(x), dense_weight(weight)
+    last, weight = is_channels_last(x), dense_weight(weight)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = x.contiguous(memory_format=layout)
+    unit = Unit(x.dtype, g.compute, weight.dtype, last)
+    launcher = LAUNCHERS[x.device.type](x.device.index or 0, unit)
+    plan = make_plan(x.shape, weight.shape, g, unit, is_channels_last(weight), launcher.threads)
+    a = Arguments.from_buffer_copy(plan.template)
+    a.x, a.weight = x.data_ptr(), weight.data_ptr()
     if bias is not None:
         bias = bias.to(weight.dtype).contiguous()
-    return x.contiguous(memory_format=layout), weight, bias, layout
-
-
-def _begin(x: Tensor, weight: Tensor, g: Geometry) -> tuple[Launcher, Plan, Arguments]:
-    unit = Unit(x.dtype, g.compute, weight.dtype, is_channels_last(x))
-    launcher = LAUNCHERS[x.device.type](x.device.index or 0, unit)
-    plan = make_plan(tuple(x.shape), tuple(weight.shape), g, unit, is_channels_last(weight), launcher.threads)
-    return launcher, plan, Arguments.from_buffer_copy(plan.template)
+        a.bias = bias.data_ptr()
+    if centres is None:
+        centres = torch.empty(plan.centres, dtype=plan.wide, device=x.device)
+    a.mu = centres.data_ptr()
+    a.pivot = a.mu + plan.pivot_offset
+    return _Call(x, weight, bias, centres, layout, g, plan, a, launcher.bind(a))

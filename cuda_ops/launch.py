@@ -1,6 +1,6 @@
 """The kernels' argument block, and the launcher of a CUDA device.
 
-A launch is a plain call `launcher(kernel, grid, block, arguments)`; the suite puts a CPU launcher in its place.
+A launch is a plain call `launch(kernel, grid, block)`; the suite puts a CPU launcher in the place of the CUDA one.
 """
 
 import ctypes
@@ -49,10 +49,15 @@ Dims = tuple[int, int]
 KERNELS = ("prepare", "pixels", "scale", "project", "collect", "finish")
 
 
+Launch = Callable[[str, Dims, Dims], None]  # kernel, grid, block
+
+
 class Launcher(Protocol):
     threads: int  # per block, a power of two
 
-    def __call__(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None: ...
+    def bind(self, arguments: Arguments) -> Launch:
+        """The launches of one pass: they share the arguments, the device and its current stream."""
+        ...
 
 
 class CudaLauncher:
@@ -82,34 +87,46 @@ class CudaLauncher:
                 }
         except BuildError:
             raise
-        except (
-            Exception
-        ) as error:  # a missing package or library: whatever its loader raises, the text is the reason
+        except Exception as error:  # a missing package or library: the text of whatever its loader raises
             raise BuildError(f"{type(error).__name__}: {error}") from error
 
-    def __call__(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None:
-        if torch.cuda.current_device() != self._index:
-            with torch.cuda.device(self._index):
-                self._launch(kernel, grid, block, arguments)
-        else:
-            self._launch(kernel, grid, block, arguments)
+    def bind(self, arguments: Arguments) -> Launch:
+        index, functions, driver = self._index, self._functions, self._driver
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        parameters = ctypes.addressof(pointers)
+        stream = torch.cuda.current_stream(index).cuda_stream
+        success = driver.CUresult.CUDA_SUCCESS
 
-    def _launch(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None:
-        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        launch = (
-            self._functions[kernel],
-            *(*grid, 1),
-            *(*block, 1),
-            0,
-            torch.cuda.current_stream(self._index).cuda_stream,
-            ctypes.addressof(parameters),
-            0,
-        )
-        (status,) = self._driver.cuLaunchKernel(*launch)
-        if status == self._driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # a thread that has not used CUDA yet
-            self._ask(self._driver.cuCtxSetCurrent(self._context))
-            (status,) = self._driver.cuLaunchKernel(*launch)
-        if status != self._driver.CUresult.CUDA_SUCCESS:
+        def launch(kernel: str, grid: Dims, block: Dims, pointers: object = pointers) -> None:
+            (status,) = driver.cuLaunchKernel(
+                functions[kernel], grid[0], grid[1], 1, block[0], block[1], 1, 0, stream, parameters, 0
+            )
+            if status != success:
+                self._launch_again(kernel, grid, block, stream, parameters, status)
+
+        if torch.cuda.current_device() == index:
+            return launch
+
+        def launch_elsewhere(kernel: str, grid: Dims, block: Dims) -> None:
+            with torch.cuda.device(index):
+                launch(kernel, grid, block)
+
+        return launch_elsewhere
+
+    def _launch_again(
+        self, kernel: str, grid: Dims, block: Dims, stream: int, parameters: int, status: Any
+    ) -> None:
+        """A thread that has not used CUDA yet has no context: it gets the device's. Else RuntimeError."""
+        driver = self._driver
+        if status in (
+            driver.CUresult.CUDA_ERROR_INVALID_CONTEXT,
+            driver.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED,
+        ):
+            self._ask(driver.cuCtxSetCurrent(self._context))
+            (status,) = driver.cuLaunchKernel(
+                self._functions[kernel], *grid, 1, *block, 1, 0, stream, parameters, 0
+            )
+        if status != driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(
                 f"launch of the kernel {kernel} failed: {status.name} (grid {grid}, block {block})"
             )

@@ -10,6 +10,7 @@ product with the weights (Kim et al. 2020, "Normalized Convolutional Neural Netw
 convolution with centred weights; `cuda` (cuda_ops/cuda.py) is `direct` with fused kernels.
 """
 
+from contextlib import nullcontext
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -63,11 +64,11 @@ def normalized_conv2d(
     """
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     _check(x, weight, bias, stride, padding, dilation, groups, correction, backend, activation)
-    compute = result_dtype(x)
-    if not torch.is_autocast_enabled(x.device.type) and weight.dtype != x.dtype:
+    compute, autocast = result_dtype(x), torch.is_autocast_enabled(x.device.type)
+    if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
     function = _FUNCTIONS[choose(backend, x, weight, stride, padding, dilation, groups)]
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
         y, mean, std = function(
             x,
             weight,

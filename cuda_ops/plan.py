@@ -23,11 +23,17 @@ class Plan(NamedTuple):
     copies: bool  # whether the convolution reads a padded, centred copy of x
     padded: tuple[int, int, int, int]
     statistics: tuple[int, int, int, int]  # (N, G, H', W')
+    pixel_values: int  # sizes of the scratch maps, in values
+    centres: int  # one mean per patch, one pivot per image and group
+    pivot_offset: int  # bytes
+    spread_values: int
+    partial_values: int
     prepare: tuple[Dims, Dims]  # grid and block of every kernel
     pixels: tuple[Dims, Dims]
     scale: tuple[Dims, Dims]
     project: tuple[Dims, Dims]
     collect: tuple[Dims, Dims]
+    finish: tuple[Dims, Dims]
 
 
 @lru_cache(maxsize=4096)
@@ -54,6 +60,8 @@ def make_plan(
         entries=entries, degrees=entries - g.correction,
     )  # fmt: skip
     last, groups = unit.channels_last, g.groups
+    wide = torch.float64 if unit.x == torch.float64 else torch.float32
+    patches = images * groups * out_height * out_width
 
     def grid(pixels: int, channels: int, share: bool) -> tuple[Dims, Dims]:
         block, size = tile(threads, channels, pixels, last)
@@ -61,16 +69,23 @@ def make_plan(
         return (-(-pixels // size), groups * parts), block
 
     project, block = grid(images * out_height * out_width, outputs // groups, False)
+    blocks = template.blocks = min(project[0], _MOST_BLOCKS)
     return Plan(
         template=ctypes.string_at(ctypes.addressof(template), ctypes.sizeof(template)),
-        wide=torch.float64 if unit.x == torch.float64 else torch.float32,
+        wide=wide,
         copies=unit.x != unit.compute or unit.x in (torch.float32, torch.float64),
         padded=(images, channels, *padded),
         statistics=(images, groups, out_height, out_width),
+        pixel_values=2 * images * groups * padded[0] * padded[1],
+        centres=patches + images * groups,
+        pivot_offset=patches * wide.itemsize,
+        spread_values=2 * patches,
+        partial_values=blocks * outputs,
         prepare=((outputs + images * groups, 1), (threads, 1)),
+        finish=((outputs, 1), (threads, 1)),
         pixels=grid(images * padded[0] * padded[1], per_group, False),
         scale=grid(images * out_height * out_width, outputs // groups, True),
-        project=((min(project[0], _MOST_BLOCKS), project[1]), block),
+        project=((blocks, project[1]), block),
         collect=grid(images * height * width, per_group, True),
     )
 

@@ -165,6 +165,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(launch.LAUNCHERS, "cpu", fail)
     monkeypatch.setattr(cuda, "_outcomes", {})
+    monkeypatch.setattr(cuda, "_served", set())
     monkeypatch.setattr(cuda, "_warned", set())
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cuda_ops.compile import SOURCE
-from cuda_ops.launch import KERNELS, Arguments, Dims, Launcher, Unit
+from cuda_ops.launch import KERNELS, Arguments, Dims, Launch, Launcher, Unit
 
 FOLDER = Path(__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -23,14 +23,18 @@ class HostLauncher:
         self._library = ctypes.CDLL(str(library))
         assert self._library.args_bytes() == ctypes.sizeof(Arguments)
 
-    def __call__(self, kernel: str, grid: Dims, block: Dims, arguments: Arguments) -> None:
-        assert block[0] * block[1] <= 256 and max(grid[1], 1) <= 65535
-        pair = ctypes.c_int * 2
-        status = self._library.run(
-            KERNELS.index(kernel), pair(*grid), pair(*block), ctypes.byref(arguments), *self.order
-        )
-        if status:
-            raise RuntimeError(f"{kernel}: some threads of a block missed a barrier")
+    def bind(self, arguments: Arguments) -> Launch:
+        def launch(kernel: str, grid: Dims, block: Dims) -> None:
+            assert block[0] * block[1] <= 256
+            assert grid[1] <= 65535
+            pair = ctypes.c_int * 2
+            status = self._library.run(
+                KERNELS.index(kernel), pair(*grid), pair(*block), ctypes.byref(arguments), *self.order
+            )
+            if status:
+                raise RuntimeError(f"{kernel}: some threads of a block missed a barrier")
+
+        return launch
 
 
 def build(unit: Unit, folder: Path, source: Path = SOURCE) -> Path:
