@@ -83,11 +83,13 @@ class Training:
                 self.save()
                 return False
             metrics = self._end_epoch()
+            best_before = at.best
             is_best = self._is_best(metrics)
             at.epoch, at.batches = at.epoch + 1, 0
             last = at.epoch > self.plan.epochs or stop_after_epoch or bool(self.stop.requested)
             if last or is_best or (at.epoch - 1) % self.plan.save_epoch_freq == 0:
-                self.save(best=is_best, must=last)
+                if not self.save(best=is_best, must=last):
+                    at.best = best_before  # no file holds the new one
             if last:
                 return at.epoch > self.plan.epochs
         return True
@@ -163,8 +165,8 @@ class Training:
             self.position.best = value
         return better
 
-    def save(self, best: bool = False, must: bool = False) -> None:
-        """Write a checkpoint. One that fails is retried at the next save, unless it is the last (`must`)."""
+    def save(self, best: bool = False, must: bool = False) -> bool:
+        """Write a checkpoint; False if that fails, and the next save tries again. UserError if it `must` be written."""
         at = self.position
         state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.listing)
         done = at.epoch if at.batches else at.epoch - 1
@@ -174,6 +176,8 @@ class Training:
             if must or self.stop.requested:
                 raise
             say(f"warning: checkpoint not saved: {error}; training goes on, the next save tries again")
+            return False
+        return True
 
     def _sample(self) -> dict[str, Tensor]:
         """Draw the fixed validation pictures, write them, and show them."""

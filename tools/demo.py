@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gan.viewers.report_page import Table, make_report_page
+import torch
+
+from datasets.images import load_image, to_tensor
+from gan.viewers.report_page import Figure, Table, make_report_page
+from gan.viewers.samples import GRID, save_samples
 
 FOLDER = Path("demo")
 TOWNS = 100
@@ -59,7 +63,12 @@ def main() -> None:
         f"A small Pix2Pix and a small CycleGAN with normalized convolution and moment shortcut, trained for "
         f"{trained / 60:.1f} minutes on this machine, on drawn towns of {SIZE} pixels: aerial photo to street map."
     )
-    page = make_report_page(FOLDER / "index.html", "Demo", runs, [results_table(report)], intro=intro)
+    figures = [
+        Figure("Pix2Pix, test split", test_grid("pix2pix", "AtoB", "input", "fake", "target")),
+        Figure("CycleGAN, photo to map, test split", test_grid("cyclegan", "AtoB", "input_A", "fake_B")),
+        Figure("CycleGAN, map to photo, test split", test_grid("cyclegan", "BtoA", "input_B", "fake_A")),
+    ]
+    page = make_report_page(FOLDER / "index.html", "Demo", runs, [results_table(report)], figures, intro)
     print(
         f"\ntraining took {trained:.0f} s, everything {time.monotonic() - start:.0f} s\npage: {page.resolve()}"
     )
@@ -74,6 +83,18 @@ def run(program: str, arguments: str) -> None:
     code = subprocess.run([*interpreter, program, *words], check=False).returncode
     if code:
         sys.exit(code)
+
+
+def test_grid(run: str, direction: str, *kinds: str, count: int = 5) -> Path:
+    """A labelled grid of the first test pictures, from what test.py wrote."""
+    folder = FOLDER / "results" / run / f"test_last_{direction}" / "images"
+    source, target = direction.split("to")
+    endings = (f"_real_{source}.png", f"_fake_{target}.png", f"_real_{target}.png")
+    images = {
+        kind: torch.stack([to_tensor(load_image(path)) for path in sorted(folder.glob(f"*{ending}"))[:count]])
+        for kind, ending in zip(kinds, endings, strict=False)
+    }
+    return save_samples(FOLDER / "figures" / f"{run}_{direction}", images)[GRID]
 
 
 def results_table(report: dict[str, Any]) -> Table:
