@@ -34,20 +34,24 @@ from gan.precision import find_device
 
 def run_evaluation(options: EvaluateOptions) -> int:
     """Evaluate, print the table, write the report. Returns the exit code; raises UserError."""
-    started = time.perf_counter()
-    check(options)
-    asked = parse_flags(options.metrics) if options.metrics else None
-    rows, run_options, protocol = collect(options)
-    report = measure(options, asked, rows, protocol)
-    if options.baselines:
-        report = dataclasses.replace(report, rows=[*report.rows, *baseline_rows(run_options, options, asked)])
-    report = dataclasses.replace(report, seconds=time.perf_counter() - started)
+    report = build_report(options)
     paths = write_report(report, output_folder(options), options.latex)
     print(terminal_table(report.rows, report.columns))
     print(f"\nprotocol {report.protocol.id}; {', '.join(str(path) for path in paths)}")
     for remark in report.remarks:
         print(remark)
     return 0
+
+
+def build_report(options: EvaluateOptions) -> Report:
+    """Everything but printing and writing. Raises UserError."""
+    started = time.perf_counter()
+    check(options)
+    asked = parse_flags(options.metrics) if options.metrics else None
+    rows, run_options, protocol = collect(options)
+    report = measure(options, asked, rows, protocol)
+    extra = baseline_rows(run_options, options, asked) if options.baselines else []
+    return dataclasses.replace(report, rows=[*report.rows, *extra], seconds=time.perf_counter() - started)
 
 
 def check(options: EvaluateOptions) -> None:

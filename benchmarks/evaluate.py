@@ -1,0 +1,139 @@
+"""How long a report takes, against pytorch-fid's own command on the same pictures in the same run.
+
+    python -m benchmarks.evaluate --count 200 --size 64
+
+Both sides are fresh processes with the same randomly initialised Inception (its published weights need not be there:
+the time does not depend on the values). Printed are seconds and ratios, and the time of the distance itself against
+scipy's matrix square root.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from evaluate.frechet import frechet_distance, gaussian_from_moments
+from evaluate.inception import build_inception
+
+ROOT = Path(__file__).resolve().parents[1]
+
+THEIRS = """
+import sys, torch, pytorch_fid.inception as inception
+state = torch.load(sys.argv.pop(1), weights_only=True)
+inception.load_state_dict_from_url = lambda *args, **kwargs: state
+from pytorch_fid.fid_score import main
+main()
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=200, help="pictures on each side")
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--folder", type=Path, help="where to put them; default: a temporary folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        bench_reports(arguments.folder or Path(temporary), arguments.count, arguments.size)
+    bench_distance()
+
+
+def bench_reports(folder: Path, count: int, size: int) -> None:
+    """First report, new fakes against known reals, an unchanged report; each against pytorch-fid."""
+    for name, seed in (("real", 1), ("fake", 2), ("other", 3)):
+        write_pictures(folder / name, count, size, seed)
+    weights = folder / "inception.pth"
+    torch.save(random_state(), weights)
+    real, fake, other = (str(folder / name) for name in ("real", "fake", "other"))
+    theirs, their_cpu, their_value = timed([sys.executable, "-c", THEIRS, str(weights), fake, real])
+    print(f"{'':34}{'wall':>10}{'':8}{'CPU':>10}")
+    print(f"{'pytorch-fid':34}{theirs:8.1f} s{'':8}{their_cpu:8.1f} s{'':8}  FID {their_value:.6g}")
+
+    def ours(label: str, fakes: str, limit: float) -> None:
+        command = [
+            sys.executable, "-m", "evaluate", "--fake", fakes, "--real", real, "--metrics", "fid",
+            "--inception_weights", str(weights), "--allow_unverified", "--cache_dir", str(folder / "cache"),
+            "--output", str(folder / "report" / Path(fakes).name),
+        ]  # fmt: skip
+        wall, cpu, value = timed(command)
+        print(
+            f"{label:34}{wall:8.1f} s {wall / theirs:5.2f}x {cpu:9.1f} s {cpu / their_cpu:5.2f}x"
+            f"   FID {value:.6g}   (limit {limit}x)"
+        )
+
+    ours("first report", fake, 1.1)
+    ours("new fakes against known reals", other, 0.6)
+    ours("unchanged report again", other, 0.1)
+
+
+def bench_distance(width: int = 2048) -> None:
+    """The Fréchet distance of two full-rank Gaussians against scipy.linalg.sqrtm."""
+    import scipy.linalg
+
+    draw = np.random.default_rng(0)
+    moments = []
+    for _ in range(2):
+        factor = draw.standard_normal((width, width)) * np.logspace(0, -2, width)
+        moments.append((draw.standard_normal(width), factor.T @ factor / width))
+    (mean, first), (other_mean, second) = moments
+    start = time.perf_counter()
+    found = frechet_distance(gaussian_from_moments(mean, first), gaussian_from_moments(other_mean, second))
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    root = scipy.linalg.sqrtm(first @ second)
+    theirs = time.perf_counter() - start
+    shift = mean - other_mean
+    expected = float(shift @ shift + np.trace(first) + np.trace(second) - 2 * np.trace(root).real)
+    print(
+        f"Fréchet distance, {width} features: {ours:.2f} s, with sqrtm {theirs:.2f} s; "
+        f"they differ by {abs(found - expected) / expected:.1e} relative"
+    )
+
+
+def timed(command: list[str]) -> tuple[float, float, float]:
+    """(wall seconds, CPU seconds, FID) of a process that computes one."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if "FID: " in done.stdout:
+        return wall, cpu, float(done.stdout.split("FID: ")[1].split()[0])
+    report = json.loads((Path(command[-1]) / "report.json").read_text())
+    return wall, cpu, float(report["rows"][0]["values"]["fid"])
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """A state of pytorch-fid's network that keeps the scale of what passes through."""
+    torch.manual_seed(0)
+    net = build_inception()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return dict(net.state_dict())
+
+
+def write_pictures(folder: Path, count: int, size: int, seed: int) -> None:
+    """Smooth random pictures as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for i in range(count):
+        coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{i:05}.png")
+
+
+if __name__ == "__main__":
+    main()

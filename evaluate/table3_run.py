@@ -1,0 +1,139 @@
+"""Table 3 carried out: data, trainings, evaluations, table, figures. Every step that is done is not done again."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from datasets.errors import RunError, UserError
+from datasets.synthetic import write_dataset
+from evaluate.command import build_report
+from evaluate.options import EvaluateOptions
+from evaluate.report import to_json
+from evaluate.table3_figures import write_figures
+from evaluate.table3_options import Table3Options
+from evaluate.table3_plan import DATA_SETS, PRESETS, Preset, Training, command, trainings
+from evaluate.table3_results import csv_text, latex, markdown, protocol_of, read_row, table_rows
+from evaluate.table3_text import missing_data, print_plan, progress
+from gan.run_folder import RunFolder, require_writable, write_atomically
+
+Execute = Callable[[Sequence[str]], int]
+"""Runs train.py with these flags and returns its exit code."""
+
+
+def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
+    """Print the plan or carry it out. Returns the exit code of a training that failed or was stopped, else 0."""
+    preset = PRESETS[options.preset]
+    plan = trainings(preset, parse_seeds(options.seeds), options.only)
+    output = options.output or Path("results") / f"table3_{preset.name}"
+    data_dir = output / "data" if preset.synthetic else options.data_dir
+    if not options.run:
+        print_plan(plan, options, data_dir)
+        return 0
+    require_writable(output / "rows")
+    prepare_data(plan, preset, data_dir)
+    reports: dict[Training, Mapping[str, object]] = {}
+    for number, training in enumerate(plan, start=1):
+        print(f"\n[{number}/{len(plan)}] {training.name}", flush=True)
+        code = train(training, options, data_dir, execute or by_process)
+        if code:
+            return code
+        reports[training] = evaluate(training, options, data_dir, output / "rows" / f"{training.name}.json")
+        write_table(reports, preset, output, options.latex)
+    write_figures(reports, options, data_dir, output)
+    print((output / "table3.md").read_text())
+    print(f"{output / 'table3.md'}, table3.csv, figure3.png, figure4.png")
+    return 0
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` -> [0, 1, 2]. UserError otherwise."""
+    try:
+        seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UserError("--seeds", f"is {text!r}", "such as 0 or 0,1,2") from None
+    if min(seeds) < 0:
+        raise UserError("--seeds", f"is {text!r}", "0 or more")
+    return seeds
+
+
+def prepare_data(plan: Sequence[Training], preset: Preset, data_dir: Path) -> None:
+    """Make the embedded data of a small preset. UserError where real data is missing."""
+    missing = missing_data(plan, data_dir)
+    if preset.synthetic is None:
+        if missing:
+            raise UserError(missing[0], "no such data set", "python -m datasets.prepare, or see --data_dir")
+        return
+    count, size = preset.synthetic
+    layouts = {training.setting.data.name: training.setting.data.layout for training in plan}
+    for folder in missing:
+        write_dataset(folder, count, size, layouts[folder.name], seed=DATA_SETS.index(folder.name))
+
+
+def train(training: Training, options: Table3Options, data_dir: Path, execute: Execute) -> int:
+    """Train, or go on with an interrupted training, unless all its epochs are done. Returns the exit code."""
+    flags = [*training.flags(data_dir, options.checkpoints_dir), "--device", options.device]
+    done = progress(training, options.checkpoints_dir)
+    if done >= training.preset.epochs:
+        print("trained already", flush=True)
+        return 0
+    if RunFolder.at(options.checkpoints_dir, training.name).exists:
+        flags.append("--continue_train")
+    code = execute(flags)
+    if code in (0, 2) or code >= 128:  # done, refused with its own line, or stopped by a signal
+        return code
+    raise RunError(
+        training.name, f"training ended with exit code {code}", "the same command goes on from there"
+    )
+
+
+def by_process(flags: Sequence[str]) -> int:
+    """Run train.py as a process of its own; Ctrl-C reaches it, and it saves before it ends."""
+    process = subprocess.Popen(command(flags))
+    while True:
+        try:
+            code = process.wait()
+            return code if code >= 0 else 128 - code
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+
+
+def evaluate(training: Training, options: Table3Options, data_dir: Path, path: Path) -> Mapping[str, object]:
+    """The training's report, from its file where it is complete and of the same flags, else computed."""
+    run = options.checkpoints_dir / training.name
+    flags = [*training.flags(data_dir, options.checkpoints_dir), options.epoch]
+    stored = read_row(path)
+    if stored is not None and stored["flags"] == flags and not stored["not_computed"]:
+        print("evaluated already", flush=True)
+        return stored
+    report = build_report(
+        EvaluateOptions(
+            runs=(str(run),),
+            metrics="",
+            epoch=options.epoch,
+            dataroot=data_dir / training.setting.data.name,
+            output=run / "evaluation",
+            inception_weights=options.inception_weights,
+            lpips_weights=options.lpips_weights,
+            allow_unverified=options.allow_unverified,
+            offline=options.offline,
+            cache_dir=options.cache_dir,
+            device=options.device,
+        )
+    )
+    content: dict[str, object] = {**json.loads(to_json(report)), "flags": flags, "remarks": report.remarks}
+    write_atomically(path, json.dumps(content, indent=1).encode())
+    return content
+
+
+def write_table(
+    reports: Mapping[Training, Mapping[str, object]], preset: Preset, output: Path, with_latex: bool
+) -> None:
+    """table3.md, .csv (and .tex) of what there is so far."""
+    rows, protocol = table_rows(reports), protocol_of(reports)
+    remarks = dict.fromkeys(remark for report in reports.values() for remark in report["remarks"])  # type: ignore[attr-defined]
+    write_atomically(output / "table3.md", markdown(rows, protocol, preset.epochs, list(remarks)).encode())
+    write_atomically(output / "table3.csv", csv_text(rows, protocol).encode())
+    if with_latex:
+        write_atomically(output / "table3.tex", latex(rows, protocol).encode())
