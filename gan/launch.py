@@ -106,7 +106,7 @@ def _train(
     log: MetricsLog,
     evaluate: Evaluate | None,
 ) -> int:
-    print(describe(options, trainer, data, run), flush=True)
+    print("\n".join([describe(options, trainer, data, run), *data.report.notes()]), flush=True)
     plan = plan_of(options)
     stored = stored_dict(options)
     viewers = Viewers(_viewers(options, plan, data))

@@ -87,9 +87,9 @@ class Training:
             is_best = self._is_best(metrics)
             at.epoch, at.batches = at.epoch + 1, 0
             last = at.epoch > self.plan.epochs or stop_after_epoch or bool(self.stop.requested)
-            if last or is_best or (at.epoch - 1) % self.plan.save_epoch_freq == 0:
-                if not self.save(best=is_best, must=last):
-                    at.best = best_before  # no file holds the new one
+            due = last or is_best or (at.epoch - 1) % self.plan.save_epoch_freq == 0
+            if due and not self.save(best=is_best, must=last):
+                at.best = best_before  # no file holds the new one
             if last:
                 return at.epoch > self.plan.epochs
         return True
