@@ -22,7 +22,7 @@ def write_figures(
         for setting in SETTINGS:
             if setting.figure == figure:
                 blocks += [
-                    (f"{setting.title}: {setting.data.words(direction)}", rows)
+                    (f"{setting.title}: {setting.data.words(direction)}".replace("→", " to "), rows)
                     for direction in (setting.data.disk, OTHER[setting.data.disk])
                     if (rows := figure_rows(setting, direction, reports, options, data_dir))
                 ]

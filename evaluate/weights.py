@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import UserError
-from evaluate.download import DownloadError, download, sha256_of
+from datasets.download import discard, fetch, sha256
+from datasets.errors import UserError, error_from_os
 from evaluate.lpips import CONVOLUTIONS
 
 WEIGHTS_FOLDER_VARIABLE = "I2I_WEIGHTS"
 OFFLINE_VARIABLE = "I2I_OFFLINE"
+IDLE_SECONDS = 15.0  # without a byte from the server: a report should not wait long for one column
 
 INCEPTION_FLAGS = ("fid", "fid_clean", "kid")  # the metrics, as --metrics names them, that need Inception
 
@@ -101,12 +102,28 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
     if offline or os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
         raise _missing(source, target, "downloads are off")
     try:
-        download(source.url, target, source.hash_prefix)
-    except DownloadError as error:
-        raise _missing(source, target, error.args[1]) from error
-    except OSError as error:
-        raise _missing(source, target, f"cannot be written: {error.strerror}") from error
+        _download(source, target)
+    except UserError as error:
+        raise _missing(source, target, error.reason) from error
     return target
+
+
+def _download(source: WeightsSource, target: Path) -> None:
+    """Fetch into target, which appears only when the hash is right. UserError otherwise."""
+    arriving = target.parent / "arriving" / target.name
+    try:
+        fetch(source.url, arriving, IDLE_SECONDS)
+        found = sha256(arriving)
+        if not found.startswith(source.hash_prefix):
+            discard(arriving)
+            raise UserError(source.url, f"SHA-256 begins {found[:8]}; removed")
+        arriving.replace(target)
+        discard(arriving)
+        arriving.parent.rmdir()
+    except OSError as error:
+        raise error_from_os(error, arriving) or UserError(
+            arriving, f"cannot be written: {error.strerror}"
+        ) from error
 
 
 def _missing(source: WeightsSource, target: Path, reason: str) -> WeightsMissing:
@@ -122,7 +139,7 @@ def load_inception_weights(
 ) -> Weights:
     """pytorch-fid's Inception weights, known by the hash prefix in the published name."""
     path = find_file(INCEPTION, given, cache, offline)
-    digest = sha256_of(path)
+    digest = sha256(path)
     verified = digest.startswith(INCEPTION.hash_prefix)
     if not verified and not allow_unverified:
         raise UserError(
@@ -169,7 +186,7 @@ def load_lpips_heads() -> Weights:
     if spec is None or not spec.submodule_search_locations:
         raise UserError("lpips", "the package is not installed", "pip install -r requirements.txt")
     path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
-    return Weights(_load_state(path), sha256_of(path), path, verified=True)
+    return Weights(_load_state(path), sha256(path), path, verified=True)
 
 
 def find_weights(

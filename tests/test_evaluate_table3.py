@@ -1,0 +1,179 @@
+"""Table 3: what is planned, what the numbers in it are, and that all eight rows run, stop and go on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_evaluate_passes import random_trunk
+
+from datasets.errors import RunError, UserError
+from evaluate.grids import picture_grid
+from evaluate.table3_options import Table3Options
+from evaluate.table3_plan import HORSES, MAPS, PRESETS, PUBLISHED, Training, trainings
+from evaluate.table3_results import csv_text, latex, markdown, table_rows
+from evaluate.table3_run import parse_seeds, run_table3
+from evaluate.table3_text import duration
+from gan.command_line import parse_train
+from gan.launch import train
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("I2I_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+
+
+def test_the_plan_has_eight_rows() -> None:
+    plan = trainings(PRESETS["full"], [0])
+    assert len({(t.setting, t.norm) for t in plan}) == len(PUBLISHED) == 8
+    assert len(plan) == 12  # Pix2Pix is trained once for each direction
+    assert len({t.name for t in trainings(PRESETS["full"], [0, 1])}) == 24
+    flags = plan[0].flags(Path("data"), Path("checkpoints"))
+    assert flags[flags.index("--dataroot") + 1] == "data/maps" and "--n_epochs" not in flags
+    with pytest.raises(UserError, match="no training has"):
+        trainings(PRESETS["full"], [0], "nothing")
+
+
+def test_directions_of_maps_are_turned_around() -> None:
+    """On disk A is the photo; the table's A is the map."""
+    assert MAPS.words("BtoA") == "map→photo" and MAPS.words("AtoB") == "photo→map"
+    assert HORSES.words("AtoB") == "horse→zebra"
+    first, second = (t for t in trainings(PRESETS["full"], [0], "maps_pix2pix_nc_ms"))
+    assert (first.direction, second.direction) == ("BtoA", "AtoB")
+
+
+def _report(*rows: tuple[str, float, float], lpips: str = "lpips_target") -> dict[str, object]:
+    return {
+        "protocol": {"id": "p"},
+        "rows": [{"direction": d, "values": {"fid": fid, lpips: value}} for d, fid, value in rows],
+    }
+
+
+def _named(text: str, seeds: Sequence[int] = (0,)) -> list[Training]:
+    return trainings(PRESETS["full"], seeds, text)
+
+
+def test_numbers_land_in_their_cells() -> None:
+    (pono,), (nc,) = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc")
+    rows = table_rows(
+        {
+            pono: _report(("AtoB", 10.0, 0.1), ("BtoA", 20.0, 0.2)),
+            nc: _report(("AtoB", 11.0, 0.15), ("BtoA", 19.0, 0.25)),
+        }
+    )
+    assert [row.norm for row in rows] == ["pono_ms", "nc_ms", "NC − PONO"]
+    first = rows[0].cells
+    assert (first["fid_ab"].mean, first["fid_ba"].mean) == (20.0, 10.0)  # disk BtoA is the table's A -> B
+    assert (first["lpips_ab"].mean, first["lpips_ba"].mean) == (0.2, 0.1)
+    assert rows[2].cells["fid_ab"].mean == -1.0
+    assert rows[2].cells["fid_ab"].published == pytest.approx(49.57 - 52.45)
+    text = markdown(rows, "p", 200, [])
+    assert "map→photo" in text and "| 20.00 | 52.45 | 10.00 | 64.13 |" in text and "miniature" not in text
+    assert csv_text(rows, "p").count("\n") == 4 and r"\toprule" in latex(rows, "p")
+
+
+def test_pix2pix_rows_come_from_two_trainings_and_several_seeds() -> None:
+    reports = {}
+    for training in _named("night2day_pix2pix_nc", (0, 1)):
+        fid = {"BtoA": 100.0, "AtoB": 50.0}[training.direction] + 2 * training.seed
+        reports[training] = _report((training.direction, fid, 0.5))
+    (row,) = table_rows(reports)
+    assert row.cells["fid_ab"].mean == 101.0 and row.cells["fid_ba"].mean == 51.0
+    assert row.cells["fid_ab"].sd == pytest.approx(2**0.5)
+    assert row.cells["fid_ab"].text(2) == "101.00 ± 1.41"
+
+
+def test_unpaired_rows_use_all_pairs() -> None:
+    (training,) = _named("horse2zebra_cycle_gan_nc")
+    (row,) = table_rows({training: _report(("AtoB", 1.0, 0.7), ("BtoA", 2.0, 0.8), lpips="lpips_all_pairs")})
+    assert row.cells["fid_ab"].mean == 1.0 and row.cells["lpips_ba"].mean == 0.8
+
+
+def test_protocols_are_not_mixed() -> None:
+    (pono,), (nc,) = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc")
+    other = _report(("AtoB", 1.0, 1.0)) | {"protocol": {"id": "q"}}
+    with pytest.raises(UserError, match="different protocols"):
+        table_rows({pono: _report(("AtoB", 1.0, 1.0)), nc: other})
+
+
+class Runner:
+    """train.py in this process, stopped by Ctrl-C before the training of this number."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.calls: list[list[str]] = []
+        self.stop_at = stop_at
+
+    def __call__(self, flags: Sequence[str]) -> int:
+        if len(self.calls) == self.stop_at:
+            return 130
+        self.calls.append(list(flags))
+        options, saved = parse_train(flags)
+        return train(options, saved)
+
+
+def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All eight rows on the embedded data, interrupted after five trainings."""
+    trunk = tmp_path / "alexnet.pth"
+    torch.save(random_trunk(), trunk)
+    options = Table3Options(
+        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
+        allow_unverified=True, offline=True, latex=True, device="cpu", pictures=2,
+    )  # fmt: skip
+    first = Runner(stop_at=5)
+    assert run_table3(options, first) == 130
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 5
+    second = Runner()
+    assert run_table3(options, second) == 0
+    assert len(first.calls) == 5 and len(second.calls) == 7
+    text = (tmp_path / "out" / "table3.md").read_text()
+    assert text.count("| PONO+MS |") == text.count("| NC+MS |") == text.count("| NC − PONO |") == 4
+    assert "photo→map" in text and "miniature" in text
+    for figure in (3, 4):
+        assert Image.open(tmp_path / "out" / f"figure{figure}.png").size[0] > 100
+    report = json.loads(next((tmp_path / "out" / "rows").glob("*horse2zebra*nc_ms*")).read_text())
+    assert {row["direction"] for row in report["rows"]} == {"AtoB", "BtoA"}
+    assert "lpips_all_pairs" in report["rows"][0]["values"]
+    third = Runner()
+    assert run_table3(options, third) == 0 and third.calls == []
+    assert capsys.readouterr().out.count("trained already") == 5 + 12
+
+
+def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
+    options = Table3Options(
+        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs"
+    )
+    with pytest.raises(RunError, match="exit code 1"):
+        run_table3(options, lambda flags: 1)
+    assert run_table3(options, lambda flags: 2) == 2
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    options = Table3Options(run=True, output=tmp_path / "out", data_dir=tmp_path / "data")
+    with pytest.raises(UserError, match=r"data/maps: no such data set .*datasets\.prepare"):
+        run_table3(options, lambda flags: 0)
+
+
+def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Table3Options(no_estimate=True, seeds="0,1", data_dir=tmp_path)
+    assert run_table3(options) == 0
+    text = capsys.readouterr().out
+    assert "8 rows, 24 trainings" in text and "map→photo (BtoA on disk)" in text
+    assert text.count("python train.py") == 24 and "not there yet" in text and "--run" in text
+    assert run_table3(Table3Options(preset="smoke", only="maps_pix2pix_nc_ms_BtoA", device="cpu")) == 0
+    assert "of training on this machine" in capsys.readouterr().out
+
+
+def test_small_parts() -> None:
+    assert parse_seeds("0,2,2") == [0, 2]
+    for text in ("", "a", "-1"):
+        with pytest.raises(UserError, match="--seeds"):
+            parse_seeds(text)
+    assert [duration(s) for s in (20, 600, 7200, 400000)] == ["20 s", "10 min", "2.0 h", "4.6 days"]
+    red, blue = Image.new("RGB", (20, 10), "red"), Image.new("L", (20, 10), 0)
+    grid = picture_grid([("title", {"a row": [red, red], "b": [blue, blue]}), ("x", {"c": [red]})])
+    assert sum(count for count, colour in grid.getcolors(10_000) or [] if colour == (255, 0, 0)) == 3 * 200
