@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The one error line. Asserts the contract of the fault matrix: one line, short, no traceback, details indented."""
+        """The one error line; asserts that it is one and short, with indented details at most."""
         lines = self.err.splitlines()
         [line] = [text for text in lines if text.startswith("error: ")]
         assert len(line) <= 300, line

@@ -1,0 +1,85 @@
+"""The image pool: what it hands out, how often, and that its state is all of it."""
+
+import torch
+
+from gan.pool import ImagePool
+
+
+def image(value: float) -> torch.Tensor:
+    return torch.full((1, 1, 2, 2), float(value))
+
+
+def test_an_empty_pool_passes_images_through() -> None:
+    images = torch.randn(3, 1, 2, 2, requires_grad=True)
+    assert ImagePool(0).query(images) is images
+
+
+def test_it_fills_up_first() -> None:
+    pool = ImagePool(3)
+    assert [pool.query(image(k)).mean().item() for k in range(3)] == [0, 1, 2]
+    assert {stored.mean().item() for stored in pool.state_dict()["images"]} == {0, 1, 2}
+
+
+def test_half_of_the_queries_hand_back_a_stored_image() -> None:
+    """4000 draws: 5 standard deviations of a fair coin are 0.04."""
+    size, queries = 50, 4000
+    pool = ImagePool(size, seed=7)
+    stored = 0
+    held = set(range(size))
+    for k in range(size + queries):
+        out = int(pool.query(image(k)).mean().item())
+        if k < size:
+            assert out == k
+        elif out != k:  # an exchange: the one handed back leaves, the new one stays
+            stored += 1
+            assert out in held
+            held = held - {out} | {k}
+    assert abs(stored / queries - 0.5) < 0.04
+    assert {int(kept.mean().item()) for kept in pool.state_dict()["images"]} == held
+
+
+def test_every_place_is_exchanged() -> None:
+    pool = ImagePool(5, seed=1)
+    for k in range(200):
+        pool.query(image(k))
+    assert all(kept.mean() >= 5 for kept in pool.state_dict()["images"])
+
+
+def test_what_is_kept_and_handed_out_is_detached_from_the_callers_tensor() -> None:
+    pool = ImagePool(1)
+    images = image(1.0).requires_grad_()
+    out = pool.query(images)
+    assert not out.requires_grad
+    images.data.fill_(9.0)
+    [kept] = pool.state_dict()["images"]
+    assert kept.mean() == 1
+
+
+def test_a_batch_is_treated_image_by_image() -> None:
+    pool = ImagePool(2, seed=3)
+    out = pool.query(torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 2, 2))
+    assert out.shape == (8, 1, 2, 2)
+    assert (out[:2].mean((1, 2, 3)) == torch.tensor([0.0, 1.0])).all()
+    assert (out.flatten(1) == out.flatten(1)[:, :1]).all()
+
+
+def test_the_state_goes_on_exactly_and_global_generators_are_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    pool = ImagePool(4, seed=5)
+    for k in range(10):
+        pool.query(image(k))
+    twin = ImagePool(4, seed=99)
+    twin.load_state_dict(pool.state_dict())
+    for k in range(10, 60):
+        assert torch.equal(pool.query(image(k)), twin.query(image(k)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stored_state_does_not_change_with_the_pool() -> None:
+    pool = ImagePool(2, seed=0)
+    pool.query(image(0))
+    state = pool.state_dict()
+    for k in range(1, 20):
+        pool.query(image(k))
+    assert len(state["images"]) == 1 and state["images"][0].mean() == 0
