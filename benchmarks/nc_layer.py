@@ -1,6 +1,7 @@
 """Speed and memory of the NC layer, forward + backward, as ratios within one process.
 
     python benchmarks/nc_layer.py [--repeats 7] [--threads 2] [--output DIR]
+    python benchmarks/nc_layer.py --device cuda [--minutes 8.5] [--output DIR]      (benchmarks/nc_layer_gpu.py)
 
 The candidates take turns, so that a noisy machine disturbs them alike; a figure is the median of `repeats` rounds.
 Against: `reference` (unfold), and convolution + InstanceNorm2d (plain convolution where the output is 1x1, for which
@@ -137,11 +138,30 @@ def summary(rows: list[dict[str, object]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="folder for nc_layer_cpu.json and .md")
+    parser.add_argument(
+        "--output", type=Path, help="folder for nc_layer_cpu.json and .md, or nc_layer_cuda.json and .md"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--minutes", type=float, default=8.5, help="with --device cuda: no new setting after these"
+    )
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        if not torch.cuda.is_available():
+            print(
+                "error: --device cuda: torch finds no NVIDIA GPU (`python -m cuda_ops` tells more)",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        from benchmarks.nc_layer_gpu import run
+
+        run(arguments.output, arguments.minutes)
+        return
     torch.set_num_threads(arguments.threads)
     header = "| position | of | baseline | " + " | ".join(COLUMNS) + " |"
     rule = "|" + "---|" * (3 + len(COLUMNS))
@@ -164,7 +184,9 @@ def main() -> None:
         table = "\n".join([header, rule, *map(row_text, rows)])
         about = ", ".join(f"{name} {value}" for name, value in facts.items())
         text = f"# NC layer on a CPU\n\n{about}\n\n{closing}\n\n{table}\n"
-        (arguments.output / "nc_layer_cpu.md").write_text(text.replace("\n\n" + closing, "\n\n" + closing.replace("\n", "  \n")))
+        (arguments.output / "nc_layer_cpu.md").write_text(
+            text.replace("\n\n" + closing, "\n\n" + closing.replace("\n", "  \n"))
+        )
 
 
 if __name__ == "__main__":
