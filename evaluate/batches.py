@@ -27,7 +27,7 @@ class Batch:
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """A decoded picture: (H, W, 3) uint8, and (299, 299, 3) float32 in [0, 255] where the clean resize is
     wanted."""

@@ -1,5 +1,6 @@
 """The two networks of the metrics, built from their weights when they are first needed."""
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Literal
 
@@ -75,8 +76,16 @@ class Networks:
         """
         images = images.to(self.device)
         inputs = resize_bilinear(images) if name == "fid" else scale_clean(images)
-        return self.inception(inputs).float().cpu()
+        with _full_precision():
+            return self.inception(inputs).float().cpu()
 
     def lpips_maps(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps of (N, 3, H, W) uint8 images."""
-        return self.trunk(images.to(self.device).float() / 127.5 - 1)
+        with _full_precision():
+            return self.trunk(images.to(self.device).float() / 127.5 - 1)
+
+
+def _full_precision() -> AbstractContextManager[None]:
+    """No TF32 in cuDNN's convolutions, which is on by default and rounds to 10 bits."""
+    deterministic = torch.backends.cudnn.deterministic
+    return torch.backends.cudnn.flags(enabled=True, deterministic=deterministic, allow_tf32=False)

@@ -1,5 +1,6 @@
 """One pass over the files: every picture once, everything computed, nothing computed twice."""
 
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_evaluate_networks import random_inception_state
 from torch import Tensor, nn
 
 from datasets.errors import UserError
-from evaluate import lpips, pixels
+from evaluate import batches, lpips, pixels
 from evaluate.batches import make_batches
 from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
@@ -182,6 +183,28 @@ def test_interrupted_pass_keeps_what_is_done(folders: tuple[Path, Path], tmp_pat
     assert done == 12 and second.pictures_decoded == 2
 
 
+@pytest.mark.parametrize("count", [20, 60])
+def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """However many there are: those of the current batch, of the batches ahead, and not more."""
+    alive: weakref.WeakSet[batches.Loaded] = weakref.WeakSet()
+    most = 0
+    load = batches.load
+
+    def counting(picture: Picture, clean: bool) -> batches.Loaded:
+        nonlocal most
+        loaded = load(picture, clean)
+        alive.add(loaded)
+        most = max(most, len(alive))
+        return loaded
+
+    monkeypatch.setattr(batches, "load", counting)
+    folders = write_pictures(tmp_path / "a", count, 1), write_pictures(tmp_path / "b", count, 2)
+    measurements = _measurements(batch_size=4)
+    measurements.compute(wanted_by([_row(folders, paired=True)], ("fid", "psnr")))
+    assert measurements.pictures_decoded == 2 * count
+    assert most <= 4 * (batches.BATCHES_AHEAD + 2)
+
+
 def test_batches_never_part_pairs() -> None:
     pictures = [Picture(Path(f"{i}.png"), str(i)) for i in range(10)]
     pairs = [
@@ -189,12 +212,12 @@ def test_batches_never_part_pairs() -> None:
         ("l1", (pictures[7], pictures[9])),
         ("l1", (pictures[1], pictures[2])),
     ]
-    batches = make_batches(pictures, pairs, 2)
-    together = [{p.content for p in batch.pictures} for batch in batches]
+    made = make_batches(pictures, pairs, 2)
+    together = [{p.content for p in batch.pictures} for batch in made]
     assert {"0", "7", "9"} in together and {"1", "2"} in together
-    assert sorted(p.content for batch in batches for p in batch.pictures) == [str(i) for i in range(10)]
-    assert sum(len(batch.pairs) for batch in batches) == 3
-    assert all(len(batch.pictures) <= 3 for batch in batches)
+    assert sorted(p.content for batch in made for p in batch.pictures) == [str(i) for i in range(10)]
+    assert sum(len(batch.pairs) for batch in made) == 3
+    assert all(len(batch.pictures) <= 3 for batch in made)
 
 
 def test_mixed_sizes_are_refused(tmp_path: Path) -> None:
