@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import tyro
 
 from datasets.errors import UserError
-from gan.options import TrainOptions, from_dict, resolve, stored_dict, to_dict
-from gan.resume import refuse_existing
+from gan.options import TrainOptions, changes_that_matter, from_dict, resolve, stored_dict, to_dict
+from gan.resume import refuse_changes, refuse_existing
 from gan.run_folder import RunFolder, read_yaml
 
 Options = TypeVar("Options")
@@ -30,11 +30,12 @@ def parse_flags(options_type: type[Options], argv: Sequence[str], prog: str, des
 def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | None]:
     """Complete options of train.py and, with --continue_train, the options the run was saved with.
 
-    Raises UserError for an option file that cannot be used and for a run that is not there.
+    Raises UserError for an option file that cannot be used, a run that is not there, and for options that change what
+    a run trains.
     """
     given = _parse(argv)
     defaults: list[str] = []
-    saved = None
+    saved: dict[str, Any] | None = None
     if given.run.config:
         defaults += flags_of(read_yaml(Path(given.run.config)), given.run.config)
         given = _parse([*defaults, *argv])
@@ -51,7 +52,12 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
         defaults = flags_of(stored, run.options) + defaults
     elif given.run.name and not given.run.dry_run:
         refuse_existing(RunFolder.at(Path(given.run.checkpoints_dir), given.run.name))
-    return resolve(_parse([*defaults, *argv])), saved
+    options = _parse([*defaults, *argv])
+    if (
+        saved is not None
+    ):  # first, so that a change is called a change, not a contradiction to an older option
+        refuse_changes(run, changes_that_matter(saved, to_dict(options)), options.run.override, "options")
+    return resolve(options), saved
 
 
 def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from datasets.check import changes
-from datasets.errors import UserError, printable, set_log_file
+from datasets.errors import printable, set_log_file
 from gan import rng
 from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.loop import Evaluate, Plan, Training
 from gan.metrics_log import MetricsLog, read_records
 from gan.new_folder import new_folder
 from gan.options import TrainOptions, changes_that_matter, stored_dict
-from gan.resume import refuse_existing, resume_command, run_command_line
+from gan.resume import refuse_changes, refuse_existing, resume_command, run_command_line
 from gan.run_folder import RunFolder
 from gan.setup import TrainingData, build_data, build_trainer, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
@@ -39,10 +39,6 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
     run = RunFolder.at(Path(options.run.checkpoints_dir), options.run.name)
     if saved is None:
         refuse_existing(run)
-    if saved is not None:
-        _refuse_changes(
-            run, changes_that_matter(saved, stored_dict(options)), options.run.override, "options"
-        )
     with new_folder(run.path), run.lock(), _forgotten_if_not_started(run):
         if saved is None:
             refuse_existing(run)  # again: another training may have come and gone before the lock was ours
@@ -175,19 +171,13 @@ def _resume(
     state, path = load_checkpoint(run.path, "last")
     check_format(state, str(path))
     override = options.run.override  # the checkpoint knows better than options.yaml, which anybody can edit
-    _refuse_changes(run, changes_that_matter(state["options"], stored_dict(options)), override, "options")
+    refuse_changes(run, changes_that_matter(state["options"], stored_dict(options)), override, "options")
     was, now = state["data"].split("\0"), data.report.listing
     if change := changes(was, now):
-        _refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
+        refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
     position = restore(trainer, state, str(path))
     log.truncate(state["metrics_bytes"])
     return position
-
-
-def _refuse_changes(run: RunFolder, changes: list[str], override: bool, kind: str) -> None:
-    if changes and not override:
-        reason = f"the run was trained with other {kind}"
-        raise UserError(run.path, reason, "undo the change, or add --override to go on with it", changes)
 
 
 def _say_nothing_left(run: RunFolder, options: TrainOptions, position: Position) -> None:

@@ -1,6 +1,7 @@
-"""How a run goes on, in words: the commands that are shown, and the refusal to overwrite. No torch is needed here."""
+"""How a run goes on, in words: commands to show, and the refusals to overwrite and to mix. Needs no torch."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.errors import UserError
@@ -25,3 +26,10 @@ def refuse_existing(run: RunFolder) -> None:
             "to start another:  the same command with a --name that is not taken",
         )
         raise UserError(run.path, "this run exists already, nothing was changed", "two ways to go on", ways)
+
+
+def refuse_changes(run: RunFolder, changes: Sequence[str], override: bool, kind: str) -> None:
+    """UserError with the list if a run would go on with another kind of thing than before, unless that is wanted."""
+    if changes and not override:
+        reason = f"the run was trained with other {kind}"
+        raise UserError(run.path, reason, "undo the change, or add --override to go on with it", changes)
