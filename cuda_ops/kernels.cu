@@ -4,9 +4,10 @@
 // tests/cuda_shim/shim.h for the CPU, where the suite runs these very kernels.
 //
 // Compiled once per layout (CHANNELS_LAST 0 or 1) and triple of types: X_T of the image x, C_T of the convolution and of
-// y, W_T of weight and bias, with WIDE (float, or double for double) for every statistic. A thread block is a tile of `pt` pixels by `ct` channels; the
-// contiguous dimension lies along threadIdx.x: pixels for NCHW, channels for channels-last. Sums over channels go
-// through shared memory in a fixed order and nothing is atomic, so equal inputs give equal bits.
+// y, W_T of weight and bias, with WIDE (float, or double for double) for every statistic. A thread block is a tile of
+// `pt` pixels by `ct` channels; the contiguous dimension lies along threadIdx.x: pixels for NCHW, channels for
+// channels-last. Sums over channels go through shared memory in a fixed order and nothing is atomic, so equal inputs
+// give equal bits.
 
 typedef long long i64;
 
@@ -14,7 +15,11 @@ struct f16 { unsigned short bits; };
 struct bf16 { unsigned short bits; };
 
 #ifndef HOST_SHIM
-__device__ inline float half_to_float(unsigned short h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
+__device__ inline float half_to_float(unsigned short h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
 __device__ inline unsigned short float_to_half(float f) {
     unsigned short h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
@@ -75,7 +80,9 @@ static_assert(sizeof(Args) == ARGS_BYTES, "Args differs from its mirror in cuda_
 
 constexpr bool LAST = CHANNELS_LAST;
 constexpr int MAX_THREADS = 256;
-constexpr int UNROLL = 4;  // values a thread has in flight
+constexpr int PAIRS = 4;  // loads a thread has in flight, where it reads two tensors,
+constexpr int DEPTH = sizeof(x_t) + sizeof(c_t) == 4 ? 8 : 4;  // and where it reads one
+constexpr int BLOCKS = sizeof(wide) == 8 ? 2 : 4;              // at least so many fit on a multiprocessor: 64 registers
 
 __device__ inline i64 quotient(i64 a, i64 b) {  // of non-negative numbers; 64-bit division is slow
     return ((a | b) >> 32) ? a / b : (i64)((unsigned)a / (unsigned)b);
@@ -181,10 +188,10 @@ __device__ void pixels(const Args& a) {
 
     wide count = 0, mean = 0, squares = 0;
 #pragma unroll 1
-    for (i64 first = t.c; first < channels; first += UNROLL * t.ct) {
-        wide v[UNROLL], sum = 0;
+    for (i64 first = t.c; first < channels; first += DEPTH * t.ct) {
+        wide v[DEPTH], sum = 0;
         int held = 0;
-        for (int u = 0; u < UNROLL; ++u) {
+        for (int u = 0; u < DEPTH; ++u) {
             const i64 c = first + u * t.ct;
             if (c < channels) held = u + 1;
             v[u] = (inside && c < channels ? widen(from[c * step(inner)]) : (wide)0) - pivot;
@@ -247,13 +254,13 @@ __device__ void scale(const Args& a) {
     c_t* z = a.y + offset(n, g * outputs, at, a.outputs, area);
     const w_t* bias = a.bias ? a.bias + g * outputs : nullptr;
 #pragma unroll 1
-    for (i64 first = chunk * share + t.c; first < last; first += UNROLL * t.ct) {
-        wide v[UNROLL];
-        for (int u = 0; u < UNROLL; ++u) {
+    for (i64 first = chunk * share + t.c; first < last; first += DEPTH * t.ct) {
+        wide v[DEPTH];
+        for (int u = 0; u < DEPTH; ++u) {
             const i64 c = first + u * t.ct;
             v[u] = c < last ? widen(z[c * step(area)]) * r + (bias ? widen(bias[c]) : (wide)0) : (wide)0;
         }
-        for (int u = 0; u < UNROLL; ++u) {
+        for (int u = 0; u < DEPTH; ++u) {
             const i64 c = first + u * t.ct;
             if (c < last) narrow(z + c * step(area), activate(v[u], a));
         }
@@ -263,7 +270,7 @@ __device__ void scale(const Args& a) {
 // One pass over (dy, y): dz, the projection sum_o(dy z) and with it a and b of every patch, and the bias gradient's
 // partial sums. z / s is recovered from y; where the activation is flat its gradient is zero and z is not needed.
 __device__ void project(const Args& a) {
-    __shared__ wide cell[UNROLL * MAX_THREADS];
+    __shared__ wide cell[PAIRS * MAX_THREADS];
     const Tile t;
     const int tid = thread_index(), threads = thread_count();
     const i64 area = a.out_height * a.out_width, outputs = a.outputs / a.groups, g = blockIdx.y;
@@ -277,15 +284,15 @@ __device__ void project(const Args& a) {
         const wide r = 1 / a.std[patch];
         wide dot = 0;
 #pragma unroll 1
-        for (i64 first = 0; a.dy && first < outputs; first += UNROLL * t.ct) {
-            wide dy[UNROLL], y[UNROLL];
-            for (int u = 0; u < UNROLL; ++u) {
+        for (i64 first = 0; a.dy && first < outputs; first += PAIRS * t.ct) {
+            wide dy[PAIRS], y[PAIRS];
+            for (int u = 0; u < PAIRS; ++u) {
                 const i64 c = first + u * t.ct + t.c, i = base + c * step(area);
                 const bool held = live && c < outputs;
                 dy[u] = held ? widen(a.dy[i]) : (wide)0;
                 y[u] = held ? widen(a.y[i]) : (wide)0;
             }
-            for (int u = 0; u < UNROLL; ++u) {
+            for (int u = 0; u < PAIRS; ++u) {
                 const i64 c = first + u * t.ct + t.c;
                 if (a.activation != 0 && !(y[u] > 0)) {
                     const wide slope = a.activation == 1 ? (wide)0 : (wide)a.slope;
@@ -300,7 +307,7 @@ __device__ void project(const Args& a) {
             if (!a.partial) continue;
             __syncthreads();
 #pragma unroll 1
-            for (int own = tid; own < UNROLL * t.ct && first + own < outputs; own += threads) {
+            for (int own = tid; own < PAIRS * t.ct && first + own < outputs; own += threads) {
                 const int u = own / t.ct, c = own % t.ct;
                 wide sum = 0;
 #pragma unroll 8
@@ -321,7 +328,7 @@ __device__ void project(const Args& a) {
     }
 }
 
-// dx = (the convolution's input gradient) + (x - pivot) A - B, where A and B collect a and b of all patches with the pixel.
+// dx = (the convolution's input gradient) + (x - pivot) A - B; A and B collect a and b of all patches with the pixel.
 __device__ void collect(const Args& a) {
     const Tile t;
     const i64 area = a.height * a.width, channels = a.channels / a.groups, chunks = gridDim.y / a.groups;
@@ -349,14 +356,14 @@ __device__ void collect(const Args& a) {
     const i64 last = (chunk + 1) * share < channels ? (chunk + 1) * share : channels;
     const i64 base = offset(n, g * channels, at, a.channels, area);
 #pragma unroll 1
-    for (i64 first = chunk * share + t.c; first < last; first += UNROLL * t.ct) {
-        wide v[UNROLL];
-        for (int u = 0; u < UNROLL; ++u) {
+    for (i64 first = chunk * share + t.c; first < last; first += PAIRS * t.ct) {
+        wide v[PAIRS];
+        for (int u = 0; u < PAIRS; ++u) {
             const i64 c = first + u * t.ct, i = base + c * step(area);
             v[u] = c < last ? (widen(a.x[i]) - pivot) * sum_a - sum_b : (wide)0;
             if (a.dinput && c < last) v[u] += widen(a.dinput[i]);
         }
-        for (int u = 0; u < UNROLL; ++u) {
+        for (int u = 0; u < PAIRS; ++u) {
             const i64 c = first + u * t.ct;
             if (c < last) narrow(a.dx + base + c * step(area), v[u]);
         }
@@ -378,7 +385,9 @@ __device__ inline void finish(const Args& a) {
 }
 
 #define ENTRY(name) \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS) nc_##name(const __grid_constant__ Args a) { name(a); }
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS, BLOCKS) nc_##name(const __grid_constant__ Args a) { \
+        name(a);                                                                                                  \
+    }
 ENTRY(prepare)
 ENTRY(pixels)
 ENTRY(scale)

@@ -11,7 +11,7 @@
 
 #define __device__
 #define __global__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static  // the blocks run one after another
 
