@@ -18,7 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import errors
-from gan.checkpoint import load_checkpoint
+from gan.checkpoint import load_checkpoint, save_checkpoint
+from gan.command_line import parse_train
+from gan.options import stored_dict
+from gan.run_folder import RunFolder
+from gan.setup import build_trainer
+from gan.training_state import Position, capture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -128,6 +133,19 @@ def write_aligned(root: Path, count: int = 3, size: int = 20) -> Path:
             a = np.asarray(picture(size, size, 100 * number + k))
             Image.fromarray(np.concatenate([a, 255 - a], 1)).save(root / folder / f"p{k}.png")
     return root
+
+
+def untrained_run(runs: Path, *flags: object, epoch: int = 3) -> Path:
+    """The folder of run `r`, with a checkpoint of fresh weights as if after `epoch` epochs of two steps."""
+    arguments = ["--dataroot", "none", "--name", "r", "--checkpoints_dir", runs, *TINY, *flags]
+    options, _ = parse_train([str(argument) for argument in arguments])
+    trainer = build_trainer(options)
+    stored = stored_dict(options)
+    state = capture(trainer, Position(epoch + 1, 0, 2 * epoch), stored, 0, ["none 0 0"])
+    run = RunFolder.create(runs, "r")
+    run.write_options(stored)
+    save_checkpoint(run.path, state, step=2 * epoch, epoch=epoch, keep=9)
+    return run.path
 
 
 def records(run: Path) -> list[dict[str, Any]]:

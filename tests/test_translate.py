@@ -1,0 +1,268 @@
+"""A checkpoint as a function from pictures to pictures: sizes, padding, directions, batches, and what does not fit."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from training_support import picture, untrained_run
+
+from datasets.errors import UserError
+from gan.checkpoint import load_checkpoint, save_checkpoint
+from gan.translate import Translator, load_translator, pad_to_fit
+from gan.translate_files import ahead, output_names, same_size_batches, translate_pictures
+
+RUNS: dict[str, list[object]] = {
+    "resnet": ["--norm", "nc_ms"],
+    "unet": [
+        "--model",
+        "pix2pix",
+        "--netG",
+        "unet_128",
+        "--norm",
+        "nc_ms",
+        "--crop_size",
+        128,
+        "--load_size",
+        128,
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def translator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Translator:
+    return load_translator(untrained_run(tmp_path_factory.mktemp("runs"), *RUNS[request.param]), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cycle_gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    flags = ["--norm", "nc_ms", "--input_nc", 1, "--lambda_identity", 0, "--dropout"]
+    return untrained_run(tmp_path_factory.mktemp("cycle"), *flags)
+
+
+def images(height: int, width: int, count: int = 1, channels: int = 3) -> Tensor:
+    draws = torch.Generator().manual_seed(height * width)
+    return 2 * torch.rand(count, channels, height, width, generator=draws) - 1
+
+
+@pytest.mark.parametrize("size", [(257, 131), (2, 2), (33, 70), (128, 256), (5, 300)])
+def test_the_output_has_the_inputs_size(translator: Translator, size: tuple[int, int]) -> None:
+    output = translator(images(*size))
+    assert output.shape == (1, 3, *size)
+    assert output.dtype == torch.float32 and not output.requires_grad
+    assert torch.isfinite(output).all() and output.abs().max() <= 1
+
+
+def test_a_size_that_fits_is_not_padded(translator: Translator) -> None:
+    whole = images(128, 256)
+    assert pad_to_fit(whole, translator.network) is whole
+    with torch.no_grad():
+        torch.testing.assert_close(translator(whole), translator.network(whole))
+
+
+class Multiple(nn.Module):
+    def __init__(self, size_multiple: int, min_size: int) -> None:
+        super().__init__()
+        self.size_multiple, self.min_size = size_multiple, min_size
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "least", "padded"),
+    [
+        ((5, 7), 4, 1, (8, 8)),
+        ((8, 8), 4, 1, (8, 8)),
+        ((2, 2), 4, 10, (12, 12)),
+        ((257, 131), 256, 256, (512, 256)),
+        ((2, 300), 256, 256, (256, 512)),
+    ],
+)
+def test_padding_at_right_and_bottom(
+    size: tuple[int, int], multiple: int, least: int, padded: tuple[int, int]
+) -> None:
+    whole = images(*size)
+    grown = pad_to_fit(whole, Multiple(multiple, least))
+    assert grown.shape[2:] == padded
+    assert torch.equal(grown[:, :, : size[0], : size[1]], whole)
+
+
+def test_padding_reflects_where_the_picture_is_large_enough() -> None:
+    row = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]]])
+    assert pad_to_fit(row, Multiple(4, 1))[0, 0].tolist() == [
+        [1, 2, 3, 2], [4, 5, 6, 5], [7, 8, 9, 8], [4, 5, 6, 5]
+    ]  # fmt: skip
+    assert pad_to_fit(row, Multiple(8, 1))[0, 0, 0].tolist() == [1, 2, 3, 3, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1)])
+def test_below_two_pixels_is_refused(translator: Translator, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"{size[1]}x{size[0]}, needs at least 2x2"):
+        translator(images(*size))
+
+
+def test_a_batch_equals_its_pictures_one_by_one(translator: Translator) -> None:
+    batch = images(30, 45, count=3)
+    together = translator(batch)
+    for index in range(3):
+        torch.testing.assert_close(
+            together[index : index + 1], translator(batch[index : index + 1]), atol=1e-5, rtol=0
+        )
+
+
+def test_eval_mode_repeats_itself_and_train_mode_has_dropout(cycle_gan: Path) -> None:
+    x = images(16, 16, channels=1)
+    quiet = load_translator(cycle_gan, device="cpu")
+    assert torch.equal(quiet(x), quiet(x))
+    noisy = load_translator(cycle_gan, device="cpu", test_mode="train")
+    assert not torch.equal(noisy(x), noisy(x))
+
+
+def test_both_directions_of_a_cycle_gan(cycle_gan: Path) -> None:
+    state, _ = load_checkpoint(cycle_gan)
+    there = load_translator(cycle_gan, device="cpu")
+    back = load_translator(cycle_gan, device="cpu", direction="BtoA")
+    for translator, name, channels in ((there, "G_A", (1, 3)), (back, "G_B", (3, 1))):
+        assert translator.input_nc == channels[0]
+        assert translator(images(16, 16, channels=channels[0])).shape[1] == channels[1]
+        own = translator.network.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in state["networks"][name].items())
+    assert (there.direction, there.epoch, there.step) == ("AtoB", 3, 6)
+
+
+def test_a_run_trained_from_b_to_a_turns_the_networks_around(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path, "--direction", "BtoA", "--input_nc", 1, "--lambda_identity", 0)
+    state, _ = load_checkpoint(run)
+    for direction, name in (("BtoA", "G_A"), ("AtoB", "G_B"), (None, "G_A")):
+        translator = load_translator(run, device="cpu", direction=direction)
+        own = next(iter(translator.network.state_dict().values()))
+        assert torch.equal(own, next(iter(state["networks"][name].values())))
+    assert load_translator(run, device="cpu").input_nc == 1
+
+
+def test_pix2pix_has_one_direction(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path, "--model", "pix2pix")
+    with pytest.raises(UserError, match="trained AtoB only"):
+        load_translator(run, device="cpu", direction="BtoA")
+
+
+def change_state(run: Path, **values: Any) -> None:
+    """Save the newest state again with other entries."""
+    state, path = load_checkpoint(run)
+    save_checkpoint(run, state | values, step=state["position"]["step"], epoch=3, keep=9)
+    assert path.exists()
+
+
+def test_networks_that_do_not_fit_their_options_name_what_differs(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path)
+    state, _ = load_checkpoint(run)
+    change_state(run, options=state["options"] | {"ngf": 4})
+    with pytest.raises(UserError, match=r"G_A.*does not fit this network.*weight is \S+ there, \S+ here"):
+        load_translator(run, device="cpu")
+
+
+def test_a_checkpoint_without_the_generator(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path)
+    state, _ = load_checkpoint(run)
+    change_state(run, networks={"D_A": state["networks"]["D_A"]})
+    with pytest.raises(UserError, match=r"does not fit this network: .* is missing there"):
+        load_translator(run, device="cpu")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path)
+    state, _ = load_checkpoint(run)
+    next(iter(state["networks"]["G_A"].values())).view(-1)[0] = float("nan")
+    change_state(run, networks=state["networks"])
+    with pytest.raises(UserError, match="NaN or infinite"):
+        load_translator(run, device="cpu")
+
+
+def test_a_newer_program_and_another_program(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path)
+    change_state(run, format=99)
+    with pytest.raises(UserError, match="newer version"):
+        load_translator(run, device="cpu")
+    change_state(run, format="x")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        load_translator(run, device="cpu")
+
+
+@pytest.mark.parametrize("epoch", ["latest", "-1", "1.5", "²", ""])
+def test_an_epoch_is_last_best_or_a_number(cycle_gan: Path, epoch: str) -> None:
+    with pytest.raises(UserError, match="allowed: last, best or the number of a kept epoch"):
+        load_translator(cycle_gan, epoch=epoch)
+
+
+def test_an_epoch_that_is_not_kept_names_those_that_are(cycle_gan: Path) -> None:
+    assert load_translator(cycle_gan, epoch="3", device="cpu").epoch == 3
+    with pytest.raises(UserError, match=r"no checkpoint of epoch 7 .*there are: 3"):
+        load_translator(cycle_gan, epoch=7)
+    with pytest.raises(UserError, match="no best checkpoint"):
+        load_translator(cycle_gan, epoch="best")
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (["a.png", "b.jpg"], ["a.png", "b.png"]),
+        (["a.png", "a.jpg", "b.png"], ["a.png.png", "a.jpg.png", "b.png"]),
+        (["a.png", "A.jpg"], ["a.png.png", "A.jpg.png"]),
+        (["a.png", "a.jpg", "a.jpg.png"], ["a.png.png", "a.jpg.png", "a.jpg.png.png"]),
+        (["a.b.png", "a.png"], ["a.b.png", "a.png"]),
+    ],
+)
+def test_output_names_never_collide(inputs: list[str], outputs: list[str]) -> None:
+    assert output_names([Path(name) for name in inputs]) == outputs
+
+
+def test_batches_of_equal_size_keep_the_order() -> None:
+    sizes = [(4, 4)] * 3 + [(4, 5)] + [(4, 4)] * 2
+    pictures = [(Image.new("RGB", size), Path(str(k))) for k, size in enumerate(sizes)]
+    batches = [[int(path.name) for _, path in batch] for batch in same_size_batches(pictures, 2)]
+    assert batches == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_working_ahead_is_in_order_and_bounded() -> None:
+    asked: list[int] = []
+
+    def items() -> Iterator[int]:
+        for k in range(50):
+            asked.append(k)
+            yield k
+
+    results = ahead(lambda k: k * k, items(), depth=5)
+    for k, result in enumerate(results):
+        assert result == k * k
+        assert len(asked) <= k + 5
+
+
+def test_working_ahead_passes_an_error_on_and_ends_its_threads() -> None:
+    before = threading.active_count()
+
+    def work(k: int) -> int:
+        if k == 3:
+            raise UserError("three", "is bad")
+        return k
+
+    with pytest.raises(UserError, match="three: is bad"):
+        list(ahead(work, range(100)))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_files_keep_their_sizes(cycle_gan: Path, tmp_path: Path, batch_size: int) -> None:
+    translator = load_translator(cycle_gan, device="cpu", direction="BtoA")
+    sizes = [(20, 16), (20, 16), (9, 31), (2, 2), (20, 16)]
+    jobs = [(partial(picture, *s, k), tmp_path / f"{k}.png") for k, s in enumerate(sizes)]
+    translate_pictures(translator, jobs, batch_size)
+    assert [Image.open(path).size for _, path in jobs] == sizes
+    assert {Image.open(path).mode for _, path in jobs} == {"L"}
+    translate_pictures(translator, jobs, batch_size, size=12)
+    assert {Image.open(path).size for _, path in jobs} == {(12, 12)}
