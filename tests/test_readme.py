@@ -1,0 +1,106 @@
+"""Every command of the README is run: literally with small options on drawn data, or, where it would take long, as its
+own dry run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datasets.synthetic import write_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = (
+    "--netG resnet_6blocks --netD pixel --ngf 4 --ndf 4 --load_size 32 --crop_size 32 --n_epochs 1 --n_epochs_decay 0 "
+    "--num_threads 0 --visdom off"
+)
+
+
+def commands() -> list[str]:
+    """The lines of the README's sh blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    return [line.split(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def run(command: str, cwd: Path) -> str:
+    """Run a README command in a folder of its own, as if the project were there; its output."""
+    words = shlex.split(command)
+    assert words[0] == "python"
+    if words[1].endswith(".py"):
+        words[1] = str(ROOT / words[1])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "I2I_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data that the commands name."""
+    place = tmp_path_factory.mktemp("readme")
+    write_dataset(place / "FOLDER", count=4, size=32, layout="aligned", seed=1)
+    write_dataset(place / "data" / "maps", count=4, size=32, layout="aligned", seed=2)
+    write_dataset(place / "data" / "horse2zebra", count=4, size=32, layout="unaligned", seed=3)
+    write_dataset(place / "NEW", count=2, size=32, layout="unaligned", seed=4)
+    (place / "NEW" / "testA").rename(place / "NEW_PICTURES")
+    return place
+
+
+def test_own_pictures_and_going_on(folder: Path) -> None:
+    train, translate, evaluate = (c for c in commands() if "NAME" in c and "continue" not in c)
+    run(f"{train} {SMALL}", folder)
+    run(translate, folder)
+    assert sorted(p.name for p in (folder / "TRANSLATED").iterdir()) == sorted(
+        p.name for p in (folder / "NEW_PICTURES").iterdir()
+    )
+    assert "PSNR" in run(evaluate, folder)
+    go_on, longer = (c for c in commands() if "continue_train" in c)
+    assert "nothing left to train" in run(go_on, folder)
+    assert "done: 8 steps" in run(f"{longer} --n_epochs 2", folder)
+
+
+def test_commands_for_table_3_as_dry_runs(folder: Path) -> None:
+    long = [c for c in commands() if "--dataroot data/" in c]
+    assert len(long) == 2
+    for command in long:
+        plan = run(f"{command} --dry_run", folder)
+        assert "nc_ms" in plan and "200 epochs" in plan
+    assert not (folder / "checkpoints" / "maps_nc_ms").exists()
+
+
+def test_make_targets_exist() -> None:
+    targets = [c for c in commands() if c.startswith("make ")]
+    assert targets == ["make demo", "make test"]
+    for command in [*targets, "make setup", "make check", "make bench"]:
+        done = subprocess.run(
+            ["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_no_command_is_left_out() -> None:
+    """A new line in the README needs a test here."""
+    tested = ("make ", "NAME", "--dataroot data/", "evaluate maps_nc_ms h2z_nc_ms")
+    assert [c for c in commands() if not any(mark in c for mark in tested)] == []
+
+
+def test_the_data_commands_in_the_text(folder: Path) -> None:
+    run("python -m datasets.prepare check FOLDER", folder)
+    command = "python -m datasets.synthetic --output FOLDER --count 200 --size 128"
+    assert command.replace(" ", "") in README.replace("\n", "").replace(" ", "")
+    run("python -m datasets.synthetic --output MORE --count 2 --size 32", folder)
+
+
+def test_every_norm_and_every_linked_file_exists() -> None:
+    from models.names import NORM_NAMES
+
+    table = README.split("## `--norm`")[1].split("##")[0]
+    assert {name for name in NORM_NAMES if f"`{name}`" in table} == set(NORM_NAMES)
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
