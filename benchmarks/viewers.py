@@ -5,8 +5,9 @@
 One training, in which blocks of `steps` steps with a connected Visdom and without any viewer take turns; records and
 samples come at the default intervals (every 100 and every 400 steps), and both kinds of block write the same files.
 Figures are the median of the ratios of neighbouring blocks, and the ratio of the quickest block of each kind, which
-other work on the machine disturbs least; beside the time on the clock stands the training thread's CPU time. The
-server is a process of its own on the same machine.
+other work on the machine disturbs less. Where the machine is busy neither is sharp, so the cost is also measured
+directly: the time the training thread spends in the viewer's calls, and the CPU time of the sender's thread, which
+would slow the training by as much if no core were free. The server is a process of its own on the same machine.
 
 With --browser a headless Chromium shows the page meanwhile, and the time from the end of a step to its picture on the
 screen is measured (needs playwright, Chromium, and the scripts of Visdom's page).
@@ -17,6 +18,7 @@ import contextlib
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +62,7 @@ class Subject:
         self._log = MetricsLog(self.run.folder / "metrics.jsonl")
         self._batches = self._endless()
         self.step = 0
+        self.in_viewers = 0.0  # seconds spent in their calls
 
     def _endless(self) -> Iterator[Any]:
         epoch = 0
@@ -67,9 +70,9 @@ class Subject:
             epoch += 1
             yield from self.data.batches(epoch, 0)
 
-    def train(self, viewers: Viewers, steps: int) -> tuple[float, float]:
-        """Seconds on the clock, and on the CPU by this thread, of so many steps."""
-        wall, cpu = time.perf_counter(), time.thread_time()
+    def train(self, viewers: Viewers, steps: int) -> float:
+        """Seconds that so many steps took."""
+        begin = time.perf_counter()
         for _ in range(steps):
             result = self.trainer.step(next(self._batches))
             self.step += 1
@@ -78,11 +81,11 @@ class Subject:
                 record = {"kind": "train", "step": self.step, "epoch": 1, "losses": losses, "lr": 2e-4}
                 record["time"] = {"images_per_s": 1.0, "data_wait": 0.0}
                 self._log.append(record)
-                viewers.record(record)
+                self._timed(lambda record=record: viewers.record(record))  # type: ignore[misc]
             if self.step % DISPLAY_FREQ == 0:
                 self.sample(viewers)
-            viewers.commands()
-        return time.perf_counter() - wall, time.thread_time() - cpu
+            self._timed(viewers.commands)
+        return time.perf_counter() - begin
 
     def sample(self, viewers: Viewers) -> None:
         folder = f"samples/step-{self.step:08d}"
@@ -90,7 +93,12 @@ class Subject:
         names = {kind: path.name for kind, path in pictures.items()}
         record = {"kind": "samples", "step": self.step, "epoch": 1, "folder": folder, "pictures": names}
         self._log.append(record)
-        viewers.samples(record, pictures)
+        self._timed(lambda: viewers.samples(record, pictures))
+
+    def _timed(self, call: Callable[[], object]) -> None:
+        begin = time.perf_counter()
+        call()
+        self.in_viewers += time.perf_counter() - begin
 
 
 @contextlib.contextmanager
@@ -123,21 +131,34 @@ def slowdown(subject: Subject, watched: Viewers, pairs: int, steps: int) -> None
     subject.train(watched, steps // 4)  # warm-up
     alone = Viewers([])
     ratios, quickest = [], {watched: float("inf"), alone: float("inf")}
+    spent = sent = total = 0.0
     for index in range(pairs):
-        order = (watched, alone) if index % 2 else (alone, watched)
-        times = {viewers: subject.train(viewers, steps) for viewers in order}
-        quickest = {viewers: min(quickest[viewers], times[viewers][0]) for viewers in order}
-        ratios.append([on / off for on, off in zip(times[watched], times[alone], strict=True)])
-        print(f"pair {index + 1}: on/off {ratios[-1][0]:.4f} on the clock, {ratios[-1][1]:.4f} on the CPU")
-    wall, cpu = (100 * (statistics.median(column) - 1) for column in zip(*ratios, strict=True))
-    best = 100 * (quickest[watched] / quickest[alone] - 1)
-    low, *_, high = sorted(100 * (ratio[0] - 1) for ratio in ratios)
+        times = {}
+        for viewers in (watched, alone) if index % 2 else (alone, watched):
+            calls, cpu = subject.in_viewers, sender_cpu()
+            times[viewers] = subject.train(viewers, steps)
+            quickest[viewers] = min(quickest[viewers], times[viewers])
+            sent += sender_cpu() - cpu  # what it sends after the end of its block counts too
+            if viewers is watched:
+                spent, total = spent + subject.in_viewers - calls, total + times[watched]
+        ratios.append(times[watched] / times[alone])
+        print(f"pair {index + 1}: on/off {ratios[-1]:.4f}")
+    percent = lambda ratio: f"{100 * (ratio - 1):+.2f} %"
+    middle, best = statistics.median(ratios), quickest[watched] / quickest[alone]
+    print(f"{pairs} pairs of {steps} steps, {1000 * quickest[alone] / steps:.1f} ms a step")
+    print(f"slowdown, median of pairs: {percent(middle)} ({percent(min(ratios))} to {percent(max(ratios))})")
+    print(f"slowdown, quickest block of each kind: {percent(best)}")
     print(
-        f"slowdown, median of {pairs} pairs of {steps} steps: {wall:+.2f} % on the clock ({low:+.1f} to {high:+.1f} %)"
+        f"in the viewer's calls: {1e6 * spent / (pairs * steps):.1f} microseconds a step, {percent(1 + spent / total)}"
     )
-    print(
-        f"slowdown, quickest block of each kind: {best:+.2f} %; CPU time of the training thread: {cpu:+.2f} %"
-    )
+    print(f"CPU of the sender: {1000 * sent / pairs:.0f} ms every {steps} steps, {percent(1 + sent / total)}")
+
+
+def sender_cpu() -> float:
+    """CPU seconds of the thread that talks to the server."""
+    [sender] = [thread for thread in threading.enumerate() if thread.name == "visdom"]
+    assert sender.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(sender.ident))
 
 
 def time_to_picture(subject: Subject, watched: Viewers, page: Any, repeats: int) -> None:

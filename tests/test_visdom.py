@@ -1,30 +1,24 @@
-"""Visdom without faults: curves, panes, the inbox, addresses, and what a real server then holds."""
+"""The parts of the Visdom viewer: curves, panes, the inbox, addresses, frames of a WebSocket."""
 
-import base64
-import io
 import json
 import math
-import subprocess
-import sys
+import socket
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from visdom_support import FakeRun, real_server, train_record, visdom_static, wait_until
+from visdom_support import FakeRun, train_record
 
 from datasets.errors import UserError
 from gan.viewers import SAMPLE, SAVE, STOP, RunInfo, Viewers
 from gan.viewers.visdom import Visdom, environment_name, make_client
-from gan.viewers.visdom_http import Address
+from gan.viewers.visdom_events import Events, _take_frame
+from gan.viewers.visdom_http import Address, Unreachable
 from gan.viewers.visdom_inbox import Inbox
 from gan.viewers.visdom_panes import HISTORY, POINTS, Board, Curve, about_message, command_of, loss_pane
 from gan.viewers.visdom_sender import tunnel_command
-
-ROOT = Path(__file__).resolve().parents[1]
-needs_visdom = pytest.mark.skipif(visdom_static() is None, reason="visdom is not installed")
 
 
 def test_a_long_curve_keeps_logged_values_over_its_whole_length():
@@ -196,135 +190,39 @@ def test_off_and_offline_open_no_connection(mode, tmp_path, monkeypatch, capsys)
     assert (lines == []) if mode == "off" else ("python -m gan.viewers" in lines[0] and len(lines) == 1)
 
 
-def picture_of(content: dict) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content["src"].partition(",")[2]))))
+def frame(data: bytes, kind: int = 1, final: bool = True) -> bytes:
+    """A server's frame, made by another implementation of RFC 6455."""
+    websocket = pytest.importorskip("websocket", reason="websocket-client comes with visdom")
+    return websocket.ABNF(int(final), 0, 0, 0, kind, 0, data).format()
 
 
-@needs_visdom
-def test_a_real_server_holds_what_was_logged(tmp_path, capsys):
-    run = FakeRun(tmp_path)
-    with real_server(tmp_path / "server") as server:
-        with Viewers([Visdom("auto", "http://127.0.0.1", server.port, env="my env")]) as viewers:
-            viewers.start(run.info)
-            for step in range(1, 101):
-                epoch = (step - 1) // 50 + 1
-                viewers.record(run.keep(train_record(step, epoch)))
-                if step % 50 == 0:
-                    record, files = run.samples(step, epoch)
-                    viewers.record(record)
-                    viewers.samples(record, files)
-                    viewers.record(
-                        run.keep(
-                            {"kind": "metrics", "step": step, "epoch": epoch, "metrics": {"val_l1": 0.5}}
-                        )
-                    )
-        panes = server.panes("my_env")
-        logged = {step: 1 / step for step in range(1, 101)}
-        assert server.curve("my_env", "losses_adversarial", "G_GAN") == logged
-        assert server.curve("my_env", "metric_val_l1", "val_l1") == {50: 0.5, 100: 0.5}
-        assert set(server.curve("my_env", "throughput", "images/s").values()) == {3.0}
-        assert set(server.curve("my_env", "data_wait", "data wait").values()) == {0.1}
-        assert set(server.curve("my_env", "learning_rate", "lr").values()) == {2e-4}
-        assert panes["samples"]["type"] == "image_history" and len(panes["samples"]["content"]) == 2
-        sent, drawn = picture_of(panes["samples"]["content"][-1]), np.asarray(Image.open(files["grid"]))
-        assert sent.shape == drawn.shape and sent.dtype == np.uint8
-        assert np.abs(sent.astype(int) - drawn).mean() < 3, "JPEG, no wrapped values"
-        assert panes["samples"]["content"][-1]["caption"].startswith("epoch 2, step 100")
-        assert panes["about"]["type"] == "text" and "test host" in panes["about"]["content"]
-        assert panes["controls"]["type"] == "properties"
-        assert (tmp_path / "server" / "my_env.json").is_file(), "the environment was saved"
-        everything = "".join(
-            path.read_text(errors="replace") for path in (tmp_path / "server").rglob("*") if path.is_file()
-        )
-        assert "pa55word" not in everything
-    assert capsys.readouterr().err.splitlines() == [f"visdom: {server.client.address.page('my_env')}"]
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 200_000])
+def test_frames_of_every_length_are_read_whole(size):
+    data = bytes(range(256)) * (size // 256 + 1)
+    data = data[:size]
+    raw = bytearray(frame(data) + b"\x81")
+    for cut in {cut for cut in (0, 1, 2, 3, 9, len(raw) - 2) if cut < len(raw) - 1}:
+        part = raw[:cut]
+        assert _take_frame(part) is None and len(part) == cut, "an incomplete frame stays where it is"
+    assert _take_frame(raw) == (True, 1, data) and raw == b"\x81"
 
 
-@needs_visdom
-def test_resume_continues_the_same_curves(tmp_path):
-    run = FakeRun(tmp_path)
-    with real_server(tmp_path / "server") as server:
-        for first, last in ((1, 40), (31, 60)):  # the second training goes on from the checkpoint of step 30
-            known = [record for record in run.records if record["step"] < first]
-            with Viewers([Visdom("auto", "http://127.0.0.1", server.port)]) as viewers:
-                viewers.start(run.info, known)
-                for step in range(first, last + 1):
-                    viewers.record(run.keep(train_record(step, loss=first + step / 100)))
-        curve = server.curve("fake", "losses_adversarial", "G_GAN")
-        steps = list(curve)
-        assert steps == list(range(1, 61)), "no line back to the start, nothing twice"
-        assert curve[30] == 1.3 and curve[31] == 31.31
-        assert len([name for name in server.panes("fake") if name.startswith("losses")]) == 1
-
-
-@needs_visdom
-def test_clicks_in_the_controls_pane_reach_the_loop(tmp_path, monkeypatch):
-    monkeypatch.setattr("gan.viewers.visdom_sender.LISTEN_EVERY", 0.1)
-    run = FakeRun(tmp_path)
-    with (
-        real_server(tmp_path / "server") as server,
-        Viewers([Visdom("auto", "http://127.0.0.1", server.port)]) as viewers,
-    ):
-        viewers.start(run.info)
-        wait_until(lambda: "controls" in _panes(server))
-        browser = json.loads(server.client._exchange("GET", "/socket_wrap")[2])["sid"]
-        asked: set[str] = set()
-
-        def click_until_heard(button: int, command: str) -> bool:
-            event = {
-                "event_type": "PropertyUpdate",
-                "target": "controls",
-                "eid": "fake",
-                "propertyId": button,
-            }
-            message = json.dumps({"cmd": "forward_to_vis", "data": {**event, "value": "clicked"}})
-            server.client.post("socket_wrap", {"message_type": "send", "sid": browser, "message": message})
-            asked.update(viewers.commands())
-            return command in asked
-
-        for button, command in enumerate((SAVE, SAMPLE, STOP)):
-            wait_until(lambda button=button, command=command: click_until_heard(button, command))
-
-
-def _panes(server) -> dict:
-    try:
-        return server.panes("fake")
-    except Exception:
-        return {}
-
-
-def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gan.viewers", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-@needs_visdom
-def test_replay_shows_a_finished_run(tmp_path):
-    run = FakeRun(tmp_path)
-    for step in range(1, 31):
-        run.keep(train_record(step))
-        if step % 10 == 0:
-            run.samples(step)
-    with real_server(tmp_path / "server") as server:
-        port = ["--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port)]
-        done = replay("fake", "--checkpoints_dir", str(tmp_path), *port)
-        assert (done.returncode, done.stdout) == (0, server.client.address.page("fake") + "\n"), done.stderr
-        assert server.curve("fake", "losses_adversarial", "G_GAN") == {
-            step: 1 / step for step in range(1, 31)
-        }
-        assert len(server.panes("fake")["samples"]["content"]) == 3
-
-
-def test_replay_says_in_one_line_what_is_wrong(tmp_path):
-    done = replay(str(tmp_path))
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith(f"error: {tmp_path}: is no run")
-        and done.stderr.count("\n") == 1
-    )
-    run = FakeRun(tmp_path)
-    run.keep(train_record(1))
-    done = replay(str(run.folder), "--visdom_server", "http://127.0.0.1", "--visdom_port", "1")
-    assert done.returncode == 1 and "no Visdom server" in done.stderr and done.stderr.count("\n") == 1
-    done = replay(str(run.folder), "--page")
-    assert done.returncode == 0 and (run.folder / "index.html").is_file()
+def test_messages_in_parts_pings_and_the_end():
+    here, there = socket.socketpair()
+    events = object.__new__(Events)
+    events._connection, events._raw, events._text = here, bytearray(), bytearray()
+    here.setblocking(False)
+    assert events.poll() == []
+    there.sendall(frame(b'{"a":', final=False) + frame(b"ping", kind=9) + frame(b" 1}", kind=0))
+    there.sendall(frame(b"no json") + frame(b"[1]") + frame(b'{"b": 2}')[:4])
+    assert events.poll() == [{"a": 1}], "a list is no event, half a frame waits"
+    assert there.recv(100)[:2] == bytes([0x8A, 0x84]), "a masked pong"
+    there.sendall(frame(b'{"b": 2}')[4:])
+    assert events.poll() == [{"b": 2}]
+    there.sendall(frame(b"", kind=8))
+    with pytest.raises(Unreachable):
+        events.poll()
+    there.close()
+    with pytest.raises(Unreachable):
+        events.poll()
+    events.close()

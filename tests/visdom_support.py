@@ -104,27 +104,27 @@ class RealServer:
     def __init__(self, folder: Path, login: tuple[str, str] | None = None) -> None:
         self.port = unused_port()
         self.client = Client(Address("http://127.0.0.1", self.port), *(login or ("", "")))
-        self._folder, self._login = folder, login
+        self.folder, self._login = folder, login
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        (self._folder / ".visdom").mkdir(
+        (self.folder / ".visdom").mkdir(
             parents=True, exist_ok=True
         )  # where it keeps the secret of its cookies
         command = [sys.executable, "-c", "from visdom.server.run_server import main; main()"]
-        command += ["-port", str(self.port), "-bind_local", "-env_path", str(self._folder)]
-        environment = {**os.environ, "HOME": str(self._folder)}
+        command += ["-port", str(self.port), "-bind_local", "-env_path", str(self.folder)]
+        environment = {**os.environ, "HOME": str(self.folder)}
         if self._login:
             command += ["-enable_login", "-force_new_cookie"]
             environment |= {"VISDOM_USE_ENV_CREDENTIALS": "1", "VISDOM_COOKIE": "a cookie secret"}
             environment |= dict(zip(("VISDOM_USERNAME", "VISDOM_PASSWORD"), self._login, strict=True))
-        log = (self._folder / "log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
+        log = (self.folder / "log").open("ab")
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self.folder)
         log.close()
         wait_until(self.answers, 30)
 
     def answers(self) -> bool:
-        assert self.process is not None and self.process.poll() is None, (self._folder / "log").read_text()
+        assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()
         try:
             self.client.probe()
         except Unreachable:
@@ -140,6 +140,9 @@ class RealServer:
     def panes(self, env: str) -> dict[str, dict[str, Any]]:
         """Everything the server holds of an environment, pane name -> pane."""
         return json.loads(self.client.post("win_data", {"win": None, "eid": env}))
+
+    def shows(self, env: str, pane: str) -> bool:
+        return self.client.post("win_exists", {"win": pane, "eid": env}) == b"true"
 
     def curve(self, env: str, pane: str, name: str) -> dict[int, float]:
         """Step -> value of one curve; empty if there is none yet."""

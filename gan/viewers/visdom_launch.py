@@ -5,6 +5,7 @@ input is a pipe from there, and its end is the sign (a training that is killed c
 `--keep` it stays.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -25,9 +26,8 @@ PAGE_SCRIPTS = (
 
 def missing_scripts() -> list[str]:
     """The page's scripts that the installed Visdom lacks."""
-    import visdom  # only this process and people who ask pay for the import
-
-    static = Path(visdom.__file__).parent / "static"
+    package = importlib.util.find_spec("visdom")  # finds it without the seconds of importing it
+    static = Path(package.origin).parent / "static" if package and package.origin else Path("none")
     return [name for name in PAGE_SCRIPTS if not (static / name).is_file()]
 
 
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
     import visdom.server.app
     from visdom.server.run_server import main as serve
 
+    visdom.server.app.tornado_settings["autoreload"] = False  # else it starts anew when a source file changes
     if hasattr(visdom.server.app, "DEFAULT_MAX_IMAGE_HISTORY"):  # Visdom 0.3 keeps 4 unless told
         visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 100
     sys.argv = ["visdom", *arguments]

@@ -15,6 +15,7 @@ from gan.viewers import Record, RunInfo, say
 from gan.viewers.visdom_events import Events
 from gan.viewers.visdom_http import Client, LoginRefused, Unreachable, WrongAnswer
 from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
+from gan.viewers.visdom_launch import missing_scripts
 from gan.viewers.visdom_panes import (
     ABOUT,
     SAMPLES,
@@ -157,6 +158,10 @@ class Sender:
                         f"the one that was started does not answer, see {server.log}"
                     ) from error
             time.sleep(0.1)
+        if missing_scripts():
+            say(
+                "note: Visdom's page will stay blank: it could not load its scripts (docs/watching.md says what helps)"
+            )
         if server.address.port != wanted:
             say(
                 f"note: port {wanted} is held by something that is not Visdom, port {server.address.port} is used"
