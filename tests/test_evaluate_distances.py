@@ -68,8 +68,8 @@ def test_identical_sets_give_zero(n: int, width: int) -> None:
 
 def test_diagonal_gaussians() -> None:
     """Commuting covariances: the sum of squared differences of standard deviations."""
-    s, t = np.array([1.0, 4.0, 0.0]), np.array([9.0, 4.0, 1.0])
-    a, b = gaussian_from_moments(np.zeros(3), np.diag(s)), gaussian_from_moments(np.zeros(3), np.diag(t))
+    s, t = np.array([1.0, 4.0, 0.0, 1e-3]), np.array([9.0, 4.0, 1.0, 0.0])
+    a, b = (gaussian_from_moments(np.zeros(4), np.diag(x)) for x in (s, t))
     assert frechet_distance(a, b) == pytest.approx(float(((s**0.5 - t**0.5) ** 2).sum()))
 
 

@@ -117,15 +117,18 @@ class Runner:
 
 
 def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All eight rows on the embedded data, interrupted after five trainings."""
+    """All eight rows on the embedded data, interrupted in the middle of the first training and after the fifth."""
     trunk = tmp_path / "alexnet.pth"
     torch.save(random_trunk(), trunk)
     options = Table3Options(
         preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
         allow_unverified=True, offline=True, latex=True, device="cpu", pictures=2,
     )  # fmt: skip
+    half = Runner()
+    assert run_table3(options, lambda flags: half([*flags, "--n_epochs_decay", "0"]) or 130) == 130
     first = Runner(stop_at=5)
     assert run_table3(options, first) == 130
+    assert ["--continue_train" in flags for flags in first.calls] == [True, False, False, False, False]
     assert len(list((tmp_path / "out" / "rows").iterdir())) == 5
     second = Runner()
     assert run_table3(options, second) == 0
