@@ -137,15 +137,56 @@ __device__ inline i64 reorder(i64 e, i64 channels, i64 taps, bool from_last, boo
     return (e % taps) * channels + e / taps;
 }
 
-template <typename From, typename To>
-__device__ void centre_filter(const From* from, To* to, i64 entries, i64 channels, bool from_last, bool to_last) {
+template <typename From> __device__ wide filter_mean(const From* from, i64 entries) {
     wide sum = 0;
 #pragma unroll 4
     for (i64 e = thread_index(); e < entries; e += thread_count()) sum += widen(from[e]);
-    const wide mean = sum_over_block(sum) / (wide)entries;
+    return sum_over_block(sum) / (wide)entries;
+}
+
+// A value rounded together with the error that earlier values left behind; leaves its own.
+template <typename To> __device__ inline wide round_with(wide value, wide* error, To* to) {
+    value += *error;
+    narrow(to, value);
+    *error = value - widen(*to);
+    return value - *error;
+}
+
+// W~ = W - mean(W) for one filter. Its entries must sum to zero after rounding too, or the mean of a patch leaks into y:
+// a bfloat16 weight minus a small mean would round back to itself. So each thread hands its rounding error on from entry
+// to entry, then 16 threads on from thread to thread, and one from those to the end (error diffusion).
+__device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channels, bool from_last, bool to_last) {
+    __shared__ wide errors[MAX_THREADS], lasts[MAX_THREADS];
+    const int tid = thread_index(), threads = thread_count(), groups = threads < 16 ? threads : 16;
+    const i64 taps = entries / channels;
+    const wide mean = filter_mean(from, entries);
+    wide error = 0, last = 0;
 #pragma unroll 4
-    for (i64 e = thread_index(); e < entries; e += thread_count())
-        narrow(to + reorder(e, channels, entries / channels, from_last, to_last), widen(from[e]) - mean);
+    for (i64 e = tid; e < entries; e += threads)
+        last = round_with(widen(from[e]) - mean, &error, to + reorder(e, channels, taps, from_last, to_last));
+    if (sizeof(c_t) > 2) return;
+    errors[tid] = error;
+    lasts[tid] = last;
+    __syncthreads();
+    if (tid < groups) {
+        const int size = threads / groups;
+        wide handed = 0;
+        for (int t = tid * size; t < (tid + 1) * size && t < entries; ++t) {
+            const i64 e = t + (entries - 1 - t) / threads * threads;  // the last entry of thread t
+            handed += errors[t];
+            lasts[t] = round_with(lasts[t], &handed, to + reorder(e, channels, taps, from_last, to_last));
+        }
+        errors[tid * size] = handed;
+    }
+    __syncthreads();
+    if (tid == 0) {
+        wide handed = 0;
+        for (int t = 0; t < threads && t < entries; t += threads / groups) {
+            const i64 e = t + (entries - 1 - t) / threads * threads;
+            handed += errors[t];
+            round_with(lasts[t], &handed, to + reorder(e, channels, taps, from_last, to_last));
+        }
+    }
 }
 
 // Blocks [0, O): one centred filter each. Blocks [O, O + N G): one pivot each, the mean of up to 4096 values of the
@@ -154,7 +195,7 @@ __device__ void prepare(const Args& a) {
     const i64 channels = a.channels / a.groups, entries = channels * a.kh * a.kw;
     if (blockIdx.x < a.outputs) {
         if (!a.filters) return;
-        centre_filter(a.weight + blockIdx.x * entries, a.filters + blockIdx.x * entries, entries, channels,
+        centre_weight(a.weight + blockIdx.x * entries, a.filters + blockIdx.x * entries, entries, channels,
                       a.weight_last, a.filters_last);
         return;
     }
@@ -373,9 +414,15 @@ __device__ void collect(const Args& a) {
 // Block o: the weight gradient of filter o, centred, and the bias gradient from its partial sums.
 __device__ inline void finish(const Args& a) {
     const i64 channels = a.channels / a.groups, entries = channels * a.kh * a.kw, o = blockIdx.x;
-    if (a.dweight)
-        centre_filter(a.dfilters + o * entries, a.dweight + o * entries, entries, channels, a.filters_last,
-                      a.weight_last);
+    if (a.dweight) {
+        const c_t* from = a.dfilters + o * entries;
+        const wide mean = filter_mean(from, entries);
+#pragma unroll 4
+        for (i64 e = thread_index(); e < entries; e += thread_count()) {
+            const i64 at = reorder(e, channels, a.kh * a.kw, a.filters_last, a.weight_last);
+            narrow(a.dweight + o * entries + at, widen(from[e]) - mean);
+        }
+    }
     if (!a.dbias) return;
     wide sum = 0;
 #pragma unroll 4

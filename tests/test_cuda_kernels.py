@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_shim.launcher import COMPILER, HostLauncher, build, host_launchers
-from cuda_support import CASES, Case, assert_matches, distances, expected, make_inputs, run_backend
+from cuda_support import CASES, TOLERANCE, Case, assert_matches, distances, expected, make_inputs, run_backend
 
 import cuda_ops
 from cuda_ops import cuda, cuda_operator, launch
@@ -57,6 +57,18 @@ def test_float32_is_exact_at_every_offset(offset: float, last: bool) -> None:
     errors = distances(actual, expected(case, inputs, torch.float32))
     assert max(errors[name] for name in ("y", "mean", "std")) <= 2e-6, errors
     assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6, errors
+
+
+@layouts
+@pytest.mark.parametrize("offset", [0.7, 10.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_keep_the_mean_of_a_patch_out(dtype: torch.dtype, offset: float, last: bool) -> None:
+    """The centred weight must sum to zero as rounded: plainly rounded, y errs by more than 1 at offset 100."""
+    case = Case(channels=64, size=(16, 16), outputs=16, offset=offset)
+    inputs = make_inputs(case, dtype, last)
+    actual = run_backend(case, inputs)
+    errors = distances(actual, expected(case, inputs, dtype, actual["y"]))
+    assert max(errors["y"], errors["dx"]) <= TOLERANCE[dtype][0], errors
 
 
 @layouts
