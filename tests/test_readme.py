@@ -72,6 +72,7 @@ def test_commands_for_table_3_as_dry_runs(folder: Path) -> None:
         plan = run(f"{command} --dry_run", folder)
         assert "nc_ms" in plan and "200 epochs" in plan
     assert not (folder / "checkpoints" / "maps_nc_ms").exists()
+    assert "nc_ms" in run("python -m evaluate.table3", folder)
 
 
 def test_make_targets_exist() -> None:
@@ -86,7 +87,7 @@ def test_make_targets_exist() -> None:
 
 def test_no_command_is_left_out() -> None:
     """A new line in the README needs a test here."""
-    tested = ("make ", "NAME", "--dataroot data/", "evaluate maps_nc_ms h2z_nc_ms")
+    tested = ("make ", "NAME", "--dataroot data/", "evaluate.table3")
     assert [c for c in commands() if not any(mark in c for mark in tested)] == []
 
 
