@@ -69,7 +69,7 @@ def dry_run(options: TrainOptions) -> int:
 
 
 def describe(options: TrainOptions, trainer: Trainer, data: TrainingData, run: RunFolder) -> str:
-    """The plan of a training as text."""
+    """The plan of a training as text, and what is worth knowing of its data."""
     model, schedule = options.model, options.schedule
     epochs = schedule.n_epochs + schedule.n_epochs_decay
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in trainer.networks.items()}
@@ -89,7 +89,7 @@ def describe(options: TrainOptions, trainer: Trainer, data: TrainingData, run: R
         "device": f"{device}, {options.device.precision}",
         "page": str(run.page),
     }
-    return "\n".join(f"{name:>9}  {text}" for name, text in lines.items())
+    return "\n".join([*(f"{name:>9}  {text}" for name, text in lines.items()), *data.report.notes()])
 
 
 def _train(
@@ -102,7 +102,10 @@ def _train(
     log: MetricsLog,
     evaluate: Evaluate | None,
 ) -> int:
-    print("\n".join([describe(options, trainer, data, run), *data.report.notes()]), flush=True)
+    print(describe(options, trainer, data, run), flush=True)
+    if data.report.bad:
+        with contextlib.suppress(OSError), run.log.open("a", encoding="utf-8") as file:
+            file.writelines(f"left out: {printable(entry)}\n" for entry in data.report.bad)
     plan = plan_of(options)
     stored = stored_dict(options)
     viewers = Viewers(_viewers(options, plan, data))

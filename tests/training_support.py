@@ -137,7 +137,7 @@ def write_aligned(root: Path, count: int = 3, size: int = 20) -> Path:
 
 def untrained_run(runs: Path, *flags: object, epoch: int = 3) -> Path:
     """The folder of run `r`, with a checkpoint of fresh weights as if after `epoch` epochs of two steps."""
-    arguments = ["--dataroot", "none", "--name", "r", "--checkpoints_dir", runs, *TINY, *flags]
+    arguments = ["--dataroot", "none", "--name", "r", "--checkpoints_dir", runs, "--dry_run", *TINY, *flags]
     options, _ = parse_train([str(argument) for argument in arguments])
     trainer = build_trainer(options)
     stored = stored_dict(options)
