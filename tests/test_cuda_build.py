@@ -1,13 +1,19 @@
 """Compiling, caching and choosing the CUDA backend; nothing here needs a GPU."""
 
 import ctypes
+import json
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_shim.launcher import FOLDER
 
 import cuda_ops
 from cuda_ops import __main__ as report
@@ -208,6 +214,25 @@ def test_a_missing_gpu_is_a_reason_not_a_crash() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(BuildError):
         launch.CudaLauncher(0, UNITS["float32"])
+
+
+@needs_nvrtc
+@pytest.mark.skipif(
+    COMPILER is None or sys.platform != "linux", reason="no C compiler for the stand-in driver"
+)
+def test_the_launcher_against_a_stand_in_driver(tmp_path: Path, cache: Path) -> None:
+    """Grid, block, stream and the address of the arguments, as cuda-bindings hands them to the driver."""
+    library = tmp_path / "libcuda.so.1"
+    source = FOLDER / "driver.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", str(source), "-o", str(library), "-ldl"], check=True)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(SOURCE.parents[1])}
+    command = [sys.executable, str(FOLDER / "drive.py"), str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second, third = json.loads(done.stdout)
+    assert first == [1, 5, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]
+    assert second == [2, 206, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]  # launched again with a context
+    assert third == "launch of the kernel scale failed: CUDA_ERROR_INVALID_VALUE (grid (6, 6), block (32, 8))"
 
 
 def test_report_of_what_is_available(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,33 @@
+"""Run with the stand-in driver first on LD_LIBRARY_PATH: prints what the CUDA launcher hands to it."""
+
+import ctypes
+import json
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+
+from cuda_ops import launch
+
+fake = ctypes.CDLL(sys.argv[1])
+torch.cuda.is_current_stream_capturing = lambda: False
+torch.cuda.synchronize = lambda *_: None
+torch.cuda.device = lambda _: nullcontext()
+torch.cuda.current_device = lambda: 0
+torch.cuda.get_device_capability = lambda _: (9, 0)
+torch.cuda.current_stream = lambda _: SimpleNamespace(cuda_stream=1234)
+
+launcher = launch.CudaLauncher(0, launch.Unit(*[torch.float32] * 3, False))
+arguments = launch.Arguments(x=0xABCDEF)
+go = launcher.bind(arguments)
+out = (ctypes.c_uint64 * 9)()
+seen = []
+for failure in (0, 201, 1):  # none, no context in this thread, an invalid value
+    fake.fake_fail(failure)
+    try:
+        go("scale", (5 + failure, 6), (32, 8))
+        seen.append([fake.fake_launches(out), *out])
+    except RuntimeError as error:
+        seen.append(str(error))
+print(json.dumps(seen))
