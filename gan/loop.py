@@ -1,17 +1,16 @@
 """The training loop: epochs, steps, records, samples, saves. Reads top to bottom."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from datasets.errors import RunError, UserError, is_out_of_memory, out_of_memory_error
-from gan.checkpoint import list_checkpoints, save_checkpoint
+from datasets.errors import UserError, is_out_of_memory, out_of_memory_error
+from gan.checkpoint import save_checkpoint
+from gan.finite import finite_losses, require_finite_weights
 from gan.run_folder import MetricsLog, RunFolder
 from gan.schedule import LR_POLICIES
 from gan.setup import TrainingData
@@ -111,7 +110,7 @@ class Training:
             step = at.step + 1
             try:
                 result = self.trainer.step(batch)
-                losses = _finite(result.losses, step, self.run)
+                losses = finite_losses(result.losses, step, self.run)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise out_of_memory_error(f"at step {step}") from error
@@ -168,11 +167,16 @@ class Training:
     def save(self, best: bool = False, must: bool = False) -> bool:
         """Write a checkpoint; False if that fails, and the next save tries again. UserError if it `must` be written."""
         at = self.position
+        require_finite_weights(self.trainer.networks, at.step, self.run)
         state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.listing)
         done = at.epoch if at.batches else at.epoch - 1
         try:
             save_checkpoint(self.run.path, state, step=at.step, epoch=done, keep=self.plan.keep, best=best)
-        except UserError as error:
+            if (
+                not self.run.options.exists()
+            ):  # somebody deleted the run's folder; now it can be resumed again
+                self.run.write_options(self.options)
+        except (UserError, OSError) as error:
             if must or self.stop.requested:
                 raise
             say(f"warning: checkpoint not saved: {error}; training goes on, the next save tries again")
@@ -227,17 +231,6 @@ class _Window:
         figures = {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
         self._begin = self._restart()
         return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _finite(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> dict[str, float]:
-    """Losses as numbers, in one transfer. RunError at the first that is no number: Adam would never recover."""
-    values = torch.stack([loss.float() for loss in losses.values()]).tolist()
-    for name, value in zip(losses, values, strict=True):
-        if not math.isfinite(value):
-            kept = list_checkpoints(run.path)
-            good = f"last good checkpoint step {kept[0].step}" if kept else "no checkpoint yet"
-            raise RunError("training", f"loss {name} is {value} at step {step}; {good}", "try a lower --lr")
-    return dict(zip(losses, values, strict=True))
 
 
 def _mean_distance(fake: Tensor, target: Tensor) -> float:

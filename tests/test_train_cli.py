@@ -26,6 +26,7 @@ from training_support import (
 from datasets.errors import UserError
 from gan import launch, loop
 from gan.checkpoint import load_checkpoint
+from gan.pix2pix import Pix2Pix
 from gan.run_folder import RunFolder
 from gan.viewers import Record, RunInfo, Viewer
 
@@ -380,6 +381,25 @@ def test_a_loss_that_is_no_number_before_the_first_checkpoint(aligned: Path, tmp
     assert go_on(tmp_path, "--override", "--lr", "2e-4", "--n_epochs", 1).code == 0
 
 
+def test_weights_that_are_no_numbers_are_never_saved(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient may be NaN under a finite loss: the epoch's last step leaves it in the weights."""
+    step = Pix2Pix.step
+
+    def poisoned(self: Pix2Pix, batch: Any) -> Any:
+        result = step(self, batch)
+        next(self.networks["G"].parameters()).data.view(-1)[0] = float("inf" if len(steps) < 2 else "nan")
+        steps.append(1)
+        return result
+
+    steps: list[int] = []
+    monkeypatch.setattr(Pix2Pix, "step", poisoned)
+    before = {name: content for name, content in tree(runs).items() if "ckpt" in name}
+    outcome = go_on(runs, "--n_epochs", 3, "--override", "--save_step_freq", 1)
+    assert outcome.code == 1
+    assert ".weight is not finite after step 7; last good checkpoint step 6" in outcome.error
+    assert {name: content for name, content in tree(runs).items() if "ckpt" in name} == before
+
+
 @pytest.fixture
 def small_files(runs: Path) -> Iterator[None]:
     """No file may be as large as a checkpoint."""
@@ -430,6 +450,33 @@ def test_used_up_memory_is_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch)
     assert (
         outcome.error == "error: memory: out of memory at step 7 (try a smaller --crop_size or --batch_size)"
     )
+
+
+def test_ctrl_c_in_the_start_up_leaves_nothing(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scan(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "build_data", scan)
+    outcome = pix2pix(aligned, tmp_path / "runs", "--n_epochs", 1)
+    assert (outcome.code, outcome.error) == (130, "error: interrupted")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_that_is_deleted_comes_back_with_the_next_save(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deleting(Viewer):
+        def progress(self, step: int, epoch: int) -> None:
+            if step == 4:
+                shutil.rmtree(tmp_path / "r")
+
+    monkeypatch.setattr(launch, "_viewers", lambda *_: [Deleting()])
+    outcome = pix2pix(aligned, tmp_path, "--n_epochs", 3)
+    assert outcome.code == 0, outcome.err
+    assert load_checkpoint(tmp_path / "r", "last")[0]["position"]["step"] == 9
+    assert go_on(tmp_path, "--n_epochs", 4).code == 0
 
 
 def test_our_own_bugs_are_one_line_with_the_traceback_in_the_log(
