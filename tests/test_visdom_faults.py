@@ -90,10 +90,15 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
     server = RealServer(tmp_path / "server")
     server.start()
     known = lambda: bool(server.curve("watched", "losses_adversarial", "G_GAN"))
+
+    def kill() -> None:
+        server.kill()
+        (server.folder / "watched.json").unlink(missing_ok=True)  # it had been saved at the end of an epoch
+
     try:
         lines = watch(
             Timed("auto", "http://127.0.0.1", server.port),
-            {20: lambda: wait_until(known), 25: server.kill, 30: lambda: time.sleep(0.3), 40: server.start},
+            {20: lambda: wait_until(known), 25: kill, 30: lambda: time.sleep(0.3), 40: server.start},
         )
         assert len(lines) == 3 and lines[0].endswith("/env/watched"), (
             "where to look, and then two about the fault"
