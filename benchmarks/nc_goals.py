@@ -16,7 +16,7 @@ def minimum_bytes(
 
     With X, Y, W the values of x, y and the weight and P those of the padded x, half types (`item` = 2) move
     4 X + 5 Y + 4 W: x once for the statistics; z and y; dy, y and dz; x, the convolution's input gradient and dx; the
-    weight and its gradient, each read and written. float32 moves X + 2 P more, for the centred copy made twice.
+    weight and its gradient, each read and written. float32 moves P more, for the padded, centred copy.
     The one-channel maps count with two values per pixel and eight per patch, written and read.
     """
     height, width = size
@@ -24,7 +24,7 @@ def minimum_bytes(
     x, p = batch * channels * height * width, batch * channels * padded
     y, w = batch * outputs * out[0] * out[1], outputs * channels * kernel * kernel
     maps = 4 * batch * (4 * padded + 8 * out[0] * out[1])
-    return item * (4 * x + 5 * y + 4 * w + (x + 2 * p if item > 2 else 0)) + maps
+    return item * (4 * x + 5 * y + 4 * w + (p if item > 2 else 0)) + maps
 
 
 class Goal(NamedTuple):

@@ -109,8 +109,8 @@ class _NormalizedConv2d(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: direct.Geometry
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, std, centres, filters = cuda_steps.forward(x, weight, bias, geometry)
-        ctx.save_for_backward(x, weight, bias, y, std, centres, filters)
+        y, mean, std, *kept = cuda_steps.forward(x, weight, bias, geometry)
+        ctx.save_for_backward(x, weight, bias, y, std, *kept)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
         return y, mean, std

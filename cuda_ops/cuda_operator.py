@@ -1,6 +1,7 @@
 """The CUDA backend as two PyTorch operators, for `torch.compile`: schema, shapes and autograd, all in Python.
 
-normalized_conv::forward   (y, mean, std, centres, filters): the last two as in `cuda_steps.Saved`, empty where not kept
+normalized_conv::forward   (y, mean, std, centres, filters, copy), the last three as in `cuda_steps.Saved`,
+                           an empty tensor for None
 normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
 """
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import cuda_steps, direct
+from cuda_ops.plan import makes_copy
 from cuda_ops.windows import output_size
 
 _GEOMETRY = (
@@ -19,10 +21,11 @@ _GEOMETRY = (
 )
 _library = torch.library.Library("normalized_conv", "DEF")
 _library.define(
-    f"forward(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"forward(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
     "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor std, Tensor centres, Tensor filters, "
+    "Tensor copy, "
     f"Tensor? dy, Tensor? dmean, Tensor? dstd, bool[3] needs, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -31,7 +34,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, g: direct.Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, std) through the operator."""
-    y, mean, std, _, _ = torch.ops.normalized_conv.forward.default(x, weight, bias, *g)
+    y, mean, std, *_ = torch.ops.normalized_conv.forward.default(x, weight, bias, *g)
     return y, mean, std
 
 
@@ -42,8 +45,8 @@ def register(device: str) -> None:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
-    *results, filters = cuda_steps.forward(x, weight, bias, _geometry(numbers))
-    return (*results, x.new_empty(0, dtype=numbers[-1]) if filters is None else filters)
+    results = cuda_steps.forward(x, weight, bias, _geometry(numbers))
+    return tuple(x.new_empty(0, dtype=numbers[-1]) if v is None else v for v in results)
 
 
 def _backward(
@@ -54,13 +57,15 @@ def _backward(
     std: Tensor,
     centres: Tensor,
     filters: Tensor,
+    copy: Tensor,
     dy: Tensor | None,
     dmean: Tensor | None,
     dstd: Tensor | None,
     needs: Sequence[bool],
     *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    saved = cuda_steps.Saved(x, weight, bias, y, std, centres, filters if filters.numel() else None)
+    kept = (v if v.numel() else None for v in (filters, copy))
+    saved = cuda_steps.Saved(x, weight, bias, y, std, centres, *kept)
     gradients = cuda_steps.backward(tuple(needs), saved, _geometry(numbers), direct.Upstream(dy, dmean, dstd))
     likes = (x, weight, weight if bias is None else bias)
     dx, dw, db = (
@@ -84,19 +89,23 @@ def _forward_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: An
     )
     mean, std = (x.new_empty((x.shape[0], g.groups, *out), dtype=wide) for _ in range(2))
     centres = x.new_empty(mean.numel() + x.shape[0] * g.groups, dtype=wide)
-    kept = cuda_steps.keeps_filters(x, weight)
-    filters = torch.empty(
-        weight.shape if kept else (0,),
-        dtype=g.compute,
-        device=x.device,
-        memory_format=cuda_steps.layout_of(x) if kept else torch.contiguous_format,
-    )
-    return y, mean, std, centres, filters
+    layout = cuda_steps.layout_of(x)
+    kept = [
+        torch.empty(shape, dtype=g.compute, device=x.device, memory_format=layout)
+        if wanted
+        else x.new_empty(0, dtype=g.compute)
+        for shape, wanted in (
+            (weight.shape, cuda_steps.keeps_filters(x, weight)),
+            ((*x.shape[:2], *size), makes_copy(x.dtype, g.compute)),
+        )
+    ]
+    return y, mean, std, centres, *kept
 
 
 @torch.library.register_fake("normalized_conv::backward", lib=_library)
 def _backward_shapes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, std: Tensor, centres: Tensor, filters: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    y: Tensor, std: Tensor, centres: Tensor, filters: Tensor, copy: Tensor,
     dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, needs: Sequence[bool], *numbers: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=cuda_steps.layout_of(x))
@@ -107,9 +116,9 @@ def _backward_shapes(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, *numbers = inputs
-    y, _, std, centres, filters = output
-    ctx.mark_non_differentiable(centres, filters)
-    ctx.save_for_backward(x, weight, bias, y, std, centres, filters)
+    y, _, std, *kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(x, weight, bias, y, std, *kept)
     ctx.numbers = numbers
     ctx.set_materialize_grads(False)
 

@@ -9,9 +9,9 @@ Backward, r = 1/s, the closed form of `direct`:
     collect   dx = convolution's input gradient + (x - pivot) A - B
     finish    dW = centred(convolution's weight gradient), db
 
-Of the big tensors x and y alone are kept for the backward pass: where the activation is flat its gradient is zero, and
-elsewhere z / s follows from y. The centred copy is what keeps float32 (and TF32) exact at any input offset; it is made
-again in the backward pass rather than kept. An x that is already float16 or bfloat16 goes to the convolution as it is.
+z is not kept for the backward pass, y is: where the activation is flat its gradient is zero, and elsewhere z / s
+follows from y. The centred copy is what keeps float32 (and TF32) exact at any input offset; the weight gradient needs
+it again. An x that is already float16 or bfloat16 goes to the convolution as it is, and no copy is made.
 """
 
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ class Saved(NamedTuple):
     std: Tensor
     centres: Tensor  # mean - pivot of every patch, then the pivots
     filters: Tensor | None  # W~, where it is small beside x
+    copy: Tensor | None  # the padded, centred x, where the convolution read that
 
 
 class _Call(NamedTuple):
@@ -55,8 +56,8 @@ class _Call(NamedTuple):
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(y, mean, std, centres, W~ if it is to be kept); no gradients."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(y, mean, std) and the last three of `Saved`; no gradients."""
     call = _begin(x, weight, bias, g, None)
     plan, a = call.plan, call.arguments
     mean = torch.empty(plan.statistics, dtype=plan.wide, device=x.device)
@@ -64,19 +65,23 @@ def forward(
     a.mean, a.std, a.pixels = mean.data_ptr(), std.data_ptr(), pixels.data_ptr()
     filters = _filters(call)
     call.launch("prepare", *plan.prepare)
-    source, padding = _convolution_input(call)
+    copy = None
+    if plan.copies:
+        copy = torch.empty(plan.padded, dtype=g.compute, device=x.device, memory_format=call.layout)
+        a.padded = copy.data_ptr()
     call.launch("pixels", *plan.pixels)
+    source, padding = (call.x, g.padding) if copy is None else (copy, (0, 0))
     y = torch.convolution(source, filters, None, g.stride, padding, g.dilation, *_PLAIN, g.groups)
     y = y.contiguous(memory_format=call.layout)
     a.y = y.data_ptr()
     call.launch("scale", *plan.scale)
-    return y, mean, std, call.centres, filters if keeps_filters(x, weight) else None
+    return y, mean, std, call.centres, filters if keeps_filters(x, weight) else None, copy
 
 
 def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream) -> Gradients:
     """Gradients of x, weight and bias as far as `needs` asks for them."""
     call = _begin(s.x, s.weight, s.bias, g, s.centres)
-    plan, a, x, filters = call.plan, call.arguments, call.x, s.filters
+    plan, a, x, filters, copy = call.plan, call.arguments, call.x, s.filters, s.copy
     a.y, a.std = s.y.data_ptr(), s.std.data_ptr()
     dy, dmean, dstd = upstream
     if dmean is not None:
@@ -103,7 +108,7 @@ def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream)
     del s, dy, upstream  # with its last holder gone, the memory of y serves what comes now
 
     dx = dw = None
-    if needs[0] and needs[1] and filters is not None and not plan.copies:
+    if needs[0] and needs[1] and filters is not None and copy is None:
         dinput, raw = _convolution_backward(call, dz, x, filters, g.padding, (True, True))
         dx = _finish_input(call, dinput)
         dw = _finish_weight(call, raw)
@@ -112,9 +117,10 @@ def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream)
         if needs[0] and not weight_first:
             dx = _input_gradient(call, dz, filters)
         if needs[1]:
-            dw = _weight_gradient(call, dz)
+            dw = _weight_gradient(call, dz, copy)
         elif db is not None:
             call.launch("finish", *plan.finish)
+        copy = None
         if needs[0] and weight_first:
             dx = _input_gradient(call, dz, filters)
     if db is not None and db.dtype != bias_dtype:
@@ -141,16 +147,13 @@ def _finish_input(call: _Call, dinput: Tensor | None) -> Tensor:
     return dx
 
 
-def _weight_gradient(call: _Call, dz: Tensor) -> Tensor:
-    source, padding = _convolution_input(call)
-    if call.plan.copies:
-        call.launch("pixels", *call.plan.pixels)
+def _weight_gradient(call: _Call, dz: Tensor, copy: Tensor | None) -> Tensor:
+    source, padding = (call.x, call.g.padding) if copy is None else (copy, (0, 0))
     weight = call.weight
     like = (
         weight if weight.dtype == dz.dtype else dz.new_empty(()).expand(weight.shape)
     )  # only its shape is read
-    raw = _convolution_backward(call, dz, source, like, padding, (False, True))[1]
-    return _finish_weight(call, raw)
+    return _finish_weight(call, _convolution_backward(call, dz, source, like, padding, (False, True))[1])
 
 
 def _finish_weight(call: _Call, raw: Tensor) -> Tensor:
@@ -160,17 +163,6 @@ def _finish_weight(call: _Call, raw: Tensor) -> Tensor:
     a.dfilters, a.dweight = raw.data_ptr(), dw.data_ptr()
     call.launch("finish", *call.plan.finish)
     return dw
-
-
-def _convolution_input(call: _Call) -> tuple[Tensor, Pair]:
-    """What the convolution reads, and the padding that it still has to add: x, or the copy that `pixels` fills."""
-    if not call.plan.copies:
-        return call.x, call.g.padding
-    copy = torch.empty(
-        call.plan.padded, dtype=call.g.compute, device=call.x.device, memory_format=call.layout
-    )
-    call.arguments.padded = copy.data_ptr()
-    return copy, (0, 0)
 
 
 def _filters(call: _Call) -> Tensor:

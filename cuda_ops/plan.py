@@ -73,7 +73,7 @@ def make_plan(
     return Plan(
         template=ctypes.string_at(ctypes.addressof(template), ctypes.sizeof(template)),
         wide=wide,
-        copies=unit.x != unit.compute or unit.x in (torch.float32, torch.float64),
+        copies=makes_copy(unit.x, unit.compute),
         padded=(images, channels, *padded),
         statistics=(images, groups, out_height, out_width),
         pixel_values=2 * images * groups * padded[0] * padded[1],
@@ -88,6 +88,11 @@ def make_plan(
         project=((blocks, project[1]), block),
         collect=grid(images * height * width, per_group, True),
     )
+
+
+def makes_copy(x: torch.dtype, compute: torch.dtype) -> bool:
+    """Whether the convolution reads a padded, centred copy of x: not where x is a half type already."""
+    return x != compute or x in (torch.float32, torch.float64)
 
 
 def tile(threads: int, channels: int, pixels: int, channels_last: bool) -> tuple[Dims, int]:

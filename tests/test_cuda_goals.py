@@ -22,7 +22,7 @@ def test_minimum_bytes_by_hand() -> None:
     x, padded, y, weight = 2 * 3 * 20, 6 * 7, 2 * 6 * 20, 6 * 3 * 9
     maps = 4 * 2 * (4 * padded + 8 * 20)
     assert minimum_bytes(**shape, item=2) == 2 * (4 * x + 5 * y + 4 * weight) + maps
-    assert minimum_bytes(**shape, item=4) == 4 * (5 * x + 2 * 2 * 3 * padded + 5 * y + 4 * weight) + maps
+    assert minimum_bytes(**shape, item=4) == 4 * (4 * x + 2 * 3 * padded + 5 * y + 4 * weight) + maps
 
 
 def test_summary_takes_medians_of_the_right_rows() -> None:
