@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from datasets.errors import UserError
 from gan import rng
 from gan.network_state import load_network
 from gan.training_step import Trainer
+from gan.warning import warn
 
 FORMAT = 1
 """Version of the layout below; a file with a higher one was made by a newer program."""
@@ -42,13 +45,17 @@ def capture(
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
         "rng": rng.get_state(),
+        "machine": _machine(trainer),
     }
 
 
 def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
-    """Put a captured state back into freshly built objects; `where` names the checkpoint in messages."""
+    """Put a captured state back into freshly built objects; `where` names the checkpoint in messages.
+
+    One warning where the machine is another one in a way that changes the last bits of what is computed.
+    """
     check_format(state, where)
-    device = next(next(iter(trainer.networks.values())).parameters()).device
+    device = _device(trainer)
     for name, network in trainer.networks.items():
         load_network(network, state["networks"].get(name, {}), where=f"{where}: {name}")
     for name, optimizer in trainer.optimizers.items():
@@ -59,7 +66,25 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     for name, pool in trainer.pools.items():
         pool.load_state_dict(state["pools"][name], device)
     rng.set_state(state["rng"])
+    was, now = state.get("machine", {}), _machine(trainer)
+    if changes := [
+        f"{name} {was[name]} -> {now[name]}" for name in now if name in was and was[name] != now[name]
+    ]:
+        warn(where, f"not bit-identical from here on: {', '.join(changes)}")
     return Position(**state["position"])
+
+
+def _machine(trainer: Trainer) -> dict[str, Any]:
+    """What the bits of a training depend on beside its options."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": _device(trainer).type,
+    }
+
+
+def _device(trainer: Trainer) -> torch.device:
+    return next(next(iter(trainer.networks.values())).parameters()).device
 
 
 def check_format(state: dict[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 from training_support import (
     TINY,
     Outcome,
@@ -165,6 +166,17 @@ def test_the_comparison_sees_what_is_left_out(
             patch.setattr(owner, attribute, nothing)
             go_on(runs, EPOCHS)
         assert any(differences(last_state(runs / "r"), last_state(reference))), name
+
+
+def test_another_number_of_threads_is_told_once(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(*flags("pix2pix", data, tmp_path, 1)).code == 0
+    assert "bit-identical" not in go_on(tmp_path, 2).err
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    outcome = go_on(tmp_path, 3)
+    assert outcome.err.count("warning: ") == 1
+    assert "not bit-identical from here on: threads 1 -> 3" in outcome.err
 
 
 # --- real processes
