@@ -27,7 +27,7 @@ from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, check_place, with_groups, write_report
 from evaluate.runs import RunChoice, comparisons_of_run, find_run, protocol_of, test_sides, training_pairs
 from evaluate.tables import terminal_table
-from evaluate.weights import INCEPTION_FLAGS, WeightsChoice, cache_folder, find_weights
+from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
 from gan.options import TrainOptions
 from gan.precision import find_device
 
@@ -48,8 +48,21 @@ def build_report(options: EvaluateOptions) -> Report:
     started = time.perf_counter()
     check(options)
     asked = parse_flags(options.metrics) if options.metrics else None
+    weights, missing = find_weights(
+        FLAGS if asked is None else asked,
+        WeightsChoice(
+            options.cache_dir or cache_folder(),
+            options.inception_weights,
+            options.lpips_weights,
+            options.offline,
+            options.allow_unverified,
+        ),
+    )
+    for flag in asked or ():
+        if flag in missing:
+            raise missing[flag]
     rows, run_options, protocol = collect(options)
-    report = measure(options, asked, rows, protocol)
+    report = measure(options, choose(asked, rows, smallest_side(protocol), missing), rows, protocol, weights)
     extra = baseline_rows(run_options, options, asked) if options.baselines else []
     return dataclasses.replace(report, rows=[*report.rows, *extra], seconds=time.perf_counter() - started)
 
@@ -125,30 +138,28 @@ def folder_protocol(options: EvaluateOptions) -> Protocol:
     return Protocol(f"{width}x{height}", "files", options.num_test)
 
 
+def smallest_side(protocol: Protocol) -> int:
+    """Of the compared pictures, in pixels."""
+    return min(int(side) for side in protocol.size.split("x"))
+
+
 def measure(
-    options: EvaluateOptions, asked: Sequence[str] | None, rows: Sequence[Comparison], protocol: Protocol
+    options: EvaluateOptions,
+    choice: Choice,
+    rows: Sequence[Comparison],
+    protocol: Protocol,
+    weights: Mapping[str, Weights],
 ) -> Report:
-    """Find the weights that are needed, make one pass over the files, and put the numbers together."""
-    cache_dir = options.cache_dir or cache_folder()
-    weights, missing = find_weights(
-        FLAGS if asked is None else asked,
-        WeightsChoice(
-            cache_dir,
-            options.inception_weights,
-            options.lpips_weights,
-            options.offline,
-            options.allow_unverified,
-        ),
-    )
-    smallest = min(int(side) for side in protocol.size.split("x"))
-    choice = choose(asked, rows, smallest, missing)
+    """Make one pass over the files, and put the numbers together."""
     used = {name: found for name, found in weights.items() if uses(name, choice)}
     protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
     check_place(output_folder(options), protocol)
     networks = Networks(
         weights.get("inception"), weights.get("alexnet"), weights.get("heads"), find_device(options.device)
     )
-    cache = FeatureCache(None if options.no_cache else cache_dir / "features.sqlite")
+    cache = FeatureCache(
+        None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
+    )
     measurements = Measurements(
         cache, networks, batch_size=options.batch_size, num_threads=options.num_threads, progress=True
     )

@@ -1,7 +1,7 @@
 """A run's outputs on its test split, made once: RUN/evaluation/epoch-E-step-S/DIRECTION/STEM.png.
 
-Beside them `outputs.json` says what they were made from (checkpoint, protocol, inputs). As long as that is equal they
-are used again; an interrupted call left whole files only, and the next one makes the missing ones.
+Beside them `outputs.json` says what made them (checkpoint, direction, mode) and from which inputs, by content. What is
+still right is used again; an interrupted call left whole files only, and the next one makes the missing ones.
 """
 
 import hashlib
@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluate.pictures import Picture, set_hash
+from datasets.download import sha256
+from evaluate.pictures import Picture
 from gan.checkpoint_file import read_sidecar
 from gan.run_folder import require_writable, write_atomically
 from gan.translate import Translator
@@ -30,11 +31,14 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], m
     folder = run / "evaluation" / position / translator.direction
     require_writable(folder)
     files = [folder / name for name in output_names([picture.path for picture in inputs])]
-    key = _key(translator, inputs, mode)
-    if _read_key(folder) != key:
-        for stale in folder.glob("*.png"):
-            stale.unlink()
-        write_atomically(folder / MANIFEST, json.dumps({"key": key, "files": len(files)}).encode())
+    inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}
+    made_by = _maker(translator, mode)
+    known = _read_manifest(folder, made_by)
+    for file in folder.glob("*.png"):
+        if file.name not in known or inputs_of.get(file.name, known[file.name]) != known[file.name]:
+            file.unlink()  # of another checkpoint, or of an input that has changed
+    manifest = {"made_by": made_by, "inputs": known | inputs_of}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     todo = [
         (picture.load_image, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()
     ]
@@ -43,17 +47,17 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], m
     return files
 
 
-def _key(translator: Translator, inputs: Sequence[Picture], mode: str) -> str:
+def _maker(translator: Translator, mode: str) -> str:
+    """Identifies the network and how it is run: 64 hex digits."""
     sidecar = read_sidecar(translator.checkpoint)
-    checkpoint = sidecar.sha256 if sidecar else hashlib.sha256(translator.checkpoint.read_bytes()).hexdigest()
-    names = [picture.path.name for picture in inputs]
-    parts = [checkpoint, translator.direction, mode, set_hash(inputs), names]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    checkpoint = sidecar.sha256 if sidecar else sha256(translator.checkpoint)
+    return hashlib.sha256(json.dumps([checkpoint, translator.direction, mode]).encode()).hexdigest()
 
 
-def _read_key(folder: Path) -> str | None:
+def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:
+    """File name -> key of the input, of the outputs in the folder that this network made."""
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content.get("key") if isinstance(content, dict) else None
+        return dict(content["inputs"]) if content["made_by"] == made_by else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

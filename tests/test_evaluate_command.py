@@ -17,6 +17,7 @@ from test_evaluate_passes import random_trunk, write_pictures
 from datasets.errors import UserError, run_command
 from evaluate import pixels
 from evaluate.command import run_evaluation
+from evaluate.inception import InceptionPool
 from evaluate.options import EvaluateOptions
 from gan.launch import train
 from gan.options import TrainOptions, from_dict, resolve, to_dict
@@ -137,8 +138,16 @@ def test_outputs_are_made_again_only_where_needed(runs: Path, tmp_path: Path) ->
     run_evaluation(flags)
     changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
     assert changed == ["001.png"]
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    run_evaluation(replace(flags, num_test=1, output=tmp_path / "first"))  # a part of them
+    run_evaluation(flags)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     content = json.loads((folder / "outputs.json").read_text())
-    (folder / "outputs.json").write_text(json.dumps(content | {"key": "of another checkpoint"}))
+    content["inputs"]["002.png"] = "an input that has changed"
+    (folder / "outputs.json").write_text(json.dumps(content))
+    run_evaluation(flags)
+    assert [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp] == ["002.png"]
+    (folder / "outputs.json").write_text(json.dumps(content | {"made_by": "another checkpoint"}))
     (folder / "stale.png").write_bytes(b"")
     run_evaluation(flags)
     assert not (folder / "stale.png").exists()
@@ -262,6 +271,39 @@ def test_flags_that_do_not_fit(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=text):
             run_evaluation(flags)
+
+
+def test_missing_weights_are_told_before_anything_is_translated(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing; https://"):
+        run_evaluation(
+            options(runs=(str(runs / "small"),), metrics="fid", output=tmp_path, test_mode="train")
+        )
+    assert not list((runs / "small").glob("evaluation/*-train/AtoB"))
+
+
+@pytest.mark.slow
+def test_fid_of_folders_equals_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the files to the number: pytorch-fid's and clean-fid's own functions, one random network for all."""
+    inception, scores = (
+        pytest.importorskip("pytorch_fid.inception"),
+        pytest.importorskip("pytorch_fid.fid_score"),
+    )
+    clean = pytest.importorskip("cleanfid.fid", reason="clean-fid is not installed")
+    state = random_inception_state()
+    torch.save(state, tmp_path / "inception.pth")
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
+    fake, real = write_pictures(tmp_path / "fake", 12, 1), write_pictures(tmp_path / "real", 15, 2)
+    weights = {"inception_weights": tmp_path / "inception.pth", "allow_unverified": True}
+    run_evaluation(options(fake=fake, real=real, metrics="fid,fid_clean", output=tmp_path / "out", **weights))
+    values = read(tmp_path / "out")["rows"][0]["values"]  # type: ignore[index]
+    theirs = scores.calculate_fid_given_paths([str(fake), str(real)], 5, "cpu", 2048, 0)
+    assert values["fid"] == pytest.approx(float(theirs), rel=1e-3)
+    network = InceptionPool(state)
+    theirs = clean.compute_fid(
+        str(fake), str(real), mode="clean", num_workers=0, batch_size=5, device=torch.device("cpu"), verbose=False,
+        custom_feat_extractor=lambda images: network((images - 128) / 128),
+    )  # fmt: skip
+    assert values["fid_clean"] == pytest.approx(float(theirs), rel=1e-3)
 
 
 def test_too_few_images(tmp_path: Path) -> None:
