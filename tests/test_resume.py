@@ -201,13 +201,14 @@ def wait_for_step(process: "subprocess.Popen[str]", count: int) -> int:
 def test_a_real_signal_to_the_real_command(
     number: signal.Signals, data: Data, tmp_path: Path, uninterrupted: Callable[..., Path]
 ) -> None:
-    """Meanwhile a second training in the same run is refused; then the printed command is what goes on."""
-    process = start("train", *flags("pix2pix", data, tmp_path, 500))
+    """To its workers too, as a terminal does; a second training is refused; the printed command is what goes on."""
+    arguments = [*flags("pix2pix", data, tmp_path, 500), "--num_threads", 2]
+    process = start("train", *arguments, start_new_session=True)
     try:
         wait_for_step(process, 4)
         second = train("--name", "r", "--checkpoints_dir", tmp_path, "--continue_train")
         assert second.code == 2 and f"pid {process.pid} on " in second.error
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
