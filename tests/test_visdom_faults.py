@@ -63,7 +63,9 @@ def test_no_server(watch):
 
 
 def test_no_such_host(watch):
-    assert len(watch(Timed("auto", "http://host.invalid", 8097))) == 1
+    assert len(watch(Timed("auto", "http://host.invalid", 8097))) <= 1, (
+        "none if the name service does not answer"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from gan.viewers import visdom as visdom_module
 from gan.viewers.visdom import Visdom
 
 STEPS = 60
-LONGEST_CALL = 0.3  # seconds any call of a viewer may take in the training thread, on a busy machine
+LONGEST_CALL = 0.4  # seconds any call of a viewer may take in the training thread, on a busy machine
 
 
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:

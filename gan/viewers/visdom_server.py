@@ -48,6 +48,7 @@ class LocalServer:
         self.address = Address("http://localhost", port, self.address.base_url)
         (self._folder / "state").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "gan.viewers.visdom_launch"]
+        command += ["-logging_level", "WARNING"]  # it would log every request
         command += ["-port", str(port), "-bind_local", "-env_path", str(self._folder.resolve() / "state")]
         command += ["-base_url", self.address.path] if self.address.path else []
         command += ["--keep"] if self._keep else []
