@@ -16,6 +16,7 @@ from evaluate.protocol import METRIC_DEFINITIONS, Protocol
 from evaluate.tables import csv_table, latex_table, markdown_table
 from gan.run_folder import require_writable, write_atomically
 
+FEATURES = 2048  # with fewer images the covariances of FID are singular
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")
 
 
@@ -61,11 +62,18 @@ class Report:
 
     @property
     def remarks(self) -> list[str]:
-        """One sentence for every reason why columns are empty."""
+        """One sentence for every reason why columns are empty, and about FID of few images."""
         by_reason: dict[str, list[str]] = {}
         for flag, reason in self.reasons.items():
             by_reason.setdefault(reason, []).append(flag)
-        return [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
+        remarks = [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
+        fewest = min(
+            (min(row.n_fake, row.n_real) for row in self.rows if "fid" in row.values), default=FEATURES
+        )
+        if fewest < FEATURES:
+            text = f"FID of {fewest} images is biased upwards: compare it at equal counts only, or use KID"
+            remarks.append(text)
+        return remarks
 
 
 def with_groups(rows: Sequence[Row]) -> list[Row]:

@@ -298,6 +298,7 @@ def test_fid_of_folders_equals_other_programs(tmp_path: Path, monkeypatch: pytes
     values = read(tmp_path / "out")["rows"][0]["values"]  # type: ignore[index]
     theirs = scores.calculate_fid_given_paths([str(fake), str(real)], 5, "cpu", 2048, 0)
     assert values["fid"] == pytest.approx(float(theirs), rel=1e-3)
+    assert "biased upwards" in (tmp_path / "out" / "report.md").read_text()
     network = InceptionPool(state)
     theirs = clean.compute_fid(
         str(fake), str(real), mode="clean", num_workers=0, batch_size=5, device=torch.device("cpu"), verbose=False,
