@@ -24,9 +24,10 @@ layouts = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS.keys())
 
 
 @pytest.fixture(scope="session")
-def libraries(pytestconfig: pytest.Config) -> Path:
-    assert pytestconfig.cache is not None
-    return pytestconfig.cache.mkdir("cuda_shim")
+def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the compiled kernels stay from one run of the suite to the next."""
+    cache = getattr(pytestconfig, "cache", None)
+    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
 
 
 @pytest.fixture(autouse=True)
