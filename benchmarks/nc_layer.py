@@ -47,7 +47,7 @@ def candidates(p: Position, batch: int = 1) -> dict[str, Call]:
         return call
 
     def nc(backend: str) -> Call:
-        return run(lambda: normalized_conv2d(x, weight, bias, p.stride, p.padding, backend=backend))  # type: ignore
+        return run(lambda: normalized_conv2d(x, weight, bias, p.stride, p.padding, backend=backend))
 
     def baseline() -> Tensor:
         y = F.conv2d(x, weight, bias, p.stride, p.padding)
@@ -87,7 +87,7 @@ def peak_memory(call: Call) -> int:
 
 
 def measure(repeats: int) -> list[dict[str, object]]:
-    rows = []
+    rows: list[dict[str, object]] = []
     for p in generator_positions():
         calls = candidates(p)
         ms = medians(calls, repeats)

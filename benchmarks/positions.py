@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.normalized_conv import NormalizedConv2d
 from models.build import build_generator
+from models.normalized_conv import NormalizedConv2d
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Position:
 
 
 def generator_positions(size: int = 256, ngf: int = 64) -> list[Position]:
-    """The distinct NC layers of `--norm nc` in resnet_9blocks and unet_256 at size x size, and the 3x3 at 256x64x64."""
+    """The distinct NC layers of `--norm nc` in resnet_9blocks and unet_256, and the 3x3 at 256x64x64."""
     found: dict[tuple[object, ...], Position] = {}
     for name in ("resnet_9blocks", "unet_256"):
         network = build_generator(name, ngf=ngf, norm="nc", base_norm="none").eval()
@@ -63,6 +63,8 @@ def _recorder(name: str, found: dict[tuple[object, ...], Position]):  # type: ig
         position = Position(
             name, channels, height, width, layer.out_channels, layer.kernel_size[0], layer.stride[0], padding
         )
-        found.setdefault((channels, height, width, layer.out_channels, layer.kernel_size, layer.stride, padding), position)
+        found.setdefault(
+            (channels, height, width, layer.out_channels, layer.kernel_size, layer.stride, padding), position
+        )
 
     return record

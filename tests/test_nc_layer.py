@@ -1,4 +1,4 @@
-"""The NC layer against its definition: outputs, moments and every gradient; float32 against float64; degenerate inputs."""
+"""The NC layer against its definition: outputs, moments, every gradient; float32 against float64; flat inputs."""
 
 from itertools import product
 
@@ -155,7 +155,7 @@ def test_degenerate_inputs_stay_finite_and_give_the_bias_on_flat_patches(
     x, w, b = degenerate(kind).to(dtype), torch.randn(6, 4, 3, 3, dtype=dtype), torch.randn(6, dtype=dtype)
     results = everything("direct", x, w, b)
     assert all(torch.isfinite(t).all() for t in results)
-    y, mean, std = results[:3]
+    y, _, std = results[:3]
     flat = (6 - 2 - 1, 2)  # a patch inside the left half
     if kind != "labels":
         torch.testing.assert_close(y[0, :, flat[0], flat[1]], b, rtol=0, atol=1e-4)
