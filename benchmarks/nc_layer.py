@@ -47,7 +47,7 @@ def candidates(p: Position, batch: int = 1) -> dict[str, Call]:
         return call
 
     def nc(backend: str) -> Call:
-        return run(lambda: normalized_conv2d(x, weight, bias, p.stride, p.padding, backend=backend))
+        return run(lambda: normalized_conv2d(x, weight, bias, p.stride, p.padding, backend=backend))  # type: ignore[return-value, arg-type]
 
     def baseline() -> Tensor:
         y = F.conv2d(x, weight, bias, p.stride, p.padding)
@@ -79,7 +79,7 @@ def peak_memory(call: Call) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     peak = held = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
