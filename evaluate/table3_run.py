@@ -15,7 +15,7 @@ from evaluate.table3_figures import write_figures
 from evaluate.table3_options import Table3Options
 from evaluate.table3_plan import DATA_SETS, PRESETS, Preset, Training, command, trainings
 from evaluate.table3_results import csv_text, latex, markdown, protocol_of, read_row, table_rows
-from evaluate.table3_text import missing_data, print_plan, progress
+from evaluate.table3_text import count_notes, missing_data, print_plan, progress
 from gan.run_folder import RunFolder, require_writable, write_atomically
 
 Execute = Callable[[Sequence[str]], int]
@@ -31,8 +31,10 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     if not options.run:
         print_plan(plan, options, data_dir)
         return 0
+    require_data(plan, data_dir)
     require_writable(output / "rows")
-    prepare_data(plan, preset, data_dir)
+    make_data(plan, preset, data_dir)
+    notes = count_notes(plan, data_dir)
     reports: dict[Training, Mapping[str, object]] = {}
     for number, training in enumerate(plan, start=1):
         print(f"\n[{number}/{len(plan)}] {training.name}", flush=True)
@@ -40,7 +42,7 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
         if code:
             return code
         reports[training] = evaluate(training, options, data_dir, output / "rows" / f"{training.name}.json")
-        write_table(reports, preset, output, options.latex)
+        write_table(reports, preset, output, notes, options.latex)
     write_figures(reports, options, data_dir, output)
     print((output / "table3.md").read_text())
     print(f"{output / 'table3.md'}, table3.csv, figure3.png, figure4.png")
@@ -58,16 +60,20 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def prepare_data(plan: Sequence[Training], preset: Preset, data_dir: Path) -> None:
-    """Make the embedded data of a small preset. UserError where real data is missing."""
+def require_data(plan: Sequence[Training], data_dir: Path) -> None:
+    """UserError naming the first real data set that is missing."""
     missing = missing_data(plan, data_dir)
+    if missing and plan[0].preset.synthetic is None:
+        raise UserError(missing[0], "no such data set", "python -m datasets.prepare, or see --data_dir")
+
+
+def make_data(plan: Sequence[Training], preset: Preset, data_dir: Path) -> None:
+    """Draw the embedded data of a small preset where it is not there yet."""
     if preset.synthetic is None:
-        if missing:
-            raise UserError(missing[0], "no such data set", "python -m datasets.prepare, or see --data_dir")
         return
     count, size = preset.synthetic
     layouts = {training.setting.data.name: training.setting.data.layout for training in plan}
-    for folder in missing:
+    for folder in missing_data(plan, data_dir):
         write_dataset(folder, count, size, layouts[folder.name], seed=DATA_SETS.index(folder.name))
 
 
@@ -128,12 +134,18 @@ def evaluate(training: Training, options: Table3Options, data_dir: Path, path: P
 
 
 def write_table(
-    reports: Mapping[Training, Mapping[str, object]], preset: Preset, output: Path, with_latex: bool
+    reports: Mapping[Training, Mapping[str, object]],
+    preset: Preset,
+    output: Path,
+    notes: Sequence[str],
+    with_latex: bool,
 ) -> None:
     """table3.md, .csv (and .tex) of what there is so far."""
     rows, protocol = table_rows(reports), protocol_of(reports)
     remarks = dict.fromkeys(remark for report in reports.values() for remark in report["remarks"])  # type: ignore[attr-defined]
-    write_atomically(output / "table3.md", markdown(rows, protocol, preset.epochs, list(remarks)).encode())
+    write_atomically(
+        output / "table3.md", markdown(rows, protocol, preset.epochs, [*notes, *remarks]).encode()
+    )
     write_atomically(output / "table3.csv", csv_text(rows, protocol).encode())
     if with_latex:
         write_atomically(output / "table3.tex", latex(rows, protocol).encode())

@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.layouts import find_sources
 from evaluate.table3_options import Table3Options
-from evaluate.table3_plan import OTHER, Training, options_of
+from evaluate.table3_plan import OTHER, DataSet, Preset, Training, options_of
 from evaluate.table3_results import TITLES
 
 
@@ -26,7 +27,7 @@ def print_plan(plan: Sequence[Training], options: Table3Options, data_dir: Path)
         print(f"\n{setting.title}, {TITLES[training.norm]}, seed {training.seed}: {words}")
         print(f"  {shlex.join(['python', 'train.py', *flags])}")
         state = progress(training, options.checkpoints_dir)
-        images = preset.synthetic[0] if preset.synthetic else data.train_images
+        images = training_images(data, data_dir, preset)
         steps = max(0, preset.epochs - state) * images
         if not options.no_estimate:
             key = setting.model, training.norm
@@ -43,6 +44,8 @@ def print_plan(plan: Sequence[Training], options: Table3Options, data_dir: Path)
             f"\nabout {duration(total)} of training on this machine, one after the other, and the evaluation"
         )
     missing = missing_data(plan, data_dir)
+    for note in count_notes(plan, data_dir):
+        print(f"\n{note}")
     if missing and not preset.synthetic:
         print(
             "\nnot there yet: "
@@ -91,3 +94,31 @@ def missing_data(plan: Sequence[Training], data_dir: Path) -> list[Path]:
     """Folders of data sets that are not there."""
     folders = dict.fromkeys(data_dir / training.setting.data.name for training in plan)
     return [folder for folder in folders if not folder.is_dir()]
+
+
+def training_images(data: DataSet, data_dir: Path, preset: Preset) -> int:
+    """Of the larger side: what is on disk, else what there will be."""
+    folder = data_dir / data.name
+    if folder.is_dir():
+        sources = find_sources(folder, "train")
+        return max(len(sources.a), len(sources.b))
+    return preset.synthetic[0] if preset.synthetic else data.train_images
+
+
+def count_notes(plan: Sequence[Training], data_dir: Path) -> list[str]:
+    """A sentence for each real data set on disk that has other counts than the published one."""
+    notes = []
+    for data in dict.fromkeys(training.setting.data for training in plan):
+        folder = data_dir / data.name
+        if plan[0].preset.synthetic or not folder.is_dir():
+            continue
+        counts = []
+        for split in ("train", "test"):
+            sources = find_sources(folder, split)
+            counts.append(max(len(sources.a), len(sources.b)))
+        if counts != [data.train_images, data.test_images]:
+            notes.append(
+                f"{data.title}: {counts[0]} training and {counts[1]} test pictures in {folder}, the published set has "
+                f"{data.train_images} and {data.test_images}: these numbers do not compare with the published ones"
+            )
+    return notes

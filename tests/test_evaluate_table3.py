@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_evaluate_passes import random_trunk
+from test_evaluate_passes import random_trunk, write_pictures
 
 from datasets.errors import RunError, UserError
 from evaluate.grids import picture_grid
@@ -159,6 +159,15 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
     options = Table3Options(run=True, output=tmp_path / "out", data_dir=tmp_path / "data")
     with pytest.raises(UserError, match=r"data/maps: no such data set .*datasets\.prepare"):
         run_table3(options, lambda flags: 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_a_real_data_set_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        write_pictures(tmp_path / "maps" / split, count, 1, (16, 8))
+    assert run_table3(Table3Options(no_estimate=True, only="maps_cycle_gan_nc", data_dir=tmp_path)) == 0
+    text = capsys.readouterr().out
+    assert "3 training and 2 test pictures" in text and "1096 and 1098" in text and "600 steps to go" in text
 
 
 def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
