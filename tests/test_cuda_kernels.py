@@ -310,6 +310,42 @@ def test_compile_without_graph_break(backend: str, last: bool, operator_on_cpu: 
         torch.testing.assert_close(got, plain[name], rtol=0, atol=0)
 
 
+def test_autocast_and_dynamic_shapes_under_the_compiler(operator_on_cpu: None) -> None:
+    weight = torch.randn(4, 6, 3, 3, requires_grad=True)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = cuda_ops.normalized_conv2d(x, weight, padding=1, activation="relu")
+        assert isinstance(y, torch.Tensor)
+        return y
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for side in (8, 11):
+        x = torch.randn(2, 6, side, side + 1, requires_grad=True)
+        results = []
+        for function in (compiled, layer):
+            y = function(x)
+            results.append((y, *torch.autograd.grad(y.float().sum(), (x, weight))))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_retained_graph_serves_twice() -> None:
+    x, weight = torch.randn(1, 2, 7, 7, requires_grad=True), torch.randn(3, 2, 3, 3)
+    y = cuda_ops.normalized_conv2d(x, weight, backend="cuda", activation="relu")
+    first, second = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_changing_y_in_place_is_noticed() -> None:
+    """y is kept for the backward pass, as by torch's own relu or sigmoid."""
+    x, weight = torch.randn(1, 2, 7, 7, requires_grad=True), torch.randn(3, 2, 3, 3)
+    y = cuda_ops.normalized_conv2d(x, weight, backend="cuda")
+    assert isinstance(y, torch.Tensor)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.mul_(2).sum().backward()
+
+
 def test_the_host_compiler_speaks(tmp_path: Path, libraries: Path) -> None:
     broken = tmp_path / "broken.cu"
     broken.write_text("this is not C++")
