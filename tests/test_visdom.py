@@ -18,7 +18,7 @@ from gan.viewers.visdom_events import Events, _take_frame
 from gan.viewers.visdom_http import Address, Unreachable
 from gan.viewers.visdom_inbox import Inbox
 from gan.viewers.visdom_panes import HISTORY, POINTS, Board, Curve, about_message, command_of, loss_pane
-from gan.viewers.visdom_sender import tunnel_command
+from gan.viewers.visdom_reports import Reports, tunnel_command
 
 
 def test_a_long_curve_keeps_logged_values_over_its_whole_length():
@@ -141,11 +141,11 @@ def test_addresses(address, page, loopback):
 
 def test_the_tunnel_line_is_for_people_who_came_by_ssh(monkeypatch):
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    assert tunnel_command(8097, True) == ""
+    assert tunnel_command(Address()) == ""
     monkeypatch.setenv("SSH_CONNECTION", "10.0.0.9 51234 10.0.0.7 22")
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
-    assert tunnel_command(8097, True) == "ssh -L 8097:localhost:8097 ada@10.0.0.7"
-    assert tunnel_command(8097, False) == ""
+    assert tunnel_command(Address(port=8097)) == "ssh -L 8097:localhost:8097 ada@10.0.0.7"
+    assert tunnel_command(Address("http://elsewhere")) == ""
 
 
 def test_a_user_name_needs_a_password_which_may_come_from_the_environment(monkeypatch):
@@ -226,3 +226,32 @@ def test_messages_in_parts_pings_and_the_end():
     with pytest.raises(Unreachable):
         events.poll()
     events.close()
+
+
+def test_what_is_said_about_a_connection_that_comes_and_goes(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("gan.viewers.visdom_reports.time.monotonic", lambda: now[0])
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    reports = Reports(Path("run/index.html"))
+
+    def said(call, *arguments) -> str:
+        call(*arguments)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) <= 1
+        return lines[0] if lines else ""
+
+    gone = Unreachable("refused")
+    assert said(reports.lost, Address(), gone, False, False).startswith(
+        "visdom: no server at http://localhost:8097: refused"
+    )
+    assert said(reports.lost, Address(), gone, False, False) == ""
+    assert said(reports.reached, Address(), "e") == "visdom: http://localhost:8097/env/e"
+    assert said(reports.reached, Address(), "e") == ""
+    assert said(reports.lost, Address(), gone, True, False).startswith("visdom: lost the connection")
+    assert said(reports.lost, Address(), gone, False, False) == ""
+    assert said(reports.reached, Address(), "e").endswith("is back, nothing is missing")
+    assert said(reports.lost, Address(), gone, True, False) == "", "again within ten minutes"
+    assert said(reports.reached, Address(), "e") == ""
+    now[0] = 700.0
+    assert said(reports.lost, Address(), gone, True, True) == "", "the run is over anyway"
+    assert said(reports.lost, Address(), gone, True, False).startswith("visdom: lost the connection")

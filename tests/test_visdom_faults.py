@@ -221,6 +221,15 @@ def test_attempts_become_rare(monkeypatch, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_fault_of_our_own_is_one_line_too(watch, monkeypatch):
+    monkeypatch.setattr(visdom_sender, "send_news", lambda *_: 1 / 0)
+    monkeypatch.setattr(Client, "probe", lambda self: None)
+    monkeypatch.setattr(Client, "post", lambda self, endpoint, message: b"{}")
+    monkeypatch.setattr(visdom_sender, "Events", lambda client: None)
+    lines = watch(Timed("auto"))
+    assert len(lines) == 1 and "visdom stopped: ZeroDivisionError" in lines[0]
+
+
 @pytest.mark.slow
 @needs_visdom
 def test_a_minute_of_standstill_with_the_real_times(tmp_path, capsys):

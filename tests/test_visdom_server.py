@@ -113,14 +113,18 @@ def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, monkeypa
         viewers.start(run.info)
         viewers.record(run.keep(train_record(1)))
         viewers.record(run.keep(train_record(2)))
+        viewers.samples(*run.samples(2))
         wait_until(lambda: server.shows("closed", "about"))
         browser = json.loads(server.client._exchange("GET", "/socket_wrap")[2])["sid"]
-        message = json.dumps({"cmd": "close", "data": "losses_adversarial", "eid": "closed"})
-        server.client.post("socket_wrap", {"message_type": "send", "sid": browser, "message": message})
-        assert not server.shows("closed", "losses_adversarial")
+        for pane in ("losses_adversarial", "samples"):
+            message = json.dumps({"cmd": "close", "data": pane, "eid": "closed"})
+            server.client.post("socket_wrap", {"message_type": "send", "sid": browser, "message": message})
+            assert not server.shows("closed", pane)
         for step in range(3, 60):
             viewers.record(run.keep(train_record(step)))
-    wait_until(lambda: server.shows("closed", "losses_adversarial"))
+        wait_until(lambda: server.shows("closed", "losses_adversarial"))  # by then it has heard of both
+        viewers.samples(*run.samples(59))
+    assert server.panes("closed")["samples"]["content"][-1]["caption"].startswith("epoch 1, step 59")
     assert server.curve("closed", "losses_adversarial", "G_GAN").get(59) == 1 / 59
 
 

@@ -5,8 +5,6 @@ loses nothing: when a server answers again, everything is sent anew. Should the 
 from `metrics.jsonl`, which holds it all.
 """
 
-import getpass
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +24,7 @@ from gan.viewers.visdom_panes import (
     placeholder_message,
 )
 from gan.viewers.visdom_push import send_news
+from gan.viewers.visdom_reports import Reports
 from gan.viewers.visdom_server import LocalServer
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -39,9 +38,6 @@ PAUSE, LONGEST_PAUSE, SHARE = 1.0, 10.0, 0.05
 
 SERVER_SECONDS = 45.0
 """How long a server that was started may take until it answers (its own download of scripts included)."""
-
-QUIET_SECONDS = 600.0
-"""A connection that comes and goes is reported at most this often."""
 
 
 class Sender:
@@ -67,9 +63,8 @@ class Sender:
         self._events: Events | None = None
         self._listen_at = self._next_try = self._next_push = 0.0
         self._wait = FIRST_WAIT
-        self._reported: float | None = None  # when an outage was last reported
-        self._owes_return = False
-        self._introduced = False
+        self._connected_at = 0.0
+        self._reports = Reports(run.folder / "index.html")
         self._asked: set[str] = set()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
@@ -94,6 +89,15 @@ class Sender:
         return asked
 
     def _work(self) -> None:
+        try:
+            self._send_until_closed()
+        except Exception as error:  # our own fault: still nothing that a training should hear of
+            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training goes on without it)")
+        finally:
+            if self._events:
+                self._events.close()
+
+    def _send_until_closed(self) -> None:
         closing = False
         while not closing:
             batch = self.inbox.take(self._next_push, self._listen_at if self._connected else self._next_try)
@@ -116,8 +120,6 @@ class Sender:
                         self._listen()
             except Unreachable as error:
                 self._lost(error)
-        if self._events:
-            self._events.close()
 
     def _connect(self) -> None:
         try:
@@ -125,10 +127,10 @@ class Sender:
         except LoginRefused:
             raise
         except Unreachable:
-            if self._server is None or (self._introduced and not self._server.has_ended):
+            if self._server is None or (self._reports.introduced and not self._server.has_ended):
                 raise
             self._start_server(self._server)
-        self._connected = True
+        self._connected, self._connected_at = True, time.monotonic()
         self._start_over()
 
     def _start_over(self) -> None:
@@ -183,8 +185,7 @@ class Sender:
             self._save()
         now = time.monotonic()
         self._next_push = now + min(LONGEST_PAUSE, max(PAUSE, (now - begin) / SHARE))
-        self._wait = FIRST_WAIT
-        self._introduce()
+        self._reports.reached(self._client.address, self._env)
 
     def _save(self) -> None:
         self._client.post("save", {"data": [self._env]})
@@ -216,8 +217,8 @@ class Sender:
     def _closed_by_hand(self, pane: str) -> None:
         """A pane that somebody closed comes back whole with its next news."""
         if pane == SAMPLES:
-            self._board.moments = self._board.moments[-1:]
-            self._board.moments_sent = len(self._board.moments)
+            self._board.moments.clear()
+            self._board.moments_sent = 0
         elif pane in self._board.panes:
             self._board.panes[pane].was_sent(False)
 
@@ -225,36 +226,12 @@ class Sender:
         """Note the outage, report it once, and try again later: after 1, 2, 4, ... 60 seconds."""
         was_connected, self._connected = self._connected, False
         now = time.monotonic()
+        if was_connected and now - self._connected_at > LONGEST_WAIT:
+            self._wait = FIRST_WAIT  # a server that comes and goes is asked less and less
         self._next_try = now + self._wait
         self._wait = min(LONGEST_WAIT, 2 * self._wait)
         self._given_up = isinstance(reason, LoginRefused)
-        if not self._given_up and not self._is_news(was_connected, now):
-            return
-        self._reported = now
-        self._owes_return = True
-        page = self._run_info.folder / "index.html"
-        what = "lost the connection to" if self._introduced else "no server at"
-        then = "not tried again" if self._given_up else "tried again in the background"
-        say(f"visdom: {what} {self._client.address.page()}: {reason} ({then}; {page} shows the same)")
-
-    def _is_news(self, was_connected: bool, now: float) -> bool:
-        """Whether an outage is worth a line: the first one, and later ones not more often than QUIET_SECONDS."""
-        if self._reported is None and not self._introduced:
-            return True
-        recently = self._reported is not None and now - self._reported < QUIET_SECONDS
-        return was_connected and not recently and not self.inbox.is_closing()
-
-    def _introduce(self) -> None:
-        """Say where to look, once; and once after a reported outage that all is well again."""
-        if not self._introduced:
-            self._introduced = True
-            page = self._client.address.page(self._env)
-            say(f"visdom: {page}")
-            if tunnel := tunnel_command(self._client.address.port, self._client.address.is_loopback):
-                say(f"visdom: from your own machine: {tunnel}")
-        elif self._owes_return:
-            say(f"visdom: {self._client.address.page(self._env)} is back, nothing is missing")
-        self._owes_return = False
+        self._reports.lost(self._client.address, reason, was_connected, self.inbox.is_closing())
 
 
 def _board(records: Iterable[Record]) -> Board:
@@ -262,15 +239,3 @@ def _board(records: Iterable[Record]) -> Board:
     for record in records:
         board.add(record)
     return board
-
-
-def tunnel_command(port: int, is_loopback: bool) -> str:
-    """The `ssh -L` line that brings the page to whoever is logged in here from elsewhere; empty if nobody is."""
-    parts = os.environ.get("SSH_CONNECTION", "").split()
-    if not is_loopback or len(parts) != 4:
-        return ""
-    try:
-        user = getpass.getuser() + "@"
-    except (OSError, KeyError):  # no entry for this user, as in some containers
-        user = ""
-    return f"ssh -L {port}:localhost:{port} {user}{parts[2]}"
