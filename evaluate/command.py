@@ -9,6 +9,7 @@ from datasets.errors import UserError
 from evaluate.baselines import baselines
 from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
+from evaluate.folders import compare_folders
 from evaluate.metrics import (
     FLAGS,
     SEED,
@@ -22,14 +23,15 @@ from evaluate.metrics import (
 from evaluate.networks import Networks
 from evaluate.options import EvaluateOptions
 from evaluate.passes import Measurements
-from evaluate.pictures import folder_pictures, match_by_stem, require_one_size, set_hash
+from evaluate.pictures import set_hash
 from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, check_place, with_groups, write_report
 from evaluate.runs import RunChoice, comparisons_of_run, find_run, protocol_of, test_sides, training_pairs
 from evaluate.tables import terminal_table
 from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
-from gan.options import TrainOptions
+from gan.options import TrainOptions, from_dict
 from gan.precision import find_device
+from gan.run_folder import RunFolder
 
 
 def run_evaluation(options: EvaluateOptions) -> int:
@@ -61,7 +63,7 @@ def build_report(options: EvaluateOptions) -> Report:
     for flag in asked or ():
         if flag in missing:
             raise missing[flag]
-    rows, run_options, protocol = collect(options)
+    rows, protocol, run_options = collect(options)
     report = measure(options, choose(asked, rows, smallest_side(protocol), missing), rows, protocol, weights)
     extra = baseline_rows(run_options, options, asked) if options.baselines else []
     return dataclasses.replace(report, rows=[*report.rows, *extra], seconds=time.perf_counter() - started)
@@ -86,56 +88,32 @@ def check(options: EvaluateOptions) -> None:
         raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
 
 
-def collect(options: EvaluateOptions) -> tuple[list[Comparison], list[TrainOptions], Protocol]:
-    """The comparisons asked for, the options of the runs, and the one protocol they share."""
+def collect(options: EvaluateOptions) -> tuple[list[Comparison], Protocol, list[TrainOptions]]:
+    """The comparisons asked for, the one protocol they share, and the options of the runs."""
     if options.fake and options.real:
-        return [*folder_comparison(options.fake, options.real, options)], [], folder_protocol(options)
+        return *compare_folders(options, options.fake, options.real), []
+    runs = [find_run(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
+    choices = [run_choice(options, epoch) for epoch in options.epoch.split(",")]
+    stored = {
+        run: from_dict(RunFolder(run).read_options()) for run in runs if RunFolder(run).options.is_file()
+    }
+    protocols = {protocol_of(trained, choices[0]).id: run.name for run, trained in stored.items()}
+    if len(protocols) > 1:  # told before anything is translated
+        both = " and ".join(f"{run} ({identity})" for identity, run in protocols.items())
+        raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
     comparisons: list[Comparison] = []
     run_options: list[TrainOptions] = []
-    protocols: dict[str, str] = {}
-    for name in dict.fromkeys(options.runs):
-        run = find_run(name, options.checkpoints_dir)
-        for epoch in options.epoch.split(","):
-            choice = run_choice(options, epoch)
+    for run in runs:
+        for choice in choices:
             found, trained = comparisons_of_run(run, choice)
             comparisons += found
-            protocol = protocol_of(trained, choice)
-            protocols[protocol.id] = run.name
         run_options.append(trained)
-        if len(protocols) > 1:
-            both = " and ".join(f"{run} ({identity})" for identity, run in protocols.items())
-            raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
-    return comparisons, run_options, protocol
+    return comparisons, protocol_of(run_options[0], choices[0]), run_options
 
 
 def run_choice(options: EvaluateOptions, epoch: str) -> RunChoice:
     """The flags that concern runs."""
     return RunChoice(epoch.strip(), options.test_mode, options.dataroot, options.num_test, options.device)
-
-
-def folder_comparison(fake: Path, real: Path, options: EvaluateOptions) -> list[Comparison]:
-    """The one row of two folders."""
-    fakes, reals = folder_pictures(fake, options.size), folder_pictures(real, options.size)
-    if options.num_test is not None:
-        fakes = fakes[: options.num_test]
-    targets = inputs = None
-    if options.paired:
-        targets = match_by_stem(fakes, reals, fake, real)
-    if options.input:
-        inputs = match_by_stem(fakes, folder_pictures(options.input, options.size), fake, options.input)
-    if options.size is None:
-        require_one_size([fakes[0], reals[0], *(inputs or [])[:1]])
-    details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
-    return [Comparison(fake.name or str(fake), "", fakes, reals, targets, inputs, details=details)]
-
-
-def folder_protocol(options: EvaluateOptions) -> Protocol:
-    """Folders are used as they are, or stretched to --size."""
-    if options.size is not None:
-        return Protocol(str(options.size), "files", options.num_test)
-    assert options.fake is not None
-    width, height = require_one_size(folder_pictures(options.fake, None)[:1])
-    return Protocol(f"{width}x{height}", "files", options.num_test)
 
 
 def smallest_side(protocol: Protocol) -> int:

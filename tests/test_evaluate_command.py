@@ -204,6 +204,16 @@ def test_folders(tmp_path: Path, trunk: Path) -> None:
     assert report["protocol"]["id"] == "i2i-1/64/files/unverified-weights"  # type: ignore[index]
 
 
+def test_the_first_so_many_of_paired_folders(tmp_path: Path) -> None:
+    fake, real = write_pictures(tmp_path / "fake", 4, 1), write_pictures(tmp_path / "real", 4, 2)
+    flags = {"fake": fake, "real": real, "paired": True, "metrics": "l1", "num_test": 2}
+    run_evaluation(options(**flags, output=tmp_path / "out"))
+    report = read(tmp_path / "out")
+    pairs = [[np.asarray(Image.open(f / f"00{i}.png")) for f in (fake, real)] for i in range(2)]
+    assert report["rows"][0]["values"]["l1"] == pytest.approx(np.mean([pixels.l1(*pair) for pair in pairs]))  # type: ignore[index]
+    assert report["protocol"]["id"] == "i2i-1/40x32/files/first2"  # type: ignore[index]
+
+
 def test_identical_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Infinite PSNR is said as such, in the table and in strict JSON; no nan anywhere."""
     folder = write_pictures(tmp_path / "same", 3, 1)
