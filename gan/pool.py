@@ -22,7 +22,11 @@ class ImagePool:
         """Images (N, C, H, W) in, as many out: new ones or, half of the time, stored ones."""
         if self._size == 0:
             return images
-        return torch.stack([self._exchange(image) for image in images.detach()])
+        new = images.detach()
+        chosen = [self._exchange(image) for image in new]
+        if len(chosen) > 1:  # a crop size changed on resume: old and new do not go into one batch
+            chosen = [c if c.shape == image.shape else image for c, image in zip(chosen, new, strict=True)]
+        return torch.stack(chosen)
 
     def _exchange(self, image: Tensor) -> Tensor:
         if len(self._images) < self._size:

@@ -184,7 +184,12 @@ def check_sizes(options: TrainOptions, networks: dict[str, Any]) -> None:
             )
         if crop % multiple or crop < least:
             what = f"{options.model.netG}" if name.startswith("G") else f"--netD {options.model.netD}"
-            fix = f"allowed: multiples of {multiple} from {max(least, multiple)}"
+            least = max(least, multiple)
+            fix = (
+                f"allowed: multiples of {multiple} from {least}"
+                if multiple > 1
+                else f"allowed: {least} or more"
+            )
             raise UserError("--crop_size", f"{crop} does not fit {what}", fix)
 
 

@@ -138,7 +138,7 @@ DATA: dict[str, Case] = {
         write_unaligned, ["--netG", "unet_128"], ["--crop_size: 16 does not fit unet_128", "128"],
     ),
     "crop for a discriminator": (
-        write_unaligned, ["--netD", "basic"], ["--crop_size: 16 does not fit --netD basic", "allowed: "],
+        write_unaligned, ["--netD", "basic"], ["--crop_size: 16 does not fit --netD basic", "(allowed: 24 or more)"],
     ),
     "sizes that vary": (
         write_unaligned, ["--preprocess", "none", "--batch_size", "2"], ["--preprocess: none gives pictures of many"],

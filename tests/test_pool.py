@@ -83,3 +83,15 @@ def test_a_stored_state_does_not_change_with_the_pool() -> None:
     for k in range(1, 20):
         pool.query(image(k))
     assert len(state["images"]) == 1 and state["images"][0].mean() == 0
+
+
+def test_sizes_may_change_on_the_way() -> None:
+    """Pictures of their own sizes one by one come back as they are; in a batch only those that fit."""
+    one = ImagePool(1, seed=0)
+    one.query(image(0))
+    sizes = {one.query(torch.zeros(1, 1, 3, 3 + k)).shape[2:] for k in range(9)}
+    assert len(sizes) > 1
+    batches = ImagePool(2, seed=0)
+    batches.query(torch.zeros(2, 1, 2, 2))
+    for k in range(9):
+        assert batches.query(torch.full((2, 1, 3, 3), float(k))).shape == (2, 1, 3, 3)
