@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from visdom_stubs import answer, stub
-from visdom_support import ROOT, FakeRun, unused_port, visdom_static, wait_until
+from visdom_support import ROOT, FakeRun, RealServer, unused_port, visdom_static, wait_until
 from visdom_training import Timed, quicken, watch_training
 
 from gan.viewers import visdom as visdom_module
@@ -80,6 +80,29 @@ def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tm
     assert not is_alive(seen["pid"]), "no orphan"
     assert (tmp_path / "watched" / "visdom" / "server.log").is_file()
     assert (tmp_path / "watched" / "visdom" / "state" / "watched.json").is_file()
+
+
+@needs_visdom
+def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
+    """As when two trainings share the server of one of them, and that one ends."""
+    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 5.0)
+    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 9.0)
+    monkeypatch.setattr(visdom_sender, "missing_scripts", list)
+    other = RealServer(tmp_path / "server")
+    other.start()
+    curve = lambda: list(other.curve("watched", "losses_adversarial", "G_GAN"))
+    try:
+        lines = watch(
+            Timed("on", "http://localhost", other.port),
+            {
+                20: lambda: wait_until(lambda: bool(curve())),
+                25: other.kill,
+                50: lambda: wait_until(lambda: len(curve()) > 24, 40),
+            },
+        )
+    finally:
+        other.kill()
+    assert len(lines) == 3 and "lost the connection" in lines[1] and "is back" in lines[2]
 
 
 @needs_visdom

@@ -127,7 +127,7 @@ class Sender:
         except LoginRefused:
             raise
         except Unreachable:
-            if self._server is None or (self._reports.introduced and not self._server.has_ended):
+            if self._server is None or self._server.is_running:
                 raise
             self._start_server(self._server)
         self._connected, self._connected_at = True, time.monotonic()
@@ -155,7 +155,7 @@ class Sender:
                 self._client.probe()
                 break
             except Unreachable as error:
-                if server.has_ended or time.monotonic() > deadline:
+                if not server.is_running or time.monotonic() > deadline:
                     raise Unreachable(
                         f"the one that was started does not answer, see {server.log}"
                     ) from error

@@ -37,7 +37,7 @@ class LocalServer:
 
         Does nothing while it runs. Raises OSError if it cannot be started, with the reason as its text.
         """
-        if self._process is not None and not self.has_ended:
+        if self.is_running:
             return
         if self._starts == STARTS:
             raise OSError(f"it ended {STARTS} times, see {self.log}")
@@ -65,8 +65,10 @@ class LocalServer:
             )
 
     @property
-    def has_ended(self) -> bool:
-        return self._stopped or (self._process is not None and self._process.poll() is not None)
+    def is_running(self) -> bool:
+        """Whether the process exists; it may not answer yet, or be stopped."""
+        process = self._process
+        return process is not None and process.poll() is None
 
     def stop(self) -> None:
         """End the process within seconds, unless it is to be kept."""
