@@ -29,8 +29,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A decoded picture: (H, W, 3) uint8, and (299, 299, 3) float32 in [0, 255] where the clean resize is
-    wanted."""
+    """A decoded picture: (H, W, 3) uint8, and (299, 299, 3) float32 in [0, 255] where the clean resize is wanted."""
 
     pixels: NDArray[np.uint8]
     clean: NDArray[np.float32] | None

@@ -71,8 +71,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _factor(covariance: Array) -> Array:
-    """F with F^T F = covariance; a Cholesky factor where there is one, else by eigenvalues, leaving out
-    zeros."""
+    """F with F^T F = covariance; a Cholesky factor where there is one, else by eigenvalues, leaving out zeros."""
     try:
         return np.asarray(np.linalg.cholesky(covariance).T, np.float64)
     except np.linalg.LinAlgError:

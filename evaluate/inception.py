@@ -35,8 +35,7 @@ def build_inception() -> Any:
 
 
 class InceptionPool(nn.Module):
-    """(N, 3, 299, 299) in [-1, 1] -> (N, 2048): the features before the classifier, averaged over
-    positions."""
+    """(N, 3, 299, 299) in [-1, 1] -> (N, 2048): the features before the classifier, averaged over positions."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         """state: a state dict of `build_inception()`; RuntimeError where keys or shapes differ."""
@@ -72,6 +71,5 @@ def resize_bilinear(images: Tensor) -> Tensor:
 
 
 def scale_clean(images: Tensor) -> Tensor:
-    """(N, 3, 299, 299) float in [0, 255] (already resized by PIL) -> network range, as clean-fid: (x -
-    128) / 128."""
+    """(N, 3, 299, 299) float in [0, 255] (already resized by PIL) -> network range, as clean-fid: (x - 128) / 128."""
     return (images - 128) / 128

@@ -25,8 +25,7 @@ EPSILON = 1e-10  # added to the norm over channels, as the published metric does
 
 
 class AlexNetTrunk(nn.Module):
-    """(N, 3, H, W) in [-1, 1] -> five normalised feature maps (N, C_l, H_l, W_l); H, W of 31 pixels or
-    more."""
+    """(N, 3, H, W) in [-1, 1] -> five normalised feature maps (N, C_l, H_l, W_l); H, W of 31 pixels or more."""
 
     shift: Tensor
     scale: Tensor
@@ -72,8 +71,7 @@ def distance(a: Sequence[Tensor], b: Sequence[Tensor], heads: Sequence[Tensor]) 
 
 @dataclass(frozen=True)
 class FeatureSum:
-    """What the mean over all pairs needs of one set: sum of feature vectors (D,), sum of square norms,
-    count."""
+    """What the mean over all pairs needs of one set: sum of feature vectors (D,), sum of square norms, count."""
 
     vector: Tensor
     squares: float
@@ -99,8 +97,7 @@ def head_vector(heads: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Te
 
 
 def all_pairs_mean(a: FeatureSum, b: FeatureSum, weights: Tensor) -> float:
-    """Mean LPIPS over every (picture of a, picture of b): |a|^2 + |b|^2 - 2 a.b, averaged before
-    multiplying."""
+    """Mean LPIPS over every (picture of a, picture of b): |a|^2 + |b|^2 - 2 a.b, averaged before multiplying."""
     cross = torch.dot(a.vector / a.count, b.vector / b.count * weights)
     return a.squares / a.count + b.squares / b.count - 2.0 * float(cross)
 

@@ -90,8 +90,7 @@ class Measurements:
         return np.array([value[0] for _, value in self.cache.stream(keys)], np.float64)
 
     def compute(self, wanted: Wanted) -> None:
-        """Run the pass. Raises UserError naming a file that cannot be read or gives values that are not
-        finite."""
+        """Run the pass. Raises UserError naming a file that cannot be read or gives values that are not finite."""
         features = {
             name: self._without_known(pictures, partial(self._feature_key, name))
             for name, pictures in wanted.features.items()

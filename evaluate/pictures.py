@@ -111,8 +111,7 @@ def _header_size(path: Path) -> tuple[int, int]:
 def match_by_stem(
     a: Sequence[Picture], b: Sequence[Picture], folder_a: Path, folder_b: Path
 ) -> list[Picture]:
-    """For every picture of a, the one of b with the same stem. UserError with the names that have no
-    partner."""
+    """For every picture of a, the one of b with the same stem. UserError with the names that have no partner."""
     stems_a, stems_b = _by_stem(a, folder_a), _by_stem(b, folder_b)
     lonely = [f"{folder_a.name}/{p.path.name}" for stem, p in stems_a.items() if stem not in stems_b]
     lonely += [f"{folder_b.name}/{p.path.name}" for stem, p in stems_b.items() if stem not in stems_a]
