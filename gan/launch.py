@@ -22,7 +22,7 @@ from gan.resume import refuse_changes, refuse_existing, resume_command, run_comm
 from gan.run_folder import RunFolder
 from gan.setup import TrainingData, build_data, build_trainer, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
-from gan.training_state import Position, check_format, restore
+from gan.training_state import Position, check_format, checkpoint_size, restore
 from gan.training_step import Trainer
 from gan.viewers import RunInfo, Viewer, Viewers, say
 from gan.viewers.console import Console
@@ -47,6 +47,7 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
         rng.seed_everything(options.run.seed)
         trainer = build_trainer(options)
         check_sizes(options, trainer.networks)
+        run.require_space(2 * checkpoint_size(trainer))  # a new one is written before an old one goes
         data = build_data(options)
         rng.seed_everything(options.run.seed)  # the weights' random numbers do not shift the dropout's
         position, log = Position(), MetricsLog(run.metrics)

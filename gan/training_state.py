@@ -74,6 +74,12 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     return Position(**state["position"])
 
 
+def checkpoint_size(trainer: Trainer) -> int:
+    """Bytes of a checkpoint, nearly: the weights and the two moments that Adam keeps of each."""
+    parameters = (p for network in trainer.networks.values() for p in network.parameters())
+    return 3 * sum(p.numel() * p.element_size() for p in parameters)
+
+
 def _machine(trainer: Trainer) -> dict[str, Any]:
     """What the bits of a training depend on beside its options."""
     return {

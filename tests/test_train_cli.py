@@ -352,6 +352,20 @@ def test_a_training_that_does_not_start_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_too_little_space_is_told_before_training(
+    aligned: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (trained / "r" / "ckpt-00000006.pt").stat().st_size
+    tensors = 3 * 4 * sum(p.numel() for p in load_networks(aligned, tmp_path)["G"].parameters())
+    assert tensors < size
+    monkeypatch.setattr("gan.run_folder.free_space", lambda _: 2 * tensors)  # less with the discriminator
+    outcome = pix2pix(aligned, tmp_path / "runs", "--n_epochs", 1)
+    assert outcome.code == 2 and "no space: need" in outcome.error
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr("gan.run_folder.free_space", lambda _: 2 * size)
+    assert pix2pix(aligned, tmp_path / "runs", "--n_epochs", 1).code == 0
+
+
 def test_a_failed_start_leaves_what_others_put_there(aligned: Path, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "notes.txt").write_text("mine")
