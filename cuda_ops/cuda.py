@@ -21,6 +21,7 @@ _served: set[tuple[object, ...]] = (
 )  # what `why_not` has found nothing against: asked again at every call
 _warned: set[str] = set()
 _MOST_GROUPS = 65535  # the second dimension of a grid
+_MOST_PIXELS = 2**30  # of one channel: such counts are 32 bits wide, whole tensors have 64-bit indices
 
 
 def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: bool = False) -> str | None:
@@ -30,7 +31,8 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
     """
     last = cuda_steps.is_channels_last(x)
     key = (x.device, weight.device, x.dtype, compute, weight.dtype, last, groups > _MOST_GROUPS)
-    if not torch.compiler.is_compiling() and key in _served and x.numel() > 0:
+    plane = x.shape[-2] * x.shape[-1]
+    if not torch.compiler.is_compiling() and key in _served and x.numel() > 0 and plane < _MOST_PIXELS:
         return None
     if x.device.type not in LAUNCHERS:
         return f"x is on the device {x.device.type}, the kernels are for cuda"
@@ -43,6 +45,8 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
         return f"more than {_MOST_GROUPS} groups"
     if x.numel() == 0:
         return "x is empty"
+    if plane >= _MOST_PIXELS:
+        return f"{_MOST_PIXELS} pixels or more in one channel"
     failure = build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
     if failure is None and not torch.compiler.is_compiling():
         _served.add(key)

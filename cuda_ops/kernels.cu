@@ -25,6 +25,14 @@ __device__ inline unsigned short float_to_half(float f) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
 }
+#if __CUDA_ARCH__ >= 800
+#define HAS_BF16
+__device__ inline unsigned short float_to_bf16(float f) {
+    unsigned short h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+#endif
 #endif
 
 typedef X_T x_t;
@@ -40,9 +48,13 @@ __device__ inline wide widen(bf16 v) { return __uint_as_float((unsigned)v.bits <
 __device__ inline void narrow(double* to, wide v) { *to = v; }
 __device__ inline void narrow(float* to, wide v) { *to = (float)v; }
 __device__ inline void narrow(f16* to, wide v) { to->bits = float_to_half((float)v); }
-__device__ inline void narrow(bf16* to, wide v) {  // to the nearest, ties to even; NaN stays NaN
-    unsigned u = __float_as_uint((float)v);
+__device__ inline void narrow(bf16* to, wide v) {
+#ifdef HAS_BF16
+    to->bits = float_to_bf16((float)v);
+#else  // to the nearest, ties to even; NaN stays NaN
+    const unsigned u = __float_as_uint((float)v);
     to->bits = (unsigned short)(v != v ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+#endif
 }
 
 // Every field is eight bytes wide; cuda_ops/launch.py mirrors the order. Absent tensors are null.
@@ -98,11 +110,11 @@ struct Tile {
           p(LAST ? threadIdx.y : threadIdx.x), pt(LAST ? blockDim.y : blockDim.x) {}
 };
 
-// Where channel c of pixel `at` of image n lies, and how far it is to the next channel.
+// Where channel c of pixel `at` of image n lies, and how far it is from there to `more` channels further.
 __device__ inline i64 offset(i64 n, i64 c, i64 at, i64 channels, i64 area) {
     return LAST ? (n * area + at) * channels + c : (n * channels + c) * area + at;
 }
-__device__ inline i64 step(i64 area) { return LAST ? 1 : area; }
+__device__ inline i64 ahead(int more, i64 area) { return LAST ? more : (i64)more * (int)area; }
 
 // Sum over the channel threads of a pixel; every one of them gets it. Called by the whole block.
 __device__ wide sum_over_channels(wide value) {
@@ -218,7 +230,8 @@ __device__ void prepare(const Args& a) {
 __device__ void pixels(const Args& a) {
     const Tile t;
     const i64 width = a.width + 2 * a.pw, area = (a.height + 2 * a.ph) * width, inner = a.height * a.width;
-    const i64 pixel = (i64)blockIdx.x * t.pt + t.p, channels = a.channels / a.groups, g = blockIdx.y;
+    const i64 pixel = (i64)blockIdx.x * t.pt + t.p, g = blockIdx.y;
+    const int channels = (int)(a.channels / a.groups);
     const bool live = pixel < a.images * area;
     const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0;
     const i64 row = quotient(at, width), y = row - a.ph, x = at - row * width - a.pw;
@@ -229,19 +242,20 @@ __device__ void pixels(const Args& a) {
 
     wide count = 0, mean = 0, squares = 0;
 #pragma unroll 1
-    for (i64 first = t.c; first < channels; first += DEPTH * t.ct) {
+    for (int first = t.c; first < channels; first += DEPTH * t.ct) {
         wide v[DEPTH], sum = 0;
         int held = 0;
         for (int u = 0; u < DEPTH; ++u) {
-            const i64 c = first + u * t.ct;
-            if (c < channels) held = u + 1;
-            v[u] = (inside && c < channels ? widen(from[c * step(inner)]) : (wide)0) - pivot;
+            const int c = first + u * t.ct, there = c < channels ? c : first;
+            held += c < channels;
+            v[u] = (inside ? widen(from[ahead(there, inner)]) : (wide)0) - pivot;
         }
         if (a.padded && live)
-            for (int u = 0; u < held; ++u) narrow(to + (first + u * t.ct) * step(area), v[u]);
-        for (int u = 0; u < held; ++u) sum += v[u];
+            for (int u = 0; u < DEPTH; ++u)
+                if (u < held) narrow(to + ahead(first + u * t.ct, area), v[u]);
+        for (int u = 0; u < DEPTH; ++u) sum += u < held ? v[u] : (wide)0;
         const wide here = sum / held, gap = here - mean, total = count + held;
-        for (int u = 0; u < held; ++u) squares += (v[u] - here) * (v[u] - here);
+        for (int u = 0; u < DEPTH; ++u) squares += u < held ? (v[u] - here) * (v[u] - here) : (wide)0;
         squares += gap * gap * (count * held / total);
         mean += gap * (held / total);
         count = total;
@@ -256,17 +270,17 @@ __device__ void pixels(const Args& a) {
     }
 }
 
-__device__ inline wide activate(wide v, const Args& a) {
-    if (a.activation == 0 || v > 0 || v != v) return v;
-    return a.activation == 1 ? (wide)0 : v * (wide)a.slope;
+__device__ inline wide activate(wide v, bool relu, wide slope) {  // slope 1 for none
+    const wide below = relu && v == v ? (wide)0 : v * slope;
+    return v > 0 ? v : below;
 }
 
 // Merges the pixels of every window into mu_p and s_p, then y = act(z / s_p + b) in one pass, in place.
 __device__ void scale(const Args& a) {
     const Tile t;
     const i64 area = a.out_height * a.out_width, width = a.width + 2 * a.pw, padded = (a.height + 2 * a.ph) * width;
-    const i64 outputs = a.outputs / a.groups, chunks = gridDim.y / a.groups;
-    const i64 g = blockIdx.y / chunks, chunk = blockIdx.y % chunks, share = (outputs + chunks - 1) / chunks;
+    const int outputs = (int)(a.outputs / a.groups), chunks = gridDim.y / (int)a.groups;
+    const int g = blockIdx.y / chunks, chunk = blockIdx.y % chunks, share = (outputs + chunks - 1) / chunks;
     const i64 pixel = (i64)blockIdx.x * t.pt + t.p;
     const bool live = pixel < a.images * area;
     const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0, row = quotient(at, a.out_width);
@@ -291,19 +305,21 @@ __device__ void scale(const Args& a) {
         a.mean[out] = mu + a.pivot[n * a.groups + g];
         a.std[out] = std;
     }
-    const i64 last = (chunk + 1) * share < outputs ? (chunk + 1) * share : outputs;
+    const int last = (chunk + 1) * share < outputs ? (chunk + 1) * share : outputs;
     c_t* z = a.y + offset(n, g * outputs, at, a.outputs, area);
     const w_t* bias = a.bias ? a.bias + g * outputs : nullptr;
+    const bool relu = a.activation == 1;
+    const wide slope = a.activation == 2 ? (wide)a.slope : (wide)1;
 #pragma unroll 1
-    for (i64 first = chunk * share + t.c; first < last; first += DEPTH * t.ct) {
+    for (int first = chunk * share + t.c; first < last; first += DEPTH * t.ct) {
         wide v[DEPTH];
-        for (int u = 0; u < DEPTH; ++u) {
-            const i64 c = first + u * t.ct;
-            v[u] = c < last ? widen(z[c * step(area)]) * r + (bias ? widen(bias[c]) : (wide)0) : (wide)0;
+        for (int u = 0; u < DEPTH; ++u) {  // beyond the last channel the first one is read again, and not stored
+            const int c = first + u * t.ct, there = c < last ? c : first;
+            v[u] = widen(z[ahead(there, area)]) * r + (bias ? widen(bias[there]) : (wide)0);
         }
         for (int u = 0; u < DEPTH; ++u) {
-            const i64 c = first + u * t.ct;
-            if (c < last) narrow(z + c * step(area), activate(v[u], a));
+            const int c = first + u * t.ct;
+            if (c < last) narrow(z + ahead(c, area), activate(v[u], relu, slope));
         }
     }
 }
@@ -314,7 +330,11 @@ __device__ void project(const Args& a) {
     __shared__ wide cell[PAIRS * MAX_THREADS];
     const Tile t;
     const int tid = thread_index(), threads = thread_count();
-    const i64 area = a.out_height * a.out_width, outputs = a.outputs / a.groups, g = blockIdx.y;
+    const i64 area = a.out_height * a.out_width, g = blockIdx.y;
+    const int outputs = (int)(a.outputs / a.groups);
+    const w_t* bias = a.bias ? a.bias + g * outputs : nullptr;
+    const wide slope = a.activation == 0 ? (wide)1 : a.activation == 1 ? (wide)0 : (wide)a.slope;
+    const wide unslope = slope == 0 ? (wide)1 : 1 / slope;
     const i64 tiles = (a.images * area + t.pt - 1) / t.pt;
 #pragma unroll 1
     for (i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -325,35 +345,32 @@ __device__ void project(const Args& a) {
         const wide r = 1 / a.std[patch];
         wide dot = 0;
 #pragma unroll 1
-        for (i64 first = 0; a.dy && first < outputs; first += PAIRS * t.ct) {
+        for (int first = 0; a.dy && first < outputs; first += PAIRS * t.ct) {
             wide dy[PAIRS], y[PAIRS];
             for (int u = 0; u < PAIRS; ++u) {
-                const i64 c = first + u * t.ct + t.c, i = base + c * step(area);
+                const int c = first + u * t.ct + t.c;
                 const bool held = live && c < outputs;
+                const i64 i = base + ahead(held ? c : 0, area);
                 dy[u] = held ? widen(a.dy[i]) : (wide)0;
-                y[u] = held ? widen(a.y[i]) : (wide)0;
+                y[u] = widen(a.y[i]);
             }
             for (int u = 0; u < PAIRS; ++u) {
-                const i64 c = first + u * t.ct + t.c;
-                if (a.activation != 0 && !(y[u] > 0)) {
-                    const wide slope = a.activation == 1 ? (wide)0 : (wide)a.slope;
-                    dy[u] *= slope;
-                    if (slope != 0) y[u] /= slope;
-                }
+                const int c = first + u * t.ct + t.c;
+                const bool held = live && c < outputs;
+                if (!(y[u] > 0)) dy[u] *= slope, y[u] *= unslope;
                 cell[u * threads + tid] = dy[u];
-                if (!live || c >= outputs) continue;
-                if (dy[u] != 0) dot += dy[u] * (y[u] - (a.bias ? widen(a.bias[g * outputs + c]) : (wide)0));
-                narrow(a.dz + base + c * step(area), dy[u] * r);
+                if (dy[u] != 0) dot += dy[u] * (y[u] - (bias ? widen(bias[held ? c : 0]) : (wide)0));
+                if (held) narrow(a.dz + base + ahead(c, area), dy[u] * r);
             }
             if (!a.partial) continue;
             __syncthreads();
 #pragma unroll 1
             for (int own = tid; own < PAIRS * t.ct && first + own < outputs; own += threads) {
-                const int u = own / t.ct, c = own % t.ct;
+                const int u = own / t.ct, c = own & (t.ct - 1);  // ct and pt are powers of two
                 wide sum = 0;
 #pragma unroll 8
                 for (int j = 0; j < t.pt; ++j) {  // each thread starts elsewhere: no two in one memory bank
-                    const int p = (j + own) % t.pt;
+                    const int p = (j + own) & (t.pt - 1);
                     sum += cell[u * threads + (LAST ? p * t.ct + c : c * t.pt + p)];
                 }
                 wide* to = a.partial + (i64)blockIdx.x * a.outputs + g * outputs + first + own;
@@ -372,8 +389,9 @@ __device__ void project(const Args& a) {
 // dx = (the convolution's input gradient) + (x - pivot) A - B; A and B collect a and b of all patches with the pixel.
 __device__ void collect(const Args& a) {
     const Tile t;
-    const i64 area = a.height * a.width, channels = a.channels / a.groups, chunks = gridDim.y / a.groups;
-    const i64 g = blockIdx.y / chunks, chunk = blockIdx.y % chunks, share = (channels + chunks - 1) / chunks;
+    const i64 area = a.height * a.width;
+    const int channels = (int)(a.channels / a.groups), chunks = gridDim.y / (int)a.groups;
+    const int g = blockIdx.y / chunks, chunk = blockIdx.y % chunks, share = (channels + chunks - 1) / chunks;
     const i64 pixel = (i64)blockIdx.x * t.pt + t.p;
     const bool live = pixel < a.images * area;
     const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0, row = quotient(at, a.width);
@@ -394,19 +412,20 @@ __device__ void collect(const Args& a) {
     sum_b = sum_over_channels(sum_b);
     if (!live) return;
     const wide pivot = a.pivot[n * a.groups + g];
-    const i64 last = (chunk + 1) * share < channels ? (chunk + 1) * share : channels;
+    const int last = (chunk + 1) * share < channels ? (chunk + 1) * share : channels;
     const i64 base = offset(n, g * channels, at, a.channels, area);
 #pragma unroll 1
-    for (i64 first = chunk * share + t.c; first < last; first += PAIRS * t.ct) {
+    for (int first = chunk * share + t.c; first < last; first += PAIRS * t.ct) {
         wide v[PAIRS];
-        for (int u = 0; u < PAIRS; ++u) {
-            const i64 c = first + u * t.ct, i = base + c * step(area);
-            v[u] = c < last ? (widen(a.x[i]) - pivot) * sum_a - sum_b : (wide)0;
-            if (a.dinput && c < last) v[u] += widen(a.dinput[i]);
+        for (int u = 0; u < PAIRS; ++u) {  // as in `scale`
+            const int c = first + u * t.ct;
+            const i64 i = base + ahead(c < last ? c : first, area);
+            v[u] = (widen(a.x[i]) - pivot) * sum_a - sum_b;
+            if (a.dinput) v[u] += widen(a.dinput[i]);
         }
         for (int u = 0; u < PAIRS; ++u) {
-            const i64 c = first + u * t.ct;
-            if (c < last) narrow(a.dx + base + c * step(area), v[u]);
+            const int c = first + u * t.ct;
+            if (c < last) narrow(a.dx + base + ahead(c, area), v[u]);
         }
     }
 }
