@@ -25,7 +25,8 @@ class Networks:
         heads: Weights | None,
         device: torch.device | None = None,
     ) -> None:
-        self.device = device or torch.device("cpu")
+        on_cpu = device is None or device.type == "mps"  # sums are float64, which Apple's GPUs do not have
+        self.device = torch.device("cpu") if on_cpu else device
         self._inception, self._alexnet, self._heads = inception, alexnet, heads
 
     @property

@@ -12,6 +12,7 @@ from evaluate.outputs import make_outputs
 from evaluate.pictures import Picture, pictures_of, pictures_of_side
 from evaluate.protocol import Protocol
 from gan.options import TrainOptions, stored_dict
+from gan.run_folder import RunFolder
 from gan.translate import Translator, load_translator
 
 NOT_OF_A_CONFIGURATION = frozenset(
@@ -39,9 +40,11 @@ def protocol_of(options: TrainOptions, choice: RunChoice, verified: bool = True)
 
 def find_run(name: str, checkpoints_dir: Path) -> Path:
     """The folder of a run, given as a path or as a name under checkpoints_dir. UserError where there is none."""
-    for candidate in (Path(name), checkpoints_dir / name):
-        if candidate.is_dir():
-            return candidate
+    candidates = (Path(name), checkpoints_dir / name)
+    for looks_right in (lambda folder: RunFolder(folder).exists, Path.is_dir):
+        for candidate in candidates:
+            if looks_right(candidate):
+                return candidate
     raise UserError(name, f"no such run, here or in {checkpoints_dir}", "check the path or --checkpoints_dir")
 
 

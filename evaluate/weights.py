@@ -93,6 +93,8 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
     torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
     folders = [own, torch_home / "hub" / "checkpoints"]
     if named := os.environ.get(WEIGHTS_FOLDER_VARIABLE):
+        if not Path(named).is_dir():
+            raise UserError(WEIGHTS_FOLDER_VARIABLE, f"{named} is no folder", "name a folder, or unset it")
         folders.insert(0, Path(named))
     for folder in folders:
         for name in source.file_names:

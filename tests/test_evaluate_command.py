@@ -19,6 +19,7 @@ from evaluate import pixels
 from evaluate.command import run_evaluation
 from evaluate.inception import InceptionPool
 from evaluate.options import EvaluateOptions
+from evaluate.runs import find_run
 from gan.launch import train
 from gan.options import TrainOptions, from_dict, resolve, to_dict
 
@@ -202,6 +203,13 @@ def test_folders(tmp_path: Path, trunk: Path) -> None:
     report = read(tmp_path / "b")
     assert set(report["rows"][0]["values"]) == {"lpips_all_pairs", "lpips_input"}  # type: ignore[index]
     assert report["protocol"]["id"] == "i2i-1/64/files/unverified-weights"  # type: ignore[index]
+
+
+def test_a_name_is_the_run_even_where_a_folder_has_it(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "p2p_0").mkdir()  # in the current folder
+    assert find_run("p2p_0", runs) == runs / "p2p_0"
+    with pytest.raises(UserError, match="no such run"):
+        find_run("p2p_9", runs)
 
 
 def test_the_first_so_many_of_paired_folders(tmp_path: Path) -> None:

@@ -118,6 +118,12 @@ def test_cache_that_cannot_be_written(server: Server, places: Path) -> None:
         find_file(_source(server), None, places / "cache")
 
 
+def test_variable_that_names_no_folder(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("I2I_WEIGHTS", str(places / "nothing"))
+    with pytest.raises(UserError, match=r"I2I_WEIGHTS: .*nothing is no folder"):
+        find_file(weights.INCEPTION, None, places / "cache")
+
+
 def test_torch_hub_files_are_used(server: Server, places: Path) -> None:
     there = places / "torch" / "hub" / "checkpoints" / "w.pth"
     there.parent.mkdir(parents=True)
