@@ -3,8 +3,8 @@
 // One source, two compilers: NVRTC for the GPU (no header is needed), and any C++17 compiler with
 // tests/cuda_shim/shim.h for the CPU, where the suite runs these very kernels.
 //
-// Compiled once per layout (CHANNELS_LAST 0 or 1) and triple of types: X_T of the image x, C_T of the convolution and of
-// y, W_T of weight and bias, with WIDE (float, or double for double) for every statistic. A thread block is a tile of
+// Compiled once per layout (CHANNELS_LAST 0 or 1) and triple of types: X_T of the image x, C_T of the convolution and
+// of y, W_T of weight and bias, with WIDE (float, or double for double) for every statistic. A thread block is a tile of
 // `pt` pixels by `ct` channels; the contiguous dimension lies along threadIdx.x: pixels for NCHW, channels for
 // channels-last. Sums over channels go through shared memory in a fixed order and nothing is atomic, so equal inputs
 // give equal bits.
@@ -116,6 +116,18 @@ __device__ inline i64 offset(i64 n, i64 c, i64 at, i64 channels, i64 area) {
 }
 __device__ inline i64 ahead(int more, i64 area) { return LAST ? more : (i64)more * (int)area; }
 
+// body(Count<N>(), c) for the channels c, c + step, ... below `last`, N of them at a time: without a test for each.
+template <int N> struct Count { static constexpr int value = N; };
+template <int MOST, typename Body> __device__ inline void in_batches(int c, int last, int step, Body body) {
+#pragma unroll 1
+    for (; c + (MOST - 1) * step < last; c += MOST * step) body(Count<MOST>(), c);
+    if (MOST > 4)
+#pragma unroll 1
+        for (; c + 3 * step < last; c += 4 * step) body(Count<4>(), c);
+#pragma unroll 1
+    for (; c < last; c += step) body(Count<1>(), c);
+}
+
 // Sum over the channel threads of a pixel; every one of them gets it. Called by the whole block.
 __device__ wide sum_over_channels(wide value) {
     __shared__ wide cell[MAX_THREADS];
@@ -164,9 +176,9 @@ template <typename To> __device__ inline wide round_with(wide value, wide* error
     return value - *error;
 }
 
-// W~ = W - mean(W) for one filter. Its entries must sum to zero after rounding too, or the mean of a patch leaks into y:
-// a bfloat16 weight minus a small mean would round back to itself. So each thread hands its rounding error on from entry
-// to entry, then 16 threads on from thread to thread, and one from those to the end (error diffusion).
+// W~ = W - mean(W) for one filter. Its entries must sum to zero after rounding too, or the mean of a patch leaks into
+// y: a bfloat16 weight minus a small mean would round back to itself. So each thread hands its rounding error on from
+// entry to entry, then 16 threads on from thread to thread, and one from those to the end (error diffusion).
 __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channels, bool from_last, bool to_last) {
     __shared__ wide errors[MAX_THREADS], lasts[MAX_THREADS];
     const int tid = thread_index(), threads = thread_count(), groups = threads < 16 ? threads : 16;
@@ -241,25 +253,21 @@ __device__ void pixels(const Args& a) {
     c_t* to = a.padded + (a.padded ? offset(n, g * channels, at, a.channels, area) : 0);
 
     wide count = 0, mean = 0, squares = 0;
-#pragma unroll 1
-    for (int first = t.c; first < channels; first += DEPTH * t.ct) {
-        wide v[DEPTH], sum = 0;
-        int held = 0;
-        for (int u = 0; u < DEPTH; ++u) {
-            const int c = first + u * t.ct, there = c < channels ? c : first;
-            held += c < channels;
-            v[u] = (inside ? widen(from[ahead(there, inner)]) : (wide)0) - pivot;
-        }
+    const i64 next_from = ahead(t.ct, inner), next_to = ahead(t.ct, area);
+    in_batches<DEPTH>(t.c, channels, t.ct, [&](auto batch, int c) {
+        constexpr int N = decltype(batch)::value;
+        wide v[N], sum = 0, around = 0;
+        const x_t* at_from = from + ahead(c, inner);
+        for (int u = 0; u < N; ++u) v[u] = inside ? widen(at_from[u * next_from]) - pivot : -pivot;
         if (a.padded && live)
-            for (int u = 0; u < DEPTH; ++u)
-                if (u < held) narrow(to + ahead(first + u * t.ct, area), v[u]);
-        for (int u = 0; u < DEPTH; ++u) sum += u < held ? v[u] : (wide)0;
-        const wide here = sum / held, gap = here - mean, total = count + held;
-        for (int u = 0; u < DEPTH; ++u) squares += u < held ? (v[u] - here) * (v[u] - here) : (wide)0;
-        squares += gap * gap * (count * held / total);
-        mean += gap * (held / total);
-        count = total;
-    }
+            for (int u = 0; u < N; ++u) narrow(to + ahead(c, area) + u * next_to, v[u]);
+        for (int u = 0; u < N; ++u) sum += v[u];
+        const wide here = sum * (1 / (wide)N), gap = here - mean, weight = N / (count + N);
+        for (int u = 0; u < N; ++u) around += (v[u] - here) * (v[u] - here);
+        squares += around + gap * gap * count * weight;
+        mean += gap * weight;
+        count += N;
+    });
     if (!a.pixels) return;
     const wide all = sum_over_channels(count * mean) / (wide)channels;
     squares = sum_over_channels(squares + count * (mean - all) * (mean - all));
@@ -310,18 +318,16 @@ __device__ void scale(const Args& a) {
     const w_t* bias = a.bias ? a.bias + g * outputs : nullptr;
     const bool relu = a.activation == 1;
     const wide slope = a.activation == 2 ? (wide)a.slope : (wide)1;
-#pragma unroll 1
-    for (int first = chunk * share + t.c; first < last; first += DEPTH * t.ct) {
-        wide v[DEPTH];
-        for (int u = 0; u < DEPTH; ++u) {  // beyond the last channel the first one is read again, and not stored
-            const int c = first + u * t.ct, there = c < last ? c : first;
-            v[u] = widen(z[ahead(there, area)]) * r + (bias ? widen(bias[there]) : (wide)0);
-        }
-        for (int u = 0; u < DEPTH; ++u) {
-            const int c = first + u * t.ct;
-            if (c < last) narrow(z + ahead(c, area), activate(v[u], relu, slope));
-        }
-    }
+    const i64 next = ahead(t.ct, area);
+    in_batches<DEPTH>(chunk * share + t.c, last, t.ct, [&](auto batch, int c) {
+        constexpr int N = decltype(batch)::value;
+        c_t* to = z + ahead(c, area);
+        wide v[N];
+        for (int u = 0; u < N; ++u) v[u] = widen(to[u * next]) * r;
+        if (bias)
+            for (int u = 0; u < N; ++u) v[u] += widen(bias[c + u * t.ct]);
+        for (int u = 0; u < N; ++u) narrow(to + u * next, activate(v[u], relu, slope));
+    });
 }
 
 // One pass over (dy, y): dz, the projection sum_o(dy z) and with it a and b of every patch, and the bias gradient's
@@ -335,6 +341,7 @@ __device__ void project(const Args& a) {
     const w_t* bias = a.bias ? a.bias + g * outputs : nullptr;
     const wide slope = a.activation == 0 ? (wide)1 : a.activation == 1 ? (wide)0 : (wide)a.slope;
     const wide unslope = slope == 0 ? (wide)1 : 1 / slope;
+    const i64 next = ahead(t.ct, area);
     const i64 tiles = (a.images * area + t.pt - 1) / t.pt;
 #pragma unroll 1
     for (i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -346,21 +353,25 @@ __device__ void project(const Args& a) {
         wide dot = 0;
 #pragma unroll 1
         for (int first = 0; a.dy && first < outputs; first += PAIRS * t.ct) {
-            wide dy[PAIRS], y[PAIRS];
-            for (int u = 0; u < PAIRS; ++u) {
-                const int c = first + u * t.ct + t.c;
-                const bool held = live && c < outputs;
-                const i64 i = base + ahead(held ? c : 0, area);
-                dy[u] = held ? widen(a.dy[i]) : (wide)0;
-                y[u] = widen(a.y[i]);
-            }
-            for (int u = 0; u < PAIRS; ++u) {
-                const int c = first + u * t.ct + t.c;
-                const bool held = live && c < outputs;
-                if (!(y[u] > 0)) dy[u] *= slope, y[u] *= unslope;
-                cell[u * threads + tid] = dy[u];
-                if (dy[u] != 0) dot += dy[u] * (y[u] - (bias ? widen(bias[held ? c : 0]) : (wide)0));
-                if (held) narrow(a.dz + base + ahead(c, area), dy[u] * r);
+            const int c = first + t.c;
+            const i64 i = base + ahead(c, area);
+            const auto one = [&](int u, wide dy, wide y) {
+                if (!(y > 0)) dy *= slope, y *= unslope;
+                cell[u * threads + tid] = dy;
+                dot += dy * (bias ? y - widen(bias[c + u * t.ct]) : y);
+                narrow(a.dz + i + u * next, dy * r);
+            };
+            if (live && c + (PAIRS - 1) * t.ct < outputs) {
+                wide dy[PAIRS], y[PAIRS];
+                for (int u = 0; u < PAIRS; ++u) dy[u] = widen(a.dy[i + u * next]), y[u] = widen(a.y[i + u * next]);
+                for (int u = 0; u < PAIRS; ++u) one(u, dy[u], y[u]);
+            } else {
+                for (int u = 0; u < PAIRS; ++u) {
+                    if (live && c + u * t.ct < outputs)
+                        one(u, widen(a.dy[i + u * next]), widen(a.y[i + u * next]));
+                    else
+                        cell[u * threads + tid] = 0;
+                }
             }
             if (!a.partial) continue;
             __syncthreads();
@@ -414,20 +425,16 @@ __device__ void collect(const Args& a) {
     const wide pivot = a.pivot[n * a.groups + g];
     const int last = (chunk + 1) * share < channels ? (chunk + 1) * share : channels;
     const i64 base = offset(n, g * channels, at, a.channels, area);
-#pragma unroll 1
-    for (int first = chunk * share + t.c; first < last; first += PAIRS * t.ct) {
-        wide v[PAIRS];
-        for (int u = 0; u < PAIRS; ++u) {  // as in `scale`
-            const int c = first + u * t.ct;
-            const i64 i = base + ahead(c < last ? c : first, area);
-            v[u] = (widen(a.x[i]) - pivot) * sum_a - sum_b;
-            if (a.dinput) v[u] += widen(a.dinput[i]);
-        }
-        for (int u = 0; u < PAIRS; ++u) {
-            const int c = first + u * t.ct;
-            if (c < last) narrow(a.dx + base + ahead(c, area), v[u]);
-        }
-    }
+    const i64 next = ahead(t.ct, area);
+    in_batches<PAIRS>(chunk * share + t.c, last, t.ct, [&](auto batch, int c) {
+        constexpr int N = decltype(batch)::value;
+        const i64 i = base + ahead(c, area);
+        wide v[N];
+        for (int u = 0; u < N; ++u) v[u] = (widen(a.x[i + u * next]) - pivot) * sum_a - sum_b;
+        if (a.dinput)
+            for (int u = 0; u < N; ++u) v[u] += widen(a.dinput[i + u * next]);
+        for (int u = 0; u < N; ++u) narrow(a.dx + i + u * next, v[u]);
+    });
 }
 
 // Block o: the weight gradient of filter o, centred, and the bias gradient from its partial sums.

@@ -227,11 +227,11 @@ def test_half_types_round_to_nearest(dtype: torch.dtype) -> None:
 # What the tests above must notice: a term left out, a wrong index, a missing barrier.
 FAULTS = {
     "between the pixels": ("squares += one[1] +", "squares += one[1] + 0 *"),
-    "merge of two chunks": ("squares += gap * gap *", "squares += 0 * gap *"),
+    "merge of two chunks": ("gap * gap * count * weight", "0 * gap * count * weight"),
     "padding row": ("y = row - a.ph, x", "y = row - a.pw, x"),
     "bias gradient": ("*to = tile == blockIdx.x ? sum : *to + sum;", "*to = sum;"),
     "mean's gradient": ("- (a.dmean ? a.dmean[patch]", "- (a.dmean ? 0 * a.dmean[patch]"),
-    "padding value": ("(wide)0) - pivot;", "(wide)0) - (inside ? pivot : (wide)0);"),
+    "padding value": ("- pivot : -pivot;", "- pivot : (wide)0;"),
     "a barrier": ("__syncthreads();  // the last call's readers are done", ""),
     "the barrier of the bias gradient": ("__syncthreads();\n        }\n        dot", "}\n        dot"),
 }
