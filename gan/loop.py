@@ -2,13 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from datasets.errors import UserError, is_out_of_memory, out_of_memory_error
+from datasets.errors import RunError, UserError, is_out_of_memory, out_of_memory_error
 from gan.checkpoint import save_checkpoint
 from gan.finite import finite_losses, require_finite_weights
 from gan.run_folder import MetricsLog, RunFolder
@@ -16,7 +16,7 @@ from gan.schedule import LR_POLICIES
 from gan.setup import TrainingData
 from gan.signals import StopRequest
 from gan.training_state import Position, capture
-from gan.training_step import Trainer, set_learning_rate
+from gan.training_step import Batch, Trainer, set_learning_rate
 from gan.viewers import SAMPLE, SAVE, STOP, Viewers, say
 from gan.viewers.samples import save_samples
 
@@ -104,7 +104,7 @@ class Training:
         at, plan = self.position, self.plan
         stop_after_epoch = False
         window = _Window()
-        for batch in self.data.batches(at.epoch, at.batches):
+        for batch in self._batches():
             window.data_arrived()
             self._report_skipped(batch["skipped"])
             step = at.step + 1
@@ -132,6 +132,14 @@ class Training:
             if self.stop.requested:
                 break
         return stop_after_epoch
+
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the epoch. A signal to the whole process group may take a worker along: that is a stop."""
+        try:
+            yield from self.data.batches(self.position.epoch, self.position.batches)
+        except RunError:
+            if not self.stop.requested:
+                raise
 
     def _report_skipped(self, skipped: list[str]) -> None:
         """With --skip_bad: one warning for the run, every file in run.log."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import torch
@@ -25,7 +25,8 @@ from training_support import (
     write_unaligned,
 )
 
-from gan import launch
+from datasets.errors import RunError
+from gan import launch, setup
 from gan.viewers import Viewer
 
 MODELS = {
@@ -129,6 +130,28 @@ def test_stopped_by_a_signal(
     go_on(tmp_path, EPOCHS)
     assert_as_if_never_stopped(tmp_path / "r", reference)
     assert [line for line in records(tmp_path / "r") if line["kind"] == "event"] == []
+
+
+def test_a_signal_that_takes_a_worker_along(
+    data: Data, tmp_path: Path, uninterrupted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler signals every process of a job; one that has just been started dies of it. Nothing is lost."""
+    reference, real = uninterrupted("pix2pix"), setup.epoch_batches
+
+    def batches(*arguments: Any, **named: Any) -> Iterator[Any]:
+        for number, batch in enumerate(real(*arguments, **named)):
+            if (named["epoch"], number) == (2, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RunError("data loading", "a worker process was killed by SIGTERM")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "epoch_batches", batches)
+        outcome = train(*flags("pix2pix", data, tmp_path, EPOCHS))
+    assert outcome.code == 143, outcome.err
+    assert "stopped at step 4; saved" in outcome.out
+    go_on(tmp_path, EPOCHS)
+    assert_as_if_never_stopped(tmp_path / "r", reference)
 
 
 def test_stopped_again_and_again(
