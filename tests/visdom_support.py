@@ -54,6 +54,14 @@ PAGE_FILES_0_3 = {
 }
 
 
+# a bare server, but without what its client part would import (seconds of torch)
+START = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from gan.viewers.visdom_launch import WithoutClientParts; sys.meta_path.insert(0, WithoutClientParts())
+from visdom.server.run_server import main; main()
+"""
+
+
 def visdom_static() -> Path | None:
     """The static folder of the installed Visdom, None without it."""
     spec = find_spec("visdom")
@@ -111,7 +119,7 @@ class RealServer:
         (self.folder / ".visdom").mkdir(
             parents=True, exist_ok=True
         )  # where it keeps the secret of its cookies
-        command = [sys.executable, "-c", "from visdom.server.run_server import main; main()"]
+        command = [sys.executable, "-c", START]
         command += ["-port", str(self.port), "-bind_local", "-env_path", str(self.folder)]
         environment = {**os.environ, "HOME": str(self.folder)}
         if self._login:

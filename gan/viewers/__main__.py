@@ -40,7 +40,7 @@ def main() -> None:
         client.probe()
         send_all(client, run, env, board)
     except Unreachable as error:
-        fix = "start one with: python -m gan.viewers.visdom_launch -bind_local"
+        fix = "start one with: python -m gan.viewers.visdom_launch --keep -bind_local"
         raise RunError(address.page(), f"no Visdom server: {error}", fix) from error
     print(address.page(env))
 

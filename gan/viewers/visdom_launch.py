@@ -5,6 +5,7 @@ input is a pipe from there, and its end is the sign (a training that is killed c
 `--keep` it stays.
 """
 
+import importlib.abc
 import importlib.util
 import os
 import subprocess
@@ -22,6 +23,14 @@ PAGE_SCRIPTS = (
     "css/bootstrap.min.css",
 )
 """Some of the files without which the page stays blank."""
+
+
+class WithoutClientParts(importlib.abc.MetaPathFinder):
+    """Makes imports fail that only Visdom's client has a use for: they cost the server seconds and 500 MB."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name in ("torch", "openTSNE"):
+            raise ModuleNotFoundError(f"{name} is of no use here")
 
 
 def missing_scripts() -> list[str]:
@@ -45,6 +54,7 @@ def main(arguments: list[str]) -> None:
             )
         except subprocess.TimeoutExpired:
             print(f"the download of the page's scripts took more than {DOWNLOAD_SECONDS} s", flush=True)
+    sys.meta_path.insert(0, WithoutClientParts())
     import visdom.server.app
     from visdom.server.run_server import main as serve
 
