@@ -39,11 +39,11 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], m
             file.unlink()  # of another checkpoint, or of an input that has changed
     manifest = {"made_by": made_by, "inputs": known | inputs_of}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    todo = [
+    missing = [
         (picture.load_image, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()
     ]
-    if todo:
-        translate_pictures(translator, todo)
+    if missing:
+        translate_pictures(translator, missing)
     return files
 
 
