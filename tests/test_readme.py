@@ -72,7 +72,7 @@ def test_commands_for_table_3_as_dry_runs(folder: Path) -> None:
         plan = run(f"{command} --dry_run", folder)
         assert "nc_ms" in plan and "200 epochs" in plan
     assert not (folder / "checkpoints" / "maps_nc_ms").exists()
-    assert "nc_ms" in run("python -m evaluate.table3", folder)
+    assert "nc_ms" in run("python -m evaluate.table3 --preset smoke", folder)
 
 
 def test_make_targets_exist() -> None:
