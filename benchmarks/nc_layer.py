@@ -11,6 +11,7 @@ InstanceNorm is undefined). Memory is the peak of what the call allocates, read 
 import argparse
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -41,8 +42,8 @@ def candidates(p: Position, batch: int = 1) -> dict[str, Call]:
 
     def run(forward: Callable[[], Tensor]) -> Call:
         def call() -> None:
-            x.grad = weight.grad = bias.grad = None
             forward().backward(upstream)
+            x.grad = weight.grad = bias.grad = None
 
         return call
 
@@ -64,8 +65,10 @@ def medians(calls: dict[str, Call], repeats: int) -> dict[str, float]:
     calls["conv+IN"]()
     inner = max(1, min(20, int(0.02 / max(time.perf_counter() - start, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in calls}
+    draw = random.Random(0)
     for _ in range(repeats):
-        for name, call in calls.items():
+        for name, call in draw.sample(list(calls.items()), len(calls)):  # nobody always follows the same one
+            call()  # untimed: the heap and the caches are as this candidate leaves them, not the one before
             start = time.perf_counter()
             for _ in range(inner):
                 call()

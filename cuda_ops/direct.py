@@ -167,11 +167,6 @@ def _backward(
         dz = (dy_groups * r.unsqueeze(2)).flatten(1, 2).to(g.compute)
     # made again rather than kept: one pass over x, and no second copy of it lives on
     base, padding = (x, g.padding) if pivot is None else (_pad_and_centre(x, pivot, g), (0, 0))
-    if dz is not None and needs[1]:
-        dw = _convolution_gradient(dz, base.to(g.compute), weight.to(g.compute), g, padding, of="weight").to(
-            wide
-        )
-        dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
     if needs[0]:
         a = torch.zeros_like(std) if t is None else t * r / (entries - g.correction)
         b = a * mean if dmean is None else a * mean - dmean / entries
@@ -186,6 +181,11 @@ def _backward(
             dx = _convolution_gradient(dz, x.to(g.compute), centred_weight, g, g.padding, of="input").to(wide)
             _per_group(dx, g.groups).addcmul_(inner, map_a).sub_(map_b)
         dx = dx.to(x.dtype)
+    if dz is not None and needs[1]:
+        dw = _convolution_gradient(dz, base.to(g.compute), weight.to(g.compute), g, padding, of="weight").to(
+            wide
+        )
+        dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
     return dx, dw, db
 
 

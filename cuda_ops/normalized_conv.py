@@ -107,17 +107,24 @@ def reference(
     out_height, out_width = output_size(padded, kernel, stride, dilation)
     wide = direct.statistics_dtype(x)
     rows = F.unfold(x.to(wide), kernel, dilation, padding, stride)  # (N, C*K, L)
-    rows = rows.unflatten(1, (groups, -1))  # (N, G, C/G*K, L)
+    # one patch a row, (G, N*L, C/G*K)
+    rows = rows.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
     mean = rows.mean(2, keepdim=True)
     std = (rows.var(2, correction=correction, keepdim=True) + eps).sqrt()
     rows = (rows - mean) / std
-    y = weight.to(wide).reshape(groups, weight.shape[0] // groups, -1) @ rows  # (N, G, O/G, L)
-    y = y.reshape(n, weight.shape[0], out_height, out_width)
+    filters = weight.to(wide).flatten(1)  # (O, C/G*K)
+    if groups == 1:
+        y = F.linear(rows.squeeze(0), filters).unsqueeze(0)  # the fastest product where the map is tiny
+    else:
+        y = rows @ filters.unflatten(0, (groups, -1)).transpose(1, 2)  # (G, N*L, O/G)
+    y, mean, std = (
+        t.unflatten(1, (n, -1)).permute(1, 0, 3, 2).reshape(n, -1, out_height, out_width)
+        for t in (y, mean, std)
+    )
     if bias is not None:
         y = y + bias.to(wide).view(-1, 1, 1)
     y = _activate(y, activation, negative_slope)
-    shape = (n, groups, out_height, out_width)
-    return y.to(compute), mean.reshape(shape), std.reshape(shape)
+    return y.to(compute), mean, std
 
 
 def choose(
@@ -145,7 +152,7 @@ def unfold_is_faster(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dil
         stride,
         dilation,
     )
-    return 16 * x.shape[0] * out[0] * out[1] <= weight.shape[0]
+    return x.shape[1] == weight.shape[1] and 16 * x.shape[0] * out[0] * out[1] <= weight.shape[0]
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

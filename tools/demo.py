@@ -85,7 +85,7 @@ def run(program: str, arguments: str) -> None:
         sys.exit(code)
 
 
-def test_grid(run: str, direction: str, *kinds: str, count: int = 5) -> Path:
+def test_grid(run: str, direction: str, *kinds: str, count: int = 6) -> Path:
     """A labelled grid of the first test pictures, from what test.py wrote."""
     folder = FOLDER / "results" / run / f"test_last_{direction}" / "images"
     source, target = direction.split("to")
