@@ -28,5 +28,7 @@ def real_data() -> Path:
     """Folder of real image subsets (maps, facades, horse2zebra), from I2I_REAL_DATA."""
     folder = os.environ.get("I2I_REAL_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("real images not available: set I2I_REAL_DATA to a folder with maps/, facades/, horse2zebra/")
+        pytest.skip(
+            "real images not available: set I2I_REAL_DATA to a folder with maps/, facades/, horse2zebra/"
+        )
     return Path(folder)
