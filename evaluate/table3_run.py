@@ -1,7 +1,6 @@
 """Table 3 carried out: data, trainings, evaluations, table, figures. Every step that is done is not done again."""
 
 import json
-import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -95,14 +94,14 @@ def train(training: Training, options: Table3Options, data_dir: Path, execute: E
 
 
 def by_process(flags: Sequence[str]) -> int:
-    """Run train.py as a process of its own; Ctrl-C reaches it, and it saves before it ends."""
+    """Run train.py as a process of its own. The terminal sends it Ctrl-C as well: it saves and ends, we wait."""
     process = subprocess.Popen(command(flags))
     while True:
         try:
             code = process.wait()
             return code if code >= 0 else 128 - code
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # nothing is sent on: a second signal would make it leave without saving
+            print("waiting for the training to save", flush=True)
 
 
 def evaluate(training: Training, options: Table3Options, data_dir: Path, path: Path) -> Mapping[str, object]:

@@ -10,6 +10,7 @@ from PIL import Image
 from test_evaluate_passes import random_trunk, write_pictures
 
 from datasets.errors import RunError, UserError
+from evaluate import table3_run
 from evaluate.grids import picture_grid
 from evaluate.table3_options import Table3Options
 from evaluate.table3_plan import HORSES, MAPS, PRESETS, PUBLISHED, Training, trainings
@@ -144,6 +145,27 @@ def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     third = Runner()
     assert run_table3(options, third) == 0 and third.calls == []
     assert capsys.readouterr().out.count("trained already") == 5 + 12
+
+
+def test_ctrl_c_reaches_a_training_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal signals the whole group; train.py takes a second signal for "leave at once"."""
+
+    class Process:
+        waits = 0
+
+        def __init__(self, command: Sequence[str]) -> None: ...
+
+        def wait(self) -> int:
+            Process.waits += 1
+            if Process.waits == 1:
+                raise KeyboardInterrupt
+            return 130
+
+        def send_signal(self, number: int) -> None:
+            raise AssertionError(f"signal {number} sent on")
+
+    monkeypatch.setattr(table3_run.subprocess, "Popen", Process)
+    assert table3_run.by_process([]) == 130 and Process.waits == 2
 
 
 def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
