@@ -3,6 +3,7 @@
 Searched in this order: the file named by the flag, the folder I2I_WEIGHTS, our cache and torch.hub's, a download.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Collection, Mapping
@@ -121,7 +122,8 @@ def _download(source: WeightsSource, target: Path) -> None:
             raise UserError(source.url, f"SHA-256 begins {found[:8]}; removed")
         arriving.replace(target)
         discard(arriving)
-        arriving.parent.rmdir()
+        with contextlib.suppress(OSError):  # another process may be downloading into it
+            arriving.parent.rmdir()
     except OSError as error:
         raise error_from_os(error, arriving) or UserError(
             arriving, f"cannot be written: {error.strerror}"

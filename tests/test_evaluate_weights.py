@@ -105,6 +105,15 @@ def test_download_goes_on_where_it_was_cut(server: Server, places: Path) -> None
     assert [path.name for path in (cache / "weights").iterdir()] == ["w.pth"]
 
 
+def test_download_beside_another(server: Server, places: Path) -> None:
+    """The folder of arriving files is not empty when one of them is complete."""
+    other = places / "cache" / "weights" / "arriving" / "other.pth.part"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"half")
+    assert find_file(_source(server), None, places / "cache").read_bytes() == CONTENT
+    assert other.read_bytes() == b"half"
+
+
 def test_download_with_another_hash_is_removed(server: Server, places: Path) -> None:
     source = replace(_source(server), hash_prefix="00000000")
     with pytest.raises(WeightsMissing, match=f"SHA-256 begins {PREFIX}; removed"):
