@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datasets.errors import UserError
+from datasets.errors import RunError, UserError
 from evaluate import lpips, pixels
 from evaluate.batches import (
     Batch,
@@ -71,23 +71,31 @@ class Measurements:
     def features(self, name: FeatureName, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """(n, 2048) features of pictures that were computed before, in their order."""
         keys = [self._feature_key(name, picture) for picture in pictures]
-        return np.stack([value for _, value in self.cache.stream(keys)])
+        return np.stack(self._stored(keys))
 
     def pair_values(self, name: str, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """(n,) values of pairs that were computed before, in their order."""
         keys = [self._pair_key(name, pair) for pair in pairs]
-        return np.array([value[0] for _, value in self.cache.stream(keys)], np.float64)
+        return np.array([value[0] for value in self._stored(keys)], np.float64)
 
     def lpips_sum(self, pictures: Sequence[Picture]) -> lpips.FeatureSum:
         """The sum over a set that was computed before."""
         key = self._sum_key(pictures)
-        value = torch.from_numpy(self.cache.get([key])[key].copy())
+        value = torch.from_numpy(self._stored([key])[0].copy())
         return lpips.FeatureSum(value[1:], float(value[0]), len(pictures))
 
     def lpips_to_set(self, pictures: Sequence[Picture], other: str) -> NDArray[np.float64]:
         """(n,) mean LPIPS of each picture to the set of this hash, computed before."""
         keys = [self._to_set_key(picture, other) for picture in pictures]
-        return np.array([value[0] for _, value in self.cache.stream(keys)], np.float64)
+        return np.array([value[0] for value in self._stored(keys)], np.float64)
+
+    def _stored(self, keys: Sequence[str]) -> list[NDArray]:
+        """The entries of all keys. RunError where one is gone: statistics of fewer pictures would be wrong."""
+        found = [value for _, value in self.cache.stream(keys)]
+        if len(found) < len(keys):
+            reason = f"{len(keys) - len(found)} of {len(keys)} computed entries cannot be read back"
+            raise RunError("feature cache", reason, "the same command computes them again, or --no_cache")
+        return found
 
     def compute(self, wanted: Wanted) -> None:
         """Run the pass. Raises UserError naming a file that cannot be read or gives values that are not finite."""

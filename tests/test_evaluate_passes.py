@@ -1,5 +1,6 @@
 """One pass over the files: every picture once, everything computed, nothing computed twice."""
 
+import sqlite3
 import weakref
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from test_evaluate_networks import random_inception_state
 from torch import Tensor, nn
 
-from datasets.errors import UserError
+from datasets.errors import RunError, UserError
 from evaluate import batches, lpips, pixels
 from evaluate.batches import make_batches
 from evaluate.bootstrap import half_intervals
@@ -149,6 +150,20 @@ def test_new_fakes_cost_only_the_fakes(folders: tuple[Path, Path], tmp_path: Pat
     second = _measurements(tmp_path / "cache")
     second.compute(wanted_by([row], ("fid", "kid")))
     assert second.networks.seen["fid"] == 5  # type: ignore[attr-defined]
+
+
+def test_entries_that_are_lost_end_the_report(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Never a number over fewer pictures than the report counts."""
+    paired, unpaired = _row(folders, paired=True), _row(folders, paired=False)
+    measurements = _measurements(tmp_path / "cache")
+    measurements.compute(wanted_by([paired, unpaired], ALL))
+    with sqlite3.connect(tmp_path / "cache") as database:  # the last picture's entries, and sums over sets
+        key = paired.fakes[-1].key
+        database.execute("UPDATE entries SET sum = sum + 1 WHERE key LIKE ?", (f"%{key}%",))
+        database.execute("UPDATE entries SET sum = sum + 1 WHERE key LIKE 'lpips_sum%'")
+    for row, flag in ((paired, "fid"), (paired, "psnr"), (unpaired, "kid"), (unpaired, "lpips")):
+        with pytest.raises(RunError, match="cannot be read back"):
+            evaluate_row(row, [flag], measurements)
 
 
 def test_both_directions_and_several_runs_share_the_pass(tmp_path: Path) -> None:
