@@ -82,5 +82,23 @@ def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
     return flags
 
 
+def _take_back(argv: list[str]) -> list[str]:
+    """`--no_compile` undoes the `--compile` of a file or a saved run in front of it, as `--flip` undoes `--no_flip`."""
+    switches = [name for name, value in to_dict(TrainOptions()).items() if isinstance(value, bool)]
+    opposite = {
+        f"--{name.removeprefix('no_') if name.startswith('no_') else 'no_' + name}": name for name in switches
+    }
+    kept: list[str] = []
+    for word in argv:
+        if (
+            word in opposite and word[2:] not in switches
+        ):  # dropout and no_dropout are two options of their own
+            kept = [earlier for earlier in kept if earlier != f"--{opposite[word]}"]
+        else:
+            kept.append(word)
+    return kept
+
+
 def _parse(argv: Sequence[str]) -> TrainOptions:
-    return parse_flags(TrainOptions, argv, "train.py", "Train CycleGAN or Pix2Pix on a folder of pictures.")
+    description = "Train CycleGAN or Pix2Pix on a folder of pictures."
+    return parse_flags(TrainOptions, _take_back(list(argv)), "train.py", description)

@@ -1,6 +1,7 @@
 """From options to a finished (or interrupted) training: the run's folder, resuming, viewers, exit code."""
 
 import contextlib
+import dataclasses
 import os
 import platform
 import shlex
@@ -11,16 +12,17 @@ from typing import Any
 import torch
 
 from datasets.check import changes
-from datasets.errors import printable, set_log_file
+from datasets.errors import UserError, printable, set_log_file
 from gan import rng
 from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.loop import Evaluate, Plan, Training
 from gan.metrics_log import MetricsLog, read_records
+from gan.network_state import describe_difference
 from gan.new_folder import new_folder
-from gan.options import TrainOptions, changes_that_matter, stored_dict
+from gan.options import ModelGroup, TrainOptions, changes_that_matter, stored_dict
 from gan.resume import refuse_changes, refuse_existing, resume_command, run_command_line
 from gan.run_folder import RunFolder
-from gan.setup import TrainingData, build_data, build_trainer, check_sizes
+from gan.setup import TrainingData, build_data, build_trainer, check_device, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
 from gan.training_state import Position, check_format, checkpoint_size, restore
 from gan.training_step import Trainer
@@ -45,6 +47,7 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
         set_log_file(run.log)
         rng.deterministic(options.run.deterministic)
         rng.seed_everything(options.run.seed)
+        check_device(options)
         trainer = build_trainer(options)
         check_sizes(options, trainer.networks)
         run.require_space(2 * checkpoint_size(trainer))  # a new one is written before an old one goes
@@ -62,6 +65,7 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
 
 def dry_run(options: TrainOptions) -> int:
     """Print what would be done; write nothing."""
+    check_device(options)
     trainer = build_trainer(options)
     check_sizes(options, trainer.networks)
     run = RunFolder.at(Path(options.run.checkpoints_dir), options.run.name)
@@ -179,13 +183,23 @@ def _resume(
     was, now = state["data"].split("\0"), data.report.listing
     if change := changes(was, now):
         refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
-    position = restore(trainer, state, str(path))
+    try:
+        position = restore(trainer, state, str(path))
+    except UserError as error:
+        names = [field.name for field in dataclasses.fields(ModelGroup)]
+        misfit = describe_difference(state["options"], stored_dict(options), names)
+        if misfit:  # tensor names mean nothing to the person who changed an option
+            reason = f"networks do not fit: checkpoint -> asked for: {', '.join(misfit)}"
+            raise UserError(path, reason, "use the options it was trained with") from error
+        raise
+    if state["options"].get("best_by") != options.output.best_by:
+        position.best = None  # a figure of another metric
     log.truncate(state["metrics_bytes"])
     return position
 
 
 def _say_nothing_left(run: RunFolder, options: TrainOptions, position: Position) -> None:
-    more = options.schedule.n_epochs + 10
+    more = max(1, position.epoch - 1 - options.schedule.n_epochs_decay + 10)
     print(
         f"nothing left to train: all {position.epoch - 1} epochs of {run.name} are done\n"
         f"to extend it:  {resume_command(run)} --n_epochs {more}"

@@ -157,10 +157,19 @@ class Training:
         if "target" in images:
             metrics["val_l1"] = _mean_distance(images["fake"], images["target"])
         if self.evaluate and self.plan.eval_every and self.position.epoch % self.plan.eval_every == 0:
-            metrics |= self.evaluate(images)
+            metrics |= self._evaluated(images)
         if metrics:
             self._record({"kind": "metrics", "metrics": metrics})
         return metrics
+
+    def _evaluated(self, images: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """The metrics of --eval_every; a metric that fails is no reason to lose an epoch."""
+        assert self.evaluate is not None
+        try:
+            return self.evaluate(images)
+        except (UserError, RuntimeError) as error:
+            say(f"warning: metrics not computed: {error}; training goes on")
+            return {}
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         name = self.plan.best_by
@@ -177,9 +186,10 @@ class Training:
         at = self.position
         require_finite_weights(self.trainer.networks, at.step, self.run)
         state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.listing)
-        done = at.epoch if at.batches else at.epoch - 1
         try:
-            save_checkpoint(self.run.path, state, step=at.step, epoch=done, keep=self.plan.keep, best=best)
+            save_checkpoint(
+                self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=self.plan.keep, best=best
+            )
             if (
                 not self.run.options.exists()
             ):  # somebody deleted the run's folder; now it can be resumed again

@@ -85,8 +85,8 @@ class ModelGroup:
     """Normalization of the generator. nc_ms: normalized convolution with moment shortcut. Default: instance for
     cycle_gan, batch for pix2pix."""
     base_norm: BaseNormName | None = None
-    """Norm of the places that --norm leaves alone, and of the discriminators. Default: instance for cycle_gan,
-    batch for pix2pix."""
+    """Norm of the places that --norm leaves alone, and of the discriminators. Default: --norm itself where it is
+    instance, batch or none; none with nc; else instance for cycle_gan, batch for pix2pix."""
     netG: GeneratorName | None = None
     """Generator. Default: resnet_9blocks for cycle_gan, unet_256 for pix2pix."""
     netD: DiscriminatorName = "basic"
@@ -128,7 +128,7 @@ class LossGroup:
     lambda_L1: float = 100.0
     """Weight of the L1 distance to the target (pix2pix)."""
     lambda_gp: float = 10.0
-    """Weight of the gradient penalty of wgangp."""
+    """Weight of the gradient penalty of wgangp; the rest of the discriminator's loss counts half."""
     pool_size: int | None = None
     """Images kept for the discriminator. Default: 50 for cycle_gan, 0 for pix2pix."""
 
@@ -318,6 +318,14 @@ def changes_that_matter(saved: dict[str, Any], wanted: dict[str, Any]) -> list[s
     ]
 
 
+def _computed_metrics(flat: dict[str, Any]) -> list[str]:
+    """Names that --eval_metrics writes: cycle_gan has no targets, and figures of both directions and their mean."""
+    flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
+    if flat["model"] == "pix2pix":
+        return ["val_l1", *flags]
+    return [flag + side for flag in flags if flag not in ("psnr", "ssim", "l1") for side in ("", "_A", "_B")]
+
+
 def _check(flat: dict[str, Any]) -> None:
     """Ranges that types cannot say."""
     if not flat["dataroot"]:
@@ -329,7 +337,7 @@ def _check(flat: dict[str, Any]) -> None:
         "lambda_A": 0, "lambda_B": 0, "lambda_identity": 0, "lambda_L1": 0, "lambda_gp": 0, "seed": 0,
     }  # fmt: skip
     for name, low in at_least.items():
-        if flat[name] is not None and not flat[name] >= low:  # `not >=` also catches nan
+        if flat[name] is not None and not low <= flat[name] < float("inf"):  # catches nan as well
             raise UserError(f"--{name}", f"is {flat[name]}", f"allowed: {low} or more")
     if flat["max_dataset_size"] is not None and flat["max_dataset_size"] < 1:
         raise UserError("--max_dataset_size", f"is {flat['max_dataset_size']}", "allowed: 1 or more")
@@ -340,6 +348,11 @@ def _check(flat: dict[str, Any]) -> None:
         raise UserError("--seed", f"is {flat['seed']}", f"allowed: 0 to {2**32 - 1}")
     if not 0 <= flat["beta1"] < 1:
         raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
+    if (
+        "@" in flat["visdom_server"]
+    ):  # no part of an address but a login has one; options are stored and shown
+        fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
+        raise UserError("--visdom_server", "holds a login", fix)
     if not 0 < flat["visdom_port"] < 65536:
         raise UserError("--visdom_port", f"is {flat['visdom_port']}", "allowed: 1 to 65535")
     if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
@@ -349,7 +362,16 @@ def _check(flat: dict[str, Any]) -> None:
     if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
         reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
         raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
+    if flat["compile"] and flat["gan_mode"] == "wgangp":
+        raise UserError(
+            "--compile", "the gradient penalty of wgangp cannot be compiled", "leave one of them out"
+        )
     needs_evaluation = flat["best_by"] is not None and flat["best_by"] != "val_l1"
+    if needs_evaluation and flat["best_by"] not in _computed_metrics(flat):
+        known = ", ".join(_computed_metrics(flat))
+        raise UserError(
+            "--best_by", f"{flat['best_by']} is not among the computed metrics", f"allowed: {known}"
+        )
     if needs_evaluation and not flat["eval_every"]:
         raise UserError("--best_by", f"{flat['best_by']} is never computed", "add --eval_every N")
     if flat["best_by"] == "val_l1" and flat["model"] == "cycle_gan":

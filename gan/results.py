@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
+
 from datasets.check import scan
 from datasets.errors import UserError, printable
 from datasets.images import load_image, save_png
@@ -34,6 +36,7 @@ def run_test(options: TranslationOptions) -> int:
         if value is not None and value < (2 if flag == "size" else 1):
             raise UserError(f"--{flag}", f"is {value}", f"allowed: {2 if flag == 'size' else 1} or more")
     run = RunFolder.at(Path(options.checkpoints_dir), options.name)
+    torch.manual_seed(0)  # --test_mode train draws dropout: the same pictures every time
     translator = load_translator(
         run.path,
         epoch=options.epoch,
@@ -75,7 +78,7 @@ def translate_test_split(translator: Translator, options: TranslationOptions) ->
         Path(options.dataroot or data.dataroot), "test", data.dataset_mode, options.num_test
     )
     source, target = translator.direction.split("to")
-    if translator.direction == "BtoA":
+    if translator.direction == "BtoA" and sources.layout != "folder":
         sources = sources.swapped()
     if not sources.is_paired:
         sources = replace(sources, b=())  # the other domain is not shown

@@ -21,6 +21,7 @@ from gan.pool import ImagePool
 from gan.precision import Placement, find_device
 from gan.training_step import Batch, Trainer
 from models.build import build_discriminator, build_generator, initialize
+from models.normalized_conv import NormalizedConv2d
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,25 @@ def build_data(options: TrainOptions) -> TrainingData:
     return TrainingData(sources, dataset, report, fixed_samples(dataset, chosen), steps, batches)
 
 
+def check_device(options: TrainOptions) -> None:
+    """Refuse what the device cannot do, before anything is written. Raises UserError naming the flag."""
+    device = find_device(options.device.device)
+    if options.run.deterministic and device.type == "cuda" and str(options.model.netG).startswith("resnet"):
+        reason = "reflection padding has no deterministic gradient on a GPU"
+        raise UserError("--deterministic", reason, "use a U-Net generator, or leave it out")
+    if options.model.nc_backend == "cuda":
+        try:
+            NormalizedConv2d(1, 1, 3, backend="cuda").to(device)(torch.ones(1, 1, 3, 3, device=device))
+        except RuntimeError as error:
+            raise UserError("--nc_backend", str(error).splitlines()[0], "use auto") from error
+
+
 def check_sizes(options: TrainOptions, networks: dict[str, Any]) -> None:
     """Refuse a crop that a network cannot take, before any data is read. Raises UserError naming the flag."""
     crop = options.data.crop_size
+    if options.data.preprocess in ("none", "scale_width") and options.loss.gan_mode == "wgangp":
+        reason = "the gradient penalty mixes pictures, which then differ in size"
+        raise UserError("--gan_mode", f"wgangp: {reason}", "use --preprocess resize_and_crop")
     for name, network in networks.items():
         multiple, least = getattr(network, "size_multiple", 1), getattr(network, "min_size", 1)
         if options.data.preprocess in ("none", "scale_width") and (

@@ -29,7 +29,7 @@ class Translator:
     direction: str
     checkpoint: Path
     step: int
-    epoch: int
+    epoch: int  # epochs that were finished
     placement: Placement
 
     @property
@@ -73,7 +73,9 @@ def load_translator(
         raise UserError(run, "no such run", f"check --name and --checkpoints_dir; {known}")
     state, path = load_checkpoint(run, which)
     check_format(state, str(path))
-    options = from_dict(state["options"])
+    options = from_dict(
+        state["options"] | {"nc_backend": "auto"}
+    )  # this machine's, not the one it was trained on
     direction = direction or options.data.direction
     name = _generator_name(options, direction)
     network = generators(options)[name]
@@ -81,8 +83,7 @@ def load_translator(
     placement = Placement(find_device(device))
     placement.put_network(network).train(test_mode == "train")
     position = state["position"]
-    done = position["epoch"] if position["batches"] else position["epoch"] - 1
-    return Translator(network, options, direction, path, position["step"], done, placement)
+    return Translator(network, options, direction, path, position["step"], position["epoch"] - 1, placement)
 
 
 def pad_to_fit(images: Tensor, network: nn.Module) -> Tensor:

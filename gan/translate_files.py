@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.errors import UserError
+from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.images import inspect_image, save_png, to_picture, to_tensor
 from gan.translate import Translator
 
@@ -38,7 +38,14 @@ def translate_pictures(
 
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
         for batch in same_size_batches(ahead(decode, pictures), batch_size):
-            outputs = translator(torch.stack([to_tensor(image) for image, _ in batch]))
+            try:
+                outputs = translator(torch.stack([to_tensor(image) for image, _ in batch]))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                width, height = batch[0][0].size
+                fix = "force a smaller --size, or lower --batch_size"
+                raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", fix) from error
             for output, (_, path) in zip(outputs, batch, strict=True):
                 save_png(to_picture(output), path)
             bar.update(len(batch))

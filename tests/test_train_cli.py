@@ -259,7 +259,7 @@ def test_an_edited_options_file_does_not_fool_a_resume(runs: Path) -> None:
     assert outcome.code == 2
     assert "  ngf: 2 -> 4" in outcome.err.splitlines()
     forced = go_on(runs, "--n_epochs", 3, "--override")
-    assert forced.code == 2 and "does not fit this network" in forced.error
+    assert forced.code == 2 and "ngf: 2 -> 4" in forced.error
 
 
 def test_another_model_is_refused_even_when_forced(runs: Path) -> None:
