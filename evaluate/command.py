@@ -50,16 +50,7 @@ def build_report(options: EvaluateOptions) -> Report:
     started = time.perf_counter()
     check(options)
     asked = parse_flags(options.metrics) if options.metrics else None
-    weights, missing = find_weights(
-        FLAGS if asked is None else asked,
-        WeightsChoice(
-            options.cache_dir or cache_folder(),
-            options.inception_weights,
-            options.lpips_weights,
-            options.offline,
-            options.allow_unverified,
-        ),
-    )
+    weights, missing = weights_for(FLAGS if asked is None else asked, options)
     for flag in asked or ():
         if flag in missing:
             raise missing[flag]
@@ -67,6 +58,20 @@ def build_report(options: EvaluateOptions) -> Report:
     report = measure(options, choose(asked, rows, smallest_side(protocol), missing), rows, protocol, weights)
     extra = baseline_rows(run_options, options, asked) if options.baselines else []
     return dataclasses.replace(report, rows=[*report.rows, *extra], seconds=time.perf_counter() - started)
+
+
+def weights_for(
+    flags: Sequence[str], options: EvaluateOptions
+) -> tuple[dict[str, Weights], dict[str, UserError]]:
+    """The weights that these metrics need, by network, and by metric why some cannot be had."""
+    choice = WeightsChoice(
+        options.cache_dir or cache_folder(),
+        options.inception_weights,
+        options.lpips_weights,
+        options.offline,
+        options.allow_unverified,
+    )
+    return find_weights(flags, choice)
 
 
 def check(options: EvaluateOptions) -> None:

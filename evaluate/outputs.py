@@ -49,9 +49,14 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], m
 
 def _maker(translator: Translator, mode: str) -> str:
     """Identifies the network and how it is run: 64 hex digits."""
-    sidecar = read_sidecar(translator.checkpoint)
-    checkpoint = sidecar.sha256 if sidecar else sha256(translator.checkpoint)
+    checkpoint = checkpoint_hash(translator.checkpoint)
     return hashlib.sha256(json.dumps([checkpoint, translator.direction, mode]).encode()).hexdigest()
+
+
+def checkpoint_hash(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint: its sidecar's, else computed."""
+    sidecar = read_sidecar(checkpoint)
+    return sidecar.sha256 if sidecar else sha256(checkpoint)
 
 
 def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:

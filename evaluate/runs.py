@@ -8,7 +8,7 @@ from typing import Literal
 from datasets.errors import UserError
 from datasets.layouts import Sources, find_sources
 from evaluate.metrics import Comparison
-from evaluate.outputs import make_outputs
+from evaluate.outputs import checkpoint_hash, make_outputs
 from evaluate.pictures import Picture, pictures_of, pictures_of_side
 from evaluate.protocol import Protocol
 from gan.options import TrainOptions, stored_dict
@@ -126,6 +126,7 @@ def _comparison(run: Path, translator: Translator, choice: RunChoice) -> Compari
             "epoch": translator.epoch,
             "step": translator.step,
             "checkpoint": choice.epoch,
+            "checkpoint_sha256": checkpoint_hash(translator.checkpoint),
             "data": str(sources.root),
             "layout": sources.layout,
             "configuration": configuration(options),

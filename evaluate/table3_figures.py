@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from datasets.images import load_image
 from evaluate.grids import save_grid
 from evaluate.runs import RunChoice, test_sides
 from evaluate.table3_options import Table3Options
@@ -53,6 +54,6 @@ def figure_rows(
         chosen = [round(i * (len(inputs) - 1) / max(count - 1, 1)) for i in range(count)]
         names = output_names([picture.path for picture in inputs])
         rows.setdefault("input", [inputs[i].load_image() for i in chosen])
-        rows[TITLES[training.norm]] = [Image.open(folder / names[i]) for i in chosen]
+        rows[TITLES[training.norm]] = [load_image(folder / names[i]) for i in chosen]
         targets = [reals[i].load_image() for i in chosen] if sources.is_paired else []
     return rows | ({"target": targets} if targets else {})

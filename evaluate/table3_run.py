@@ -12,8 +12,9 @@ from evaluate.options import EvaluateOptions
 from evaluate.report import to_json
 from evaluate.table3_figures import write_figures
 from evaluate.table3_options import Table3Options
-from evaluate.table3_plan import DATA_SETS, PRESETS, Preset, Training, command, trainings
+from evaluate.table3_plan import DATA_SETS, PRESETS, Preset, Training, command, options_of, trainings
 from evaluate.table3_results import csv_text, latex, markdown, protocol_of, read_row, table_rows
+from evaluate.table3_reuse import is_current
 from evaluate.table3_text import count_notes, missing_data, print_plan, progress
 from gan.run_folder import RunFolder, require_writable, write_atomically
 
@@ -105,28 +106,28 @@ def by_process(flags: Sequence[str]) -> int:
 
 
 def evaluate(training: Training, options: Table3Options, data_dir: Path, path: Path) -> Mapping[str, object]:
-    """The training's report, from its file where it is complete and of the same flags, else computed."""
+    """The training's report, from its file where nothing that it was computed from has changed, else computed."""
     run = options.checkpoints_dir / training.name
     flags = [*training.flags(data_dir, options.checkpoints_dir), options.epoch]
+    evaluation = EvaluateOptions(
+        runs=(str(run),),
+        metrics="",
+        epoch=options.epoch,
+        dataroot=data_dir / training.setting.data.name,
+        output=run / "evaluation",
+        inception_weights=options.inception_weights,
+        lpips_weights=options.lpips_weights,
+        allow_unverified=options.allow_unverified,
+        offline=options.offline,
+        cache_dir=options.cache_dir,
+        device=options.device,
+    )
     stored = read_row(path)
-    if stored is not None and stored["flags"] == flags and not stored["not_computed"]:
+    trained = options_of(training.flags(data_dir, options.checkpoints_dir))
+    if stored is not None and stored["flags"] == flags and is_current(stored, run, trained, evaluation):
         print("evaluated already", flush=True)
         return stored
-    report = build_report(
-        EvaluateOptions(
-            runs=(str(run),),
-            metrics="",
-            epoch=options.epoch,
-            dataroot=data_dir / training.setting.data.name,
-            output=run / "evaluation",
-            inception_weights=options.inception_weights,
-            lpips_weights=options.lpips_weights,
-            allow_unverified=options.allow_unverified,
-            offline=options.offline,
-            cache_dir=options.cache_dir,
-            device=options.device,
-        )
-    )
+    report = build_report(evaluation)
     content: dict[str, object] = {**json.loads(to_json(report)), "flags": flags, "remarks": report.remarks}
     write_atomically(path, json.dumps(content, indent=1).encode())
     return content

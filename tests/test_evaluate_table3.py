@@ -1,7 +1,9 @@
 """Table 3: what is planned, what the numbers in it are, and that all eight rows run, stop and go on."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,44 @@ def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     third = Runner()
     assert run_table3(options, third) == 0 and third.calls == []
     assert capsys.readouterr().out.count("trained already") == 5 + 12
+
+
+def test_a_row_whose_makings_changed_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Output pictures, checkpoint, weights, real pictures: each change is noticed, and nothing else is."""
+    trunk, other = tmp_path / "alexnet.pth", tmp_path / "other.pth"
+    torch.save(random_trunk(), trunk)
+    torch.save({name: value * 1.5 for name, value in random_trunk().items()}, other)
+    options = Table3Options(
+        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
+        allow_unverified=True, offline=True, device="cpu", pictures=2, only="maps_pix2pix_nc_ms_BtoA",
+    )  # fmt: skip
+    (training,) = trainings(PRESETS["smoke"], [0], options.only)
+    row = tmp_path / "out" / "rows" / f"{training.name}.json"
+    assert run_table3(options, Runner()) == 0
+    whole = json.loads(row.read_text()) | {"not_computed": {}}  # as if all weights were there
+
+    def used_again(changed: Table3Options = options) -> bool:
+        row.write_text(json.dumps(whole))
+        capsys.readouterr()
+        assert run_table3(changed, Runner()) == 0
+        return "evaluated already" in capsys.readouterr().out
+
+    assert used_again()
+    assert not used_again(replace(options, lpips_weights=other))
+    pictures = tmp_path / "runs" / training.name / "evaluation"
+    shutil.rmtree(pictures)
+    assert not used_again() and list(pictures.glob("epoch-*/BtoA/*.png"))
+    checkpoint = whole["rows"][0].pop("checkpoint_sha256")
+    assert not used_again()
+    whole["rows"][0]["checkpoint_sha256"] = checkpoint
+    assert used_again()
+    first = next(
+        path for path in sorted((tmp_path / "out/data/maps").glob("*/*.*")) if path.parent.name != "train"
+    )
+    Image.open(first).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(first)
+    assert not used_again()
 
 
 def test_ctrl_c_reaches_a_training_once(monkeypatch: pytest.MonkeyPatch) -> None:
