@@ -77,16 +77,27 @@ class Report:
 
 
 def with_groups(rows: Sequence[Row]) -> list[Row]:
-    """The rows, and after them mean and standard deviation of every configuration that has several seeds."""
+    """The rows, and after them mean and standard deviation of every configuration that has several seeds.
+
+    Seeds of one configuration are rows of equal data, direction and epoch (or each its best), all of another seed.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if "configuration" in row.details:
             data, kind = row.details.get("data"), row.details.get("checkpoint")
+            epoch = (
+                "best" if kind == "best" else row.details.get("epoch")
+            )  # each run's best is at its own epoch
             key = json.dumps(
-                [row.details["configuration"], data, kind, row.direction], sort_keys=True, default=str
+                [row.details["configuration"], data, kind, epoch, row.direction], sort_keys=True, default=str
             )
             groups.setdefault(key, []).append(row)
-    return [*rows, *(_grouped(group) for group in groups.values() if len({r.label for r in group}) > 1)]
+    return [*rows, *(_grouped(group) for group in groups.values() if _are_seeds(group))]
+
+
+def _are_seeds(rows: Sequence[Row]) -> bool:
+    """Several rows, no two of one seed: the same training twice says nothing about the spread."""
+    return len(rows) > 1 and len({row.details.get("seed") for row in rows}) == len(rows)
 
 
 def _grouped(rows: Sequence[Row]) -> Row:
@@ -99,7 +110,7 @@ def _grouped(rows: Sequence[Row]) -> Row:
         n_fake=rows[0].n_fake,
         n_real=rows[0].n_real,
         values={name: float(found.mean()) for name, found in by_name.items()},
-        spreads={name: float(found.std(ddof=1)) for name, found in by_name.items()},
+        spreads={name: float(x.std(ddof=1)) for name, x in by_name.items() if np.isfinite(x).all()},
         seeds=len(rows),
         missing=rows[0].missing,
         details={"seed": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},

@@ -1,0 +1,49 @@
+"""Rows of a report: which are seeds of one configuration, what spreads there are, and tables of them."""
+
+import math
+import warnings
+
+import pytest
+
+from evaluate.metrics import METRICS
+from evaluate.report import Row, with_groups
+from evaluate.tables import terminal_table
+
+
+def row(label: str, seed: int, epoch: int, values: dict[str, float], kind: str = "last") -> Row:
+    """A run's row; all of one configuration."""
+    details = {"configuration": {"lr": 1}, "data": "d", "checkpoint": kind, "epoch": epoch, "seed": seed}
+    return Row(label, "AtoB", f"{kind} (epoch {epoch})", 3, 4, values, details=details)
+
+
+@pytest.mark.parametrize(
+    ("second", "grouped"),
+    [
+        (row("run_1", 1, 5, {"psnr": 20.0}), True),
+        (row("run_1", 1, 4, {"psnr": 20.0}), False),  # not trained as long
+        (row("copy", 0, 5, {"psnr": 20.0}), False),  # the same seed
+    ],
+)
+def test_what_counts_as_seeds(second: Row, grouped: bool) -> None:
+    rows = with_groups([row("run_0", 0, 5, {"psnr": 10.0}), second])
+    assert len(rows) == 2 + grouped
+    if grouped:
+        assert rows[2].values == {"psnr": 15.0} and rows[2].spreads["psnr"] == pytest.approx(50**0.5)
+
+
+def test_the_best_of_each_run_is_at_its_own_epoch() -> None:
+    rows = [row("run_0", 0, 5, {"fid": 1.0}, "best"), row("run_1", 1, 3, {"fid": 3.0}, "best")]
+    assert with_groups(rows)[2].values == {"fid": 2.0}
+
+
+@pytest.mark.parametrize("other", [20.0, math.inf])
+def test_infinite_values_have_no_spread(other: float) -> None:
+    rows = [
+        row("run_0", 0, 5, {"psnr": math.inf, "l1": 0.0}),
+        row("run_1", 1, 5, {"psnr": other, "l1": 0.2}),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean = with_groups(rows)[2]
+    assert mean.values["psnr"] == math.inf and set(mean.spreads) == {"l1"}
+    assert "nan" not in terminal_table([mean], METRICS)
