@@ -91,6 +91,29 @@ def test_names_and_options_cannot_break_out_of_the_page(tmp_path):
     assert info["name"] == name and info["options"] == {"dataroot": options["dataroot"], "n_epochs": 3}
 
 
+@pytest.mark.parametrize("name", ["{{script}}", "{{style}}", "{{run}}"])
+def test_a_name_like_a_placeholder_is_only_a_name(name, tmp_path):
+    page = Page()
+    page.start(RunInfo(name, tmp_path, {"dataroot": name}, ""), [])
+    text = (tmp_path / "index.html").read_text()
+    assert f"<h1>{name}</h1>" in text
+    assert text.count("class RunView") == 1, "the scripts are in the page once"
+
+
+def test_the_longest_pause_between_records_is_told(run, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    page = Page()
+    page.start(run.info, [])
+    assert state(run.folder)["longest_pause"] == 0
+    for now in (10.0, 910.0, 950.0):
+        page.record(train_record(int(now)))
+    assert state(run.folder)["longest_pause"] == 900
+    now = 5000.0
+    page.close()
+    assert state(run.folder)["longest_pause"] == 900, "the end is no record"
+
+
 def test_the_page_loads_nothing_from_elsewhere(run):
     page = Page()
     page.start(run.info, [])

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import math
 import shutil
 import threading
@@ -201,6 +202,20 @@ def test_it_updates_itself_while_training(run_and_page, open_file):
     assert len(watched.curve("G_GAN")) == (EPOCHS + 2) * 8
     page.close()
     watched.wait("document.getElementById('status').textContent === 'ended'", 8)
+
+
+def test_no_news_is_measured_by_the_pace_of_the_run(run_and_page, open_file):
+    run, _ = run_and_page
+    watched = open_file(run)
+    watched.wait("document.getElementById('status').textContent === 'training'")
+    news = (run.folder / "page" / "state.js").read_text()
+    state = json.loads(news.removeprefix("gan.state(").removesuffix(");\n"))
+    state["updated"] -= 2000
+    for pause, status in ((5, "quiet"), (900, "training")):  # 2000 s are long after 5 s, not after 900 s
+        (run.folder / "page" / "state.js").write_text(
+            f"gan.state({json.dumps({**state, 'longest_pause': pause})});\n"
+        )
+        watched.wait(f"document.getElementById('status').dataset.status === '{status}'", 8)
 
 
 def test_a_resumed_run_makes_an_open_page_start_over(run_and_page, open_file):

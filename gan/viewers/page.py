@@ -35,11 +35,13 @@ class Page(Viewer):
         self._laid_out = False
         self._failed_at: float | None = None
         self._generation = ""
+        self._longest_pause = 0.0  # seconds between two records: how long a page may wait for news
         self._status = "training"
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         self._run = run
         self._generation = str(time.time_ns())  # an open page of an earlier start reloads itself
+        self._newest_at = time.monotonic()
         self._waiting = [_line(index, record) for index, record in enumerate(records)]
         self._write()
 
@@ -56,6 +58,9 @@ class Page(Viewer):
         self._write()
 
     def _append(self, record: Record) -> None:
+        now = time.monotonic()
+        self._longest_pause = max(self._longest_pause, now - self._newest_at)
+        self._newest_at = now
         self._waiting.append(_line(self._written + len(self._waiting), record))
         self._write()
 
@@ -109,6 +114,7 @@ class Page(Viewer):
             "generation": self._generation,
             "records": self._written,
             "status": self._status,
+            "longest_pause": round(self._longest_pause, 1),
             "updated": round(time.time(), 1),
         }
         _replace(self._run.folder / "page" / "state.js", f"gan.state({json.dumps(state)});\n")

@@ -5,6 +5,7 @@ Nothing is loaded from anywhere: style and scripts are written into the page.
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ def fill(template: str, script: str, **texts: str) -> str:
     """
     page = part(template)
     scripts = "\n".join(part(name) for name in (*_SHARED_SCRIPTS, script))
-    for name, text in {**texts, "style": part("page.css"), "script": scripts}.items():
-        page = page.replace("{{" + name + "}}", text)
-    return page
+    parts = {**texts, "style": part("page.css"), "script": scripts}
+    names = "|".join(map(re.escape, parts))
+    # all at once: a text that looks like a placeholder stays a text
+    return re.sub(r"\{\{(" + names + r")\}\}", lambda match: parts[match[1]], page)
 
 
 def part(name: str) -> str:

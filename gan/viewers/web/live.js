@@ -41,7 +41,7 @@ const gan = (() => {
   function showStatus() {
     if (!state) return;
     const age = Date.now() / 1000 - state.updated;
-    const quiet = state.status === "training" && age > 600;
+    const quiet = state.status === "training" && age > Math.max(600, 3 * state.longest_pause);
     pill.dataset.status = quiet ? "quiet" : state.status;
     pill.textContent = quiet ? `no news for ${duration(age)}` : state.status;
     pill.title = "last news: " + new Date(state.updated * 1000).toLocaleString();
