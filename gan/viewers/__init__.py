@@ -5,6 +5,7 @@ raise from any method: `Viewers` then drops it with one warning and training goe
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,8 +109,11 @@ class Viewers:
 
 
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that may be shown: whatever is called a password stays out of pages, logs and panes."""
-    return {name: value for name, value in options.items() if "password" not in name.lower()}
+    """The options that may be shown: no password, and no login in the server's address, on pages and panes."""
+    public = {name: value for name, value in options.items() if "password" not in name.lower()}
+    if isinstance(server := public.get("visdom_server"), str):
+        public["visdom_server"] = re.sub(r"^(\w+://)?.*@", r"\1", server, flags=re.DOTALL)
+    return public
 
 
 def say(line: str) -> None:

@@ -5,6 +5,7 @@ The methods below only put things into an inbox; `visdom_sender` does the rest i
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ class Visdom(Viewer):
     mode: auto uses a server that answers, now or later; on starts one on this machine if none does, and stops it at
     the end unless `keep`; offline sends nothing (`python -m gan.viewers RUN` plays the run's files later); off is
     silent. The password may come from the environment variable VISDOM_PASSWORD instead, the name from
-    VISDOM_USERNAME. Raises UserError for a user name without a password.
+    VISDOM_USERNAME. A user name without a password is one warning, and no login is sent.
     """
 
     def __init__(
@@ -46,14 +47,20 @@ class Visdom(Viewer):
         self._env = env
         self._keep = keep
         self._sender: Sender | None = None
-        self._client = make_client(Address(server, port, base_url), username, password)
+        username, password = _login(username, password)
+        self._lacks_password = username if not password else ""
+        self._client = Client(Address(server, port, base_url), username if password else "", password)
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         if self._mode == "off":
             return
         if self._mode == "offline":
-            say(f"visdom: offline; play the run into a server later with: python -m gan.viewers {run.folder}")
+            folder = shlex.quote(str(run.folder))
+            say(f"visdom: offline; play the run into a server later with: python -m gan.viewers {folder}")
             return
+        if self._lacks_password:
+            name = self._lacks_password
+            say(f"warning: visdom: no password for {name!r} (set VISDOM_PASSWORD); going on without a login")
         server = None
         if self._mode == "on" and self._client.address.is_loopback:
             server = LocalServer(run.folder / "visdom", self._client.address, self._keep)
@@ -82,14 +89,22 @@ class Visdom(Viewer):
 
 
 def make_client(address: Address, username: str, password: str) -> Client:
-    """A client with the login of these arguments or of VISDOM_USERNAME and VISDOM_PASSWORD."""
-    username = username or os.environ.get("VISDOM_USERNAME", "")
-    password = password or os.environ.get("VISDOM_PASSWORD", "")
+    """A client with the login of these arguments or of VISDOM_USERNAME and VISDOM_PASSWORD.
+
+    Raises UserError for a user name without a password.
+    """
+    username, password = _login(username, password)
     if username and not password:
         raise UserError(
             "--visdom_username", "there is no password for it", "set VISDOM_PASSWORD in the environment"
         )
     return Client(address, username, password)
+
+
+def _login(username: str, password: str) -> tuple[str, str]:
+    """User name and password, each from the environment where it is not given."""
+    username = username or os.environ.get("VISDOM_USERNAME", "")
+    return username, password or os.environ.get("VISDOM_PASSWORD", "")
 
 
 def environment_name(name: str) -> str:
