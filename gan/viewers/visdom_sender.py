@@ -215,7 +215,10 @@ class Sender:
                 self._closed_by_hand(str(event.get("target")))
 
     def _closed_by_hand(self, pane: str) -> None:
-        """A pane that somebody closed comes back whole with its next news."""
+        """A curve that somebody closed comes back whole with its next point, the samples with the next ones only.
+
+        Options and buttons stay away until everything is sent again.
+        """
         if pane == SAMPLES:
             self._board.moments.clear()
             self._board.moments_sent = 0
