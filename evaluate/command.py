@@ -194,13 +194,14 @@ def baseline_rows(
         if pairs is None:
             continue
         _, inputs, targets = test_sides(trained, trained.data.direction, run_choice(options, "last"))
-        found = baselines(pairs, list(zip(inputs, targets, strict=True)))
+        tests = list(zip(inputs, targets, strict=True))[: options.num_test]
+        found = baselines(pairs, tests)
         rows += [
             Row(
                 f"baseline: {name}",
                 trained.data.direction,
                 "",
-                len(inputs),
+                len(tests),
                 len(targets),
                 _among(values, asked),
             )

@@ -30,7 +30,7 @@ class EvaluateOptions:
     test_mode: Literal["eval", "train"] = "eval"
     """train: dropout and batch statistics on, the published Pix2Pix protocol."""
     num_test: int | None = None
-    """Only the first so many test pictures (another protocol id)."""
+    """Only the first so many test inputs, and their targets (another protocol id); FID and KID keep all reals."""
     dataroot: Path | None = None
     """Where the runs' data is now, if it has been moved."""
     baselines: bool = False

@@ -25,7 +25,8 @@ class Protocol:
     """size: side that all pictures are stretched to, or "WxH" where they are used as they are.
 
     mode: how outputs were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of
-    pictures. first: only so many test pictures, None for all. verified: all weights are the published ones.
+    pictures. first: only so many test inputs, None for all; reals are never cut. verified: all weights are the
+    published ones.
     """
 
     size: str
@@ -60,6 +61,8 @@ class Protocol:
             if native
             else f"inputs and real images stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)",
             made,
-            "all test pictures" if self.first is None else f"the first {self.first} test pictures only",
+            "outputs of all test inputs"
+            if self.first is None
+            else f"outputs of the first {self.first} test inputs only",
             "reals: all test pictures of the target domain, through the same resize",
         ] + ([] if self.verified else ["WEIGHTS NOT VERIFIED: these numbers compare with no others"])

@@ -11,7 +11,7 @@ from evaluate.metrics import Comparison
 from evaluate.outputs import checkpoint_hash, make_outputs
 from evaluate.pictures import Picture, pictures_of, pictures_of_side
 from evaluate.protocol import Protocol
-from gan.options import TrainOptions, stored_dict
+from gan.options import TrainOptions, channels, stored_dict
 from gan.run_folder import RunFolder
 from gan.translate import Translator, load_translator
 
@@ -70,11 +70,12 @@ def comparisons_of_run(run: Path, choice: RunChoice) -> tuple[list[Comparison], 
 def test_sides(
     options: TrainOptions, direction: str, choice: RunChoice
 ) -> tuple[Sources, list[Picture], list[Picture]]:
-    """(sources, inputs, real pictures of the target domain) of the test split for one direction."""
+    """(sources, inputs, real pictures of the target domain) of the test split for one direction.
+
+    All of them: --num_test cuts the inputs and their targets, never the real pictures a distribution is taken from.
+    """
     root = choice.dataroot or Path(options.data.dataroot)
-    return split_sides(
-        options, direction, find_sources(root, "test", options.data.dataset_mode, choice.num_test)
-    )
+    return split_sides(options, direction, find_sources(root, "test", options.data.dataset_mode))
 
 
 def split_sides(
@@ -83,9 +84,8 @@ def split_sides(
     """The same for given sources (the disk's A and B)."""
     if direction == "BtoA":
         sources = sources.swapped()
-    forward = direction == options.data.direction
-    model, size = options.model, options.data.crop_size
-    input_nc, output_nc = (model.input_nc, model.output_nc) if forward else (model.output_nc, model.input_nc)
+    size = options.data.crop_size
+    input_nc, output_nc = channels(options, direction)
     inputs = pictures_of_side(sources, "a", size, input_nc)
     reals = pictures_of_side(sources, "b", size, output_nc)
     if not inputs or not reals:
@@ -111,13 +111,14 @@ def _load(run: Path, choice: RunChoice, direction: str | None) -> Translator:
 def _comparison(run: Path, translator: Translator, choice: RunChoice) -> Comparison:
     options = translator.options
     sources, inputs, reals = test_sides(options, translator.direction, choice)
+    inputs = inputs[: choice.num_test]
     outputs = pictures_of(make_outputs(run, translator, inputs, choice.test_mode))
     return Comparison(
         label=run.resolve().name,
         direction=translator.direction,
         fakes=outputs,
         reals=reals,
-        targets=reals if sources.is_paired else None,
+        targets=reals[: choice.num_test] if sources.is_paired else None,
         inputs=inputs,
         checkpoint=f"{choice.epoch} (epoch {translator.epoch}, step {translator.step})",
         details={
