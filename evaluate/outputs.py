@@ -4,14 +4,18 @@ Beside them `outputs.json` says what made them (checkpoint, direction, mode) and
 still right is used again; an interrupted call left whole files only, and the next one makes the missing ones.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import torch
 
 from datasets.download import sha256
 from evaluate.pictures import Picture
 from gan.checkpoint_file import read_sidecar
+from gan.rng import forked
 from gan.run_folder import require_writable, write_atomically
 from gan.translate import Translator
 from gan.translate_files import output_names, translate_pictures
@@ -23,7 +27,7 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], m
     """The translation of every input, at the input's evaluated size. Returns their files, in the inputs' order.
 
     One picture at a time: batch statistics are then as published (mode "train"), and a call that goes on where
-    another was interrupted writes the same bytes.
+    another was interrupted writes the same bytes, dropout included.
 
     Raises UserError naming an input that cannot be read or an output that cannot be written.
     """
@@ -39,12 +43,27 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], m
             file.unlink()  # of another checkpoint, or of an input that has changed
     manifest = {"made_by": made_by, "inputs": known | inputs_of}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    missing = [
-        (picture.load_image, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()
-    ]
+    missing = [(picture, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()]
     if missing:
-        translate_pictures(translator, missing)
+        with _seeded(translator, [picture for picture, _ in missing]):
+            translate_pictures(translator, [(picture.load_image, file) for picture, file in missing])
     return files
+
+
+@contextlib.contextmanager
+def _seeded(translator: Translator, pictures: Sequence[Picture]) -> Iterator[None]:
+    """Inside, random numbers (dropout) depend on the picture alone. pictures: in the order they are translated."""
+    seeds = (int.from_bytes(hashlib.sha256(p.key.encode()).digest()[:4]) for p in pictures)
+
+    def seed(*_: object) -> None:
+        torch.manual_seed(next(seeds))
+
+    hook = translator.network.register_forward_pre_hook(seed)
+    try:
+        with forked():
+            yield
+    finally:
+        hook.remove()
 
 
 def _maker(translator: Translator, mode: str) -> str:

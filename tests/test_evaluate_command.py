@@ -19,9 +19,12 @@ from evaluate import pixels
 from evaluate.command import run_evaluation
 from evaluate.inception import InceptionPool
 from evaluate.options import EvaluateOptions
+from evaluate.outputs import make_outputs
+from evaluate.pictures import pictures_of
 from evaluate.runs import find_run
 from gan.launch import train
 from gan.options import TrainOptions, from_dict, resolve, to_dict
+from gan.translate import load_translator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,7 +111,6 @@ def test_a_paired_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_outputs_are_the_translators(runs: Path, tmp_path: Path) -> None:
     """The PNG of a test picture equals the network's answer to its left half."""
     from datasets.images import load_image, to_picture, to_tensor
-    from gan.translate import load_translator
 
     run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
     translator = load_translator(runs / "p2p_0")
@@ -153,6 +155,41 @@ def test_outputs_are_made_again_only_where_needed(runs: Path, tmp_path: Path) ->
     run_evaluation(flags)
     assert not (folder / "stale.png").exists()
     assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
+
+
+def test_the_first_so_many_inputs_of_a_run(runs: Path, tmp_path: Path, trunk: Path) -> None:
+    """Inputs and targets are cut; the real pictures of the target domain are not."""
+    run_evaluation(
+        options(runs=(str(runs / "p2p_0"),), output=tmp_path / "a", metrics="l1", num_test=2, baselines=True)
+    )
+    row, *others = read(tmp_path / "a")["rows"]  # type: ignore[misc]
+    assert {(r["n_fake"], r["n_real"]) for r in (row, *others)} == {(2, 3)}
+    made = sorted((runs / "p2p_0" / "evaluation").glob("epoch-1-step-4/AtoB/*.png"))[:2]
+    targets = [np.asarray(Image.open(runs / "data/test" / path.name))[:, 32:] for path in made]
+    expected = [pixels.l1(np.asarray(Image.open(path)), b) for path, b in zip(made, targets, strict=True)]
+    assert row["values"]["l1"] == pytest.approx(np.mean(expected))
+    weights = {"lpips_weights": trunk, "allow_unverified": True}
+    run_evaluation(
+        options(runs=(str(runs / "cyc"),), output=tmp_path / "b", metrics="lpips", num_test=2, **weights)
+    )
+    counts = [(r["n_fake"], r["n_real"]) for r in read(tmp_path / "b")["rows"]]  # type: ignore[attr-defined]
+    assert counts == [(2, 7), (2, 6)]
+
+
+def test_outputs_with_dropout_are_reproducible(runs: Path, tmp_path: Path) -> None:
+    """All at once, or one after an interruption: the same bytes, another mask for each picture."""
+    loaded = load_translator(runs / "p2p_0", test_mode="train")
+    translator = replace(loaded, network=torch.nn.Dropout(0.5).train())
+    first = pictures_of([runs / "data/test/000.png"], size=32)[0]
+    second = replace(first, content="0" * 64, path=tmp_path / "other_name.png")  # equal pixels, another key
+    second.path.write_bytes(first.path.read_bytes())
+    state = torch.get_rng_state()
+    made = [path.read_bytes() for path in make_outputs(tmp_path / "a", translator, [first, second], "train")]
+    assert made[0] != made[1] and torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    make_outputs(tmp_path / "b", translator, [second], "train")
+    again = make_outputs(tmp_path / "b", translator, [first, second], "train")
+    assert [path.read_bytes() for path in again] == made
 
 
 def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
