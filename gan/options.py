@@ -48,7 +48,7 @@ class DataGroup:
     dataset_mode: Literal["auto", "aligned", "paired", "unaligned"] = "auto"
     """Layout of the folder; auto looks."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """Which of the disk's domains is the input."""
+    """Which of the disk's domains is the input. A cycle_gan run learns both directions; this is its default in test.py."""
     batch_size: int = 1
     """Images per step."""
     load_size: int = 286
@@ -98,9 +98,9 @@ class ModelGroup:
     ndf: int = 64
     """Discriminator channels after its first layer."""
     input_nc: Literal[1, 3] = 3
-    """Channels of the input domain."""
+    """Channels of the input (of domain A for cycle_gan)."""
     output_nc: Literal[1, 3] = 3
-    """Channels of the output domain."""
+    """Channels of the output (of domain B for cycle_gan)."""
     dropout: bool = False
     """Use dropout where the model's paper does not (cycle_gan)."""
     no_dropout: bool = False
@@ -277,6 +277,14 @@ def discriminator_norm(options: TrainOptions) -> str:
     if options.model.norm == "nc":
         return str(MODEL_DEFAULTS[options.model.model]["base_norm"])
     return str(options.model.base_norm)
+
+
+def channels(options: TrainOptions, direction: str) -> tuple[int, int]:
+    """Channels of the input and of the output of a translation in this direction (of the disk's A and B)."""
+    model = options.model
+    if model.model == "cycle_gan" and direction == "BtoA":
+        return model.output_nc, model.input_nc
+    return model.input_nc, model.output_nc
 
 
 def uses_dropout(options: TrainOptions) -> bool:

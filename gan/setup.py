@@ -128,7 +128,9 @@ def build_data(options: TrainOptions) -> TrainingData:
     geometry = Geometry(data.preprocess, data.load_size, data.crop_size, not data.no_flip)
     sources = find_sources(Path(data.dataroot), "train", data.dataset_mode, data.max_dataset_size)
     _check_layout(options, sources)
-    if data.direction == "BtoA":
+    if (
+        data.direction == "BtoA" and options.model.model == "pix2pix"
+    ):  # cycle_gan: A is A, and both ways are learned
         sources = sources.swapped()
     independent = options.model.model == "cycle_gan"
     sources, report = scan(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datasets.errors import UserError
 from gan.checkpoint import load_checkpoint
 from gan.network_state import load_network
-from gan.options import TrainOptions, from_dict
+from gan.options import TrainOptions, channels, from_dict
 from gan.precision import Placement, find_device
 from gan.setup import generators
 from gan.training_state import check_format
@@ -34,8 +34,7 @@ class Translator:
 
     @property
     def input_nc(self) -> int:
-        model = self.options.model
-        return model.input_nc if self.direction == self.options.data.direction else model.output_nc
+        return channels(self.options, self.direction)[0]
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
@@ -107,4 +106,4 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
             trained = options.data.direction
             raise UserError("--direction", f"this pix2pix run was trained {trained} only", f"use {trained}")
         return "G"
-    return "G_A" if direction == options.data.direction else "G_B"
+    return "G_A" if direction == "AtoB" else "G_B"

@@ -14,6 +14,9 @@ from training_support import picture, untrained_run
 
 from datasets.errors import UserError
 from gan.checkpoint import load_checkpoint, save_checkpoint
+from gan.command_line import parse_train
+from gan.options import channels
+from gan.setup import build_data, generators
 from gan.translate import Translator, load_translator, pad_to_fit
 from gan.translate_files import ahead, output_names, same_size_batches, translate_pictures
 
@@ -125,22 +128,22 @@ def test_both_directions_of_a_cycle_gan(cycle_gan: Path) -> None:
     state, _ = load_checkpoint(cycle_gan)
     there = load_translator(cycle_gan, device="cpu")
     back = load_translator(cycle_gan, device="cpu", direction="BtoA")
-    for translator, name, channels in ((there, "G_A", (1, 3)), (back, "G_B", (3, 1))):
-        assert translator.input_nc == channels[0]
-        assert translator(images(16, 16, channels=channels[0])).shape[1] == channels[1]
+    for translator, name, (inputs, outputs) in ((there, "G_A", (1, 3)), (back, "G_B", (3, 1))):
+        assert translator.input_nc == inputs
+        assert translator(images(16, 16, channels=inputs)).shape[1] == outputs
         own = translator.network.state_dict()
         assert all(torch.equal(own[key], value) for key, value in state["networks"][name].items())
     assert (there.direction, there.epoch, there.step) == ("AtoB", 3, 6)
 
 
-def test_a_run_trained_from_b_to_a_turns_the_networks_around(tmp_path: Path) -> None:
+def test_the_direction_of_training_is_only_a_cyclegans_default(tmp_path: Path) -> None:
     run = untrained_run(tmp_path, "--direction", "BtoA", "--input_nc", 1, "--lambda_identity", 0)
     state, _ = load_checkpoint(run)
-    for direction, name in (("BtoA", "G_A"), ("AtoB", "G_B"), (None, "G_A")):
+    for direction, name in (("AtoB", "G_A"), ("BtoA", "G_B"), (None, "G_B")):
         translator = load_translator(run, device="cpu", direction=direction)
         own = next(iter(translator.network.state_dict().values()))
         assert torch.equal(own, next(iter(state["networks"][name].values())))
-    assert load_translator(run, device="cpu").input_nc == 1
+    assert load_translator(run, device="cpu").input_nc == 3  # of B
 
 
 def test_pix2pix_has_one_direction(tmp_path: Path) -> None:
@@ -266,3 +269,19 @@ def test_files_keep_their_sizes(cycle_gan: Path, tmp_path: Path, batch_size: int
     assert {Image.open(path).mode for _, path in jobs} == {"L"}
     translate_pictures(translator, jobs, batch_size, size=12)
     assert {Image.open(path).size for _, path in jobs} == {(12, 12)}
+
+
+def test_a_cyclegan_trained_b_to_a_still_calls_the_disks_a_its_a(tmp_path: Path) -> None:
+    """`--direction` always means the disk's A and B: A is black and grey, B is white and in colour."""
+    for side, colour in (("A", "black"), ("B", "white")):
+        (tmp_path / f"train{side}").mkdir()
+        for k in range(3):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / f"train{side}" / f"{k}.png")
+    flags = "--model cycle_gan --direction BtoA --input_nc 1 --lambda_identity 0 --crop_size 16 --ngf 2 --num_threads 0"
+    options, _ = parse_train(["--dataroot", str(tmp_path), *flags.split()])
+    assert channels(options, "AtoB") == (1, 3) and channels(options, "BtoA") == (3, 1)
+    batch = next(iter(build_data(options).batches(1, 0)))
+    assert batch["A"].shape[1] == 1 and float(batch["A"].max()) == -1
+    assert batch["B"].shape[1] == 3 and float(batch["B"].min()) == 1
+    networks = generators(options)
+    assert networks["G_A"](batch["A"]).shape[1] == 3 and networks["G_B"](batch["B"]).shape[1] == 1
