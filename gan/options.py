@@ -48,7 +48,7 @@ class DataGroup:
     dataset_mode: Literal["auto", "aligned", "paired", "unaligned"] = "auto"
     """Layout of the folder; auto looks."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """Which of the disk's domains is the input. A cycle_gan run learns both directions; this is its default in test.py."""
+    """Which of the disk's domains is the input. A cycle_gan run learns both; this is its default in test.py."""
     batch_size: int = 1
     """Images per step."""
     load_size: int = 286
