@@ -74,12 +74,12 @@ def csv_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -
 
 def latex_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -> str:
     """A booktabs tabular; the best value of a column in bold where there are several rows."""
-    lines = [f"% protocol {protocol}", rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\toprule"]
+    lines = [f"% protocol {protocol}", rf"\begin{{tabular}}{{lll{'r' * (2 + len(columns))}}}", r"\toprule"]
     heads = [
         _escaped(metric.title) + (r" $\downarrow$" if metric.lower_is_better else r" $\uparrow$")
         for metric in columns
     ]
-    lines += [" & ".join(["run", "direction", *heads]) + r" \\", r"\midrule"]
+    lines += [" & ".join([*FIXED, *heads]) + r" \\", r"\midrule"]
     for row in rows:
         numbers = []
         for metric in columns:
@@ -87,7 +87,8 @@ def latex_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str)
             numbers.append(
                 rf"\textbf{{{text}}}" if metric.name in row.values and _is_best(row, rows, metric) else text
             )
-        lines.append(" & ".join([_escaped(row.label), _escaped(row.direction), *numbers]) + r" \\")
+        fixed = [_escaped(text) for text in cells(row, [])]
+        lines.append(" & ".join([*fixed, *numbers]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -97,6 +98,10 @@ def _is_best(row: "Row", rows: Sequence["Row"], metric: Metric) -> bool:
 
 
 def _escaped(text: str) -> str:
-    for special in "\\&%$#_{}":
-        text = text.replace(special, "\\textbackslash " if special == "\\" else "\\" + special)
-    return text.replace("±", r"$\pm$")
+    return text.translate(_LATEX)
+
+
+_LATEX = str.maketrans(
+    {special: "\\" + special for special in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
+)

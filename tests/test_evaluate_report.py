@@ -7,7 +7,7 @@ import pytest
 
 from evaluate.metrics import METRICS
 from evaluate.report import Row, with_groups
-from evaluate.tables import terminal_table
+from evaluate.tables import latex_table, terminal_table
 
 
 def row(label: str, seed: int, epoch: int, values: dict[str, float], kind: str = "last") -> Row:
@@ -47,3 +47,13 @@ def test_infinite_values_have_no_spread(other: float) -> None:
         mean = with_groups(rows)[2]
     assert mean.values["psnr"] == math.inf and set(mean.spreads) == {"l1"}
     assert "nan" not in terminal_table([mean], METRICS)
+
+
+def test_latex_rows_are_whole_and_escaped() -> None:
+    found = [row("a_b^2~{x}\\", 0, 5, {"psnr": 10.0}), row("b", 1, 5, {"psnr": math.inf})]
+    lines = latex_table(found, [m for m in METRICS if m.name == "psnr"], "p").splitlines()
+    assert lines[1] == r"\begin{tabular}{lllrrr}"
+    assert lines[3].startswith("run & direction & checkpoint & fake & real & PSNR")
+    name = r"a\_b\textasciicircum{}2\textasciitilde{}\{x\}\textbackslash{}"
+    assert lines[5] == name + r" & AtoB & last (epoch 5) & 3 & 4 & 10.00 \\"
+    assert lines[6] == r"b & AtoB & last (epoch 5) & 3 & 4 & \textbf{inf} \\"
