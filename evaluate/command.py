@@ -1,6 +1,7 @@
 """What `python -m evaluate` does: collect comparisons, find weights, one pass, a table, a report."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -215,12 +216,17 @@ def _among(values: Mapping[str, float], asked: Sequence[str] | None) -> dict[str
 
 
 def output_folder(options: EvaluateOptions) -> Path:
-    """Where the report goes."""
+    """Where the report goes. A short hash keeps other runs and folders of the same names apart."""
     if options.output:
         return options.output
     runs = list(dict.fromkeys(options.runs))
     if len(runs) == 1:
         return find_run(runs[0], options.checkpoints_dir) / "evaluation"
     if options.fake and options.real:
-        return Path("results/evaluation") / f"{options.fake.name}-{options.real.name}"
-    return Path("results/evaluation")
+        compared = [options.fake.resolve(), options.real.resolve()]
+        name = f"{compared[0].name}-{compared[1].name}"
+    else:
+        compared = sorted(find_run(run, options.checkpoints_dir).resolve() for run in runs)
+        name = f"{len(compared)}-runs"
+    digest = hashlib.sha256("\0".join(map(str, compared)).encode("utf-8", "surrogateescape")).hexdigest()
+    return Path("results/evaluation") / f"{name}-{digest[:8]}"

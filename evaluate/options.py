@@ -38,7 +38,7 @@ class EvaluateOptions:
     bootstrap: int = 0
     """Resamples for a 95 % interval of every metric; 0: none. 200 is plenty."""
     output: Path | None = None
-    """Folder for report.json, .md and .csv. Default: RUN/evaluation, or results/evaluation for several."""
+    """Folder for report.json, .md and .csv. Default: RUN/evaluation, else a folder in results/evaluation."""
     latex: bool = False
     """Write report.tex as well."""
     checkpoints_dir: Path = Path("checkpoints")

@@ -16,7 +16,7 @@ from test_evaluate_passes import random_trunk, write_pictures
 
 from datasets.errors import UserError, run_command
 from evaluate import pixels
-from evaluate.command import run_evaluation
+from evaluate.command import output_folder, run_evaluation
 from evaluate.inception import InceptionPool
 from evaluate.options import EvaluateOptions
 from evaluate.outputs import make_outputs
@@ -190,6 +190,17 @@ def test_outputs_with_dropout_are_reproducible(runs: Path, tmp_path: Path) -> No
     make_outputs(tmp_path / "b", translator, [second], "train")
     again = make_outputs(tmp_path / "b", translator, [first, second], "train")
     assert [path.read_bytes() for path in again] == made
+
+
+def test_reports_of_others_go_elsewhere(runs: Path, tmp_path: Path) -> None:
+    """Folders of equal names, and other sets of runs; the same ones in any order are in one place."""
+    a, b, c = (write_pictures(tmp_path / side / "fake", 2, i) for i, side in enumerate("abc"))
+    places = {output_folder(options(fake=x, real=y)) for x, y in ((a, b), (b, a), (a, c))}
+    assert len(places) == 3 and {place.name[:-8] for place in places} == {"fake-fake-"}
+    first, second, third = (str(runs / name) for name in ("p2p_0", "p2p_1", "small"))
+    place = output_folder(options(runs=(first, second)))
+    assert place == output_folder(options(runs=("p2p_1", "p2p_0"), checkpoints_dir=runs))
+    assert place != output_folder(options(runs=(first, third))) and place.parent == Path("results/evaluation")
 
 
 def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
