@@ -1,7 +1,6 @@
 """What `python -m evaluate` does: collect comparisons, find weights, one pass, a table, a report."""
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +24,10 @@ from evaluate.networks import Networks
 from evaluate.options import EvaluateOptions
 from evaluate.passes import Measurements
 from evaluate.pictures import set_hash
+from evaluate.places import find_runs, output_folder
 from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, check_place, with_groups, write_report
-from evaluate.runs import RunChoice, comparisons_of_run, find_run, protocol_of, test_sides, training_pairs
+from evaluate.runs import RunChoice, comparisons_of_run, protocol_of, test_sides, training_pairs
 from evaluate.tables import terminal_table
 from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
 from gan.options import TrainOptions, from_dict
@@ -46,8 +46,12 @@ def run_evaluation(options: EvaluateOptions) -> int:
     return 0
 
 
-def build_report(options: EvaluateOptions) -> Report:
-    """Everything but printing and writing. Raises UserError."""
+def build_report(options: EvaluateOptions, elsewhere: bool = False) -> Report:
+    """Everything but printing and writing. Raises UserError.
+
+    A report of another protocol in its place is told before anything is translated; elsewhere: it goes to no place
+    that is known here.
+    """
     started = time.perf_counter()
     check(options)
     asked = parse_flags(options.metrics) if options.metrics else None
@@ -55,8 +59,18 @@ def build_report(options: EvaluateOptions) -> Report:
     for flag in asked or ():
         if flag in missing:
             raise missing[flag]
+    place = None if elsewhere else output_folder(options)
+    expected = protocol_of_runs(options)
+    if place and expected:
+        known = [expected]
+        if not all(
+            found.verified for found in weights.values()
+        ):  # whether they are used depends on the pictures
+            known.append(dataclasses.replace(expected, verified=False))
+        check_place(place, *known)
     rows, protocol, run_options = collect(options)
-    report = measure(options, choose(asked, rows, smallest_side(protocol), missing), rows, protocol, weights)
+    choice = choose(asked, rows, smallest_side(protocol), missing)
+    report = measure(options, choice, rows, protocol, weights, place)
     extra = baseline_rows(run_options, options, asked) if options.baselines else []
     return dataclasses.replace(report, rows=[*report.rows, *extra], seconds=time.perf_counter() - started)
 
@@ -98,15 +112,8 @@ def collect(options: EvaluateOptions) -> tuple[list[Comparison], Protocol, list[
     """The comparisons asked for, the one protocol they share, and the options of the runs."""
     if options.fake and options.real:
         return *compare_folders(options, options.fake, options.real), []
-    runs = [find_run(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
+    runs = find_runs(options)
     choices = [run_choice(options, epoch) for epoch in options.epoch.split(",")]
-    stored = {
-        run: from_dict(RunFolder(run).read_options()) for run in runs if RunFolder(run).options.is_file()
-    }
-    protocols = {protocol_of(trained, choices[0]).id: run.name for run, trained in stored.items()}
-    if len(protocols) > 1:  # told before anything is translated
-        both = " and ".join(f"{run} ({identity})" for identity, run in protocols.items())
-        raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
     comparisons: list[Comparison] = []
     run_options: list[TrainOptions] = []
     for run in runs:
@@ -115,6 +122,19 @@ def collect(options: EvaluateOptions) -> tuple[list[Comparison], Protocol, list[
             comparisons += found
         run_options.append(trained)
     return comparisons, protocol_of(run_options[0], choices[0]), run_options
+
+
+def protocol_of_runs(options: EvaluateOptions) -> Protocol | None:
+    """The protocol that the runs' stored options lead to, None without any. UserError where there are several."""
+    protocols: dict[Protocol, str] = {}
+    for run in find_runs(options):
+        if RunFolder(run).options.is_file():
+            trained = from_dict(RunFolder(run).read_options())
+            protocols[protocol_of(trained, run_choice(options, "last"))] = run.name
+    if len(protocols) > 1:
+        both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
+        raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
+    return next(iter(protocols), None)
 
 
 def run_choice(options: EvaluateOptions, epoch: str) -> RunChoice:
@@ -133,11 +153,13 @@ def measure(
     rows: Sequence[Comparison],
     protocol: Protocol,
     weights: Mapping[str, Weights],
+    place: Path | None = None,
 ) -> Report:
     """Make one pass over the files, and put the numbers together."""
     used = {name: found for name, found in weights.items() if uses(name, choice)}
     protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
-    check_place(output_folder(options), protocol)
+    if place:
+        check_place(place, protocol)
     networks = Networks(
         weights.get("inception"), weights.get("alexnet"), weights.get("heads"), find_device(options.device)
     )
@@ -213,20 +235,3 @@ def baseline_rows(
 
 def _among(values: Mapping[str, float], asked: Sequence[str] | None) -> dict[str, float]:
     return {name: value for name, value in values.items() if asked is None or name in asked}
-
-
-def output_folder(options: EvaluateOptions) -> Path:
-    """Where the report goes. A short hash keeps other runs and folders of the same names apart."""
-    if options.output:
-        return options.output
-    runs = list(dict.fromkeys(options.runs))
-    if len(runs) == 1:
-        return find_run(runs[0], options.checkpoints_dir) / "evaluation"
-    if options.fake and options.real:
-        compared = [options.fake.resolve(), options.real.resolve()]
-        name = f"{compared[0].name}-{compared[1].name}"
-    else:
-        compared = sorted(find_run(run, options.checkpoints_dir).resolve() for run in runs)
-        name = f"{len(compared)}-runs"
-    digest = hashlib.sha256("\0".join(map(str, compared)).encode("utf-8", "surrogateescape")).hexdigest()
-    return Path("results/evaluation") / f"{name}-{digest[:8]}"

@@ -191,12 +191,12 @@ def write_report(report: Report, folder: Path, latex: bool = False) -> list[Path
     return [folder / name for name in texts]
 
 
-def check_place(folder: Path, protocol: Protocol) -> None:
-    """UserError where the folder cannot be written to or holds a report of another protocol."""
+def check_place(folder: Path, *protocols: Protocol) -> None:
+    """UserError where the folder cannot be written to or holds a report of a protocol that is none of these."""
     require_writable(folder)
     existing = read_protocol_id(folder / "report.json")
-    if existing is not None and existing != protocol.id:
-        reason = f"holds a report of protocol {existing}, this one is {protocol.id}"
+    if existing is not None and existing not in [protocol.id for protocol in protocols]:
+        reason = f"holds a report of protocol {existing}, this one is {protocols[-1].id}"
         raise UserError(folder / "report.json", reason, "name another folder with --output")
 
 

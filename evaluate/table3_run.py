@@ -114,7 +114,6 @@ def evaluate(training: Training, options: Table3Options, data_dir: Path, path: P
         metrics="",
         epoch=options.epoch,
         dataroot=data_dir / training.setting.data.name,
-        output=run / "evaluation",
         inception_weights=options.inception_weights,
         lpips_weights=options.lpips_weights,
         allow_unverified=options.allow_unverified,
@@ -127,7 +126,7 @@ def evaluate(training: Training, options: Table3Options, data_dir: Path, path: P
     if stored is not None and stored["flags"] == flags and is_current(stored, run, trained, evaluation):
         print("evaluated already", flush=True)
         return stored
-    report = build_report(evaluation)
+    report = build_report(evaluation, elsewhere=True)
     content: dict[str, object] = {**json.loads(to_json(report)), "flags": flags, "remarks": report.remarks}
     write_atomically(path, json.dumps(content, indent=1).encode())
     return content

@@ -16,11 +16,12 @@ from test_evaluate_passes import random_trunk, write_pictures
 
 from datasets.errors import UserError, run_command
 from evaluate import pixels
-from evaluate.command import output_folder, run_evaluation
+from evaluate.command import run_evaluation
 from evaluate.inception import InceptionPool
 from evaluate.options import EvaluateOptions
 from evaluate.outputs import make_outputs
 from evaluate.pictures import pictures_of
+from evaluate.places import output_folder
 from evaluate.runs import find_run
 from gan.launch import train
 from gan.options import TrainOptions, from_dict, resolve, to_dict
@@ -233,6 +234,11 @@ def test_other_protocols_are_not_put_together(runs: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
         run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", num_test=2))
     assert (tmp_path / "report.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
+        run_evaluation(
+            options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", test_mode="train")
+        )
+    assert not list((runs / "p2p_0").glob("evaluation/*-train"))  # nothing was translated
 
 
 def test_a_broken_report_is_not_written_over(runs: Path, tmp_path: Path) -> None:
@@ -380,6 +386,9 @@ def test_too_few_images(tmp_path: Path) -> None:
     flags = {"fake": fake, "real": real, "inception_weights": inception, "allow_unverified": True}
     with pytest.raises(UserError, match="at least 2 images on both sides, there is 1"):
         run_evaluation(options(**flags, metrics="fid"))
+    assert run_evaluation(options(**flags, output=tmp_path / "out")) == 0
+    assert "at least 2 images on both sides" in (tmp_path / "out" / "report.md").read_text()
+    assert read(tmp_path / "out")["rows"][0]["values"] == {}  # type: ignore[index]
 
 
 def test_help_needs_no_torch() -> None:
