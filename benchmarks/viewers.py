@@ -179,10 +179,12 @@ def time_to_picture(subject: Subject, watched: Viewers, page: Any, repeats: int)
 
 @contextlib.contextmanager
 def open_page(address: str) -> Iterator[Any]:
+    sys.path.insert(
+        0, str(Path(__file__).resolve().parents[1] / "tests")
+    )  # some packages install a `tests` of theirs
+    from browser_support import FLAGS, browser_program
     from playwright.sync_api import sync_playwright
-
-    from tests.browser_support import FLAGS, browser_program
-    from tests.visdom_support import install_page_files
+    from visdom_support import install_page_files
 
     if missing := install_page_files():
         raise SystemExit(f"no Visdom page: {missing}")
