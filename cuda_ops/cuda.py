@@ -13,7 +13,6 @@ from torch import Tensor
 from cuda_ops import cuda_operator, cuda_steps, direct
 from cuda_ops.compile import DTYPES, BuildError
 from cuda_ops.launch import LAUNCHERS, Unit
-from cuda_ops.windows import Pair
 
 _outcomes: dict[tuple[str, int, Unit], str | None] = {}
 _served: set[tuple[object, ...]] = (
@@ -83,23 +82,9 @@ def build_failure(
 
 
 def normalized_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    eps: float,
-    correction: int,
-    activation: str,
-    negative_slope: float,
-    compute: torch.dtype,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: direct.Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, std) as in `reference`. Raises BuildError where the kernels cannot be built."""
-    geometry = direct.Geometry(
-        stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
-    )
     if (
         torch.compiler.is_compiling()
     ):  # an operator of its own is opaque to the compiler, but costs 20 us more a call

@@ -49,23 +49,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # with respect t
 
 
 def normalized_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    eps: float,
-    correction: int,
-    activation: str,
-    negative_slope: float,
-    compute: torch.dtype,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, std) as in `cuda_ops.normalized_conv.reference`; memory does not grow with the kernel size."""
-    geometry = Geometry(
-        stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
-    )
     y, mean, std = _NormalizedConv2d.apply(x, weight, bias, geometry)
     return y, mean, std
 

@@ -67,64 +67,43 @@ def normalized_conv2d(
     compute, autocast = result_dtype(x), torch.is_autocast_enabled(x.device.type)
     if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
+    geometry = direct.Geometry(
+        stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
+    )
     function = _FUNCTIONS[choose(backend, x, weight, stride, padding, dilation, groups)]
     with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
-        y, mean, std = function(
-            x,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            eps,
-            correction,
-            activation,
-            negative_slope,
-            compute,
-        )
+        y, mean, std = function(x, weight, bias, geometry)
     return (y, Moments(mean, std)) if return_moments else y
 
 
 def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    eps: float,
-    correction: int,
-    activation: str,
-    negative_slope: float,
-    compute: torch.dtype,
+    x: Tensor, weight: Tensor, bias: Tensor | None, g: direct.Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Algorithm 1 as it stands: unfold, standardise, matmul. The oracle; stores K copies of the input."""
     n, _, height, width = x.shape
     kernel = (weight.shape[2], weight.shape[3])
-    padded = (height + 2 * padding[0], width + 2 * padding[1])
-    out_height, out_width = output_size(padded, kernel, stride, dilation)
+    padded = (height + 2 * g.padding[0], width + 2 * g.padding[1])
+    out_height, out_width = output_size(padded, kernel, g.stride, g.dilation)
     wide = direct.statistics_dtype(x)
-    rows = F.unfold(x.to(wide), kernel, dilation, padding, stride)  # (N, C*K, L)
+    rows = F.unfold(x.to(wide), kernel, g.dilation, g.padding, g.stride)  # (N, C*K, L)
     # one patch a row, (G, N*L, C/G*K)
-    rows = rows.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
+    rows = rows.unflatten(1, (g.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
     mean = rows.mean(2, keepdim=True)
-    std = (rows.var(2, correction=correction, keepdim=True) + eps).sqrt()
+    std = (rows.var(2, correction=g.correction, keepdim=True) + g.eps).sqrt()
     rows = (rows - mean) / std
     filters = weight.to(wide).flatten(1)  # (O, C/G*K)
-    if groups == 1:
+    if g.groups == 1:
         y = F.linear(rows.squeeze(0), filters).unsqueeze(0)  # the fastest product where the map is tiny
     else:
-        y = rows @ filters.unflatten(0, (groups, -1)).transpose(1, 2)  # (G, N*L, O/G)
+        y = rows @ filters.unflatten(0, (g.groups, -1)).transpose(1, 2)  # (G, N*L, O/G)
     y, mean, std = (
         t.unflatten(1, (n, -1)).permute(1, 0, 3, 2).reshape(n, -1, out_height, out_width)
         for t in (y, mean, std)
     )
     if bias is not None:
         y = y + bias.to(wide).view(-1, 1, 1)
-    y = _activate(y, activation, negative_slope)
-    return y.to(compute), mean, std
+    y = _activate(y, g.activation, g.negative_slope)
+    return y.to(g.compute), mean, std
 
 
 def choose(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cuda_ops.direct import Geometry
 from cuda_ops.normalized_conv import normalized_conv2d, reference
 
 NAMES = ("y", "mean", "std", "dx", "dweight", "dbias")
@@ -131,10 +132,18 @@ def expected(
     """
     tensors = [v.double().requires_grad_() for v in inputs[:3] if v is not None]
     x, weight, *rest = tensors
-    plain = reference(
-        x, weight, rest[0] if rest else None, case.stride, case.padding, case.dilation, case.groups, 1e-5,
-        case.correction, "none", 0.2, torch.float64,
-    )  # fmt: skip
+    geometry = Geometry(
+        case.stride,
+        case.padding,
+        case.dilation,
+        case.groups,
+        1e-5,
+        case.correction,
+        "none",
+        0.2,
+        torch.float64,
+    )
+    plain = reference(x, weight, rest[0] if rest else None, geometry)
     y = plain[0]
     slope = {"none": 1.0, "relu": 0.0, "leaky_relu": 0.2}[case.activation]
     y = torch.where((y if mask is None else mask) > 0, y, y * slope)
