@@ -91,10 +91,15 @@ def test_grid(run: str, direction: str, *kinds: str, count: int = 6) -> Path:
     source, target = direction.split("to")
     endings = (f"_real_{source}.png", f"_fake_{target}.png", f"_real_{target}.png")
     images = {
-        kind: torch.stack([to_tensor(load_image(path)) for path in sorted(folder.glob(f"*{ending}"))[:count]])
+        kind: torch.stack([enlarged(path) for path in sorted(folder.glob(f"*{ending}"))[:count]])
         for kind, ending in zip(kinds, endings, strict=False)
     }
     return save_samples(FOLDER / "figures" / f"{run}_{direction}", images)[GRID]
+
+
+def enlarged(path: Path) -> torch.Tensor:
+    """A picture of the test split at twice its size, so that it can be looked at."""
+    return to_tensor(load_image(path)).repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def results_table(report: dict[str, Any]) -> Table:
@@ -108,7 +113,10 @@ def results_table(report: dict[str, Any]) -> Table:
     baseline = max(value for label, value in psnr.items() if label.startswith("baseline"))
     note = f"Pix2Pix is {psnr['pix2pix'] - baseline:.2f} dB better than the best that learns no structure."
     print(f"\n{note}")
-    return Table("Test split", columns, rows, note)
+    about_cyclegan = (
+        "CycleGAN has no pairs to be measured against: its figures, FID and LPIPS, need their weights."
+    )
+    return Table("Test split", columns, rows, f"{note} {about_cyclegan}")
 
 
 def shown(value: float | None) -> str | None:
