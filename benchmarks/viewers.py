@@ -15,6 +15,8 @@ screen is measured (needs playwright, Chromium, and the scripts of Visdom's page
 
 import argparse
 import contextlib
+import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -102,12 +104,12 @@ class Subject:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path) -> Iterator[Address]:
+def running_server(folder: Path) -> Iterator[LocalServer]:
     server = LocalServer(folder / "visdom", Address(port=18097), keep=False)
     server.start()
     try:
         wait_for(lambda: answers(server.address), 60)
-        yield server.address
+        yield server
     finally:
         server.stop()
 
@@ -206,11 +208,15 @@ def main() -> None:
     parser.add_argument("--ngf", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--browser", action="store_true")
+    parser.add_argument(
+        "--stalled", action="store_true", help="with a server that is stopped (SIGSTOP) and never answers"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         subject = Subject(Path(name), arguments.size, arguments.ngf)
-        address = stack.enter_context(running_server(Path(name)))
+        server = stack.enter_context(running_server(Path(name)))
+        address = server.address
         watched = stack.enter_context(Viewers([Visdom("auto", address.server, address.port, env=ENV)]))
         watched.start(subject.run)
         subject.train(watched, 1)
@@ -221,6 +227,9 @@ def main() -> None:
         if page is not None:
             wait_for(lambda: page.evaluate(PICTURE) is not None, 30)
             time_to_picture(subject, watched, page, 10)
+        if arguments.stalled:
+            assert server._process is not None
+            os.kill(server._process.pid, signal.SIGSTOP)
         slowdown(subject, watched, arguments.pairs, arguments.steps)
 
 
