@@ -24,6 +24,10 @@ INCEPTION_FLAGS = ("fid", "fid_clean", "kid")  # the metrics, as --metrics names
 ALEXNET_FINGERPRINT = "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc"
 """SHA-256 over the float32 bytes of the five convolutions' weights and biases (torchvision's ImageNet AlexNet)."""
 
+HEADS_FINGERPRINT = "718a8b40b0d22f96192d34ab93c0db5c7943558ff6c2407f44812dce2f29b5f4"
+"""The same over the five linear heads of LPIPS v0.1 for AlexNet. Computed from lpips/weights/v0.1/alex.pth of the
+wheel lpips 0.1.4, whose list of contents gives that file the SHA-256 df73285e...0835c0."""
+
 
 @dataclass(frozen=True)
 class WeightsSource:
@@ -159,19 +163,37 @@ def load_alexnet_weights(
 ) -> Weights:
     """AlexNet's five convolutions, known by a fingerprint of exactly these: other layers in the file do not matter."""
     path = find_file(ALEXNET, given, cache, offline)
-    state = _load_state(path)
     names = [f"features.{place}.{kind}" for place in CONVOLUTIONS for kind in ("weight", "bias")]
+    network = "torchvision's ImageNet AlexNet", f"get {ALEXNET.file_names[0]}"
+    return _load_known(path, names, ALEXNET_FINGERPRINT, network, allow_unverified)
+
+
+def load_lpips_heads(*, allow_unverified: bool = False) -> Weights:
+    """The linear heads of LPIPS v0.1 for AlexNet, from the installed lpips package, known by their fingerprint."""
+    from importlib.util import find_spec
+
+    spec = find_spec("lpips")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("lpips", "the package is not installed", "pip install -r requirements.txt")
+    path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
+    names = [f"lin{layer}.model.1.weight" for layer in range(len(CONVOLUTIONS))]
+    network = "the heads of LPIPS v0.1", "install lpips 0.1.4 again"
+    return _load_known(path, names, HEADS_FINGERPRINT, network, allow_unverified)
+
+
+def _load_known(
+    path: Path, names: list[str], expected: str, network: tuple[str, str], allow_unverified: bool
+) -> Weights:
+    """A file whose tensors of these names have the expected fingerprint. network: what it is, and how to get it."""
+    what, remedy = network
+    state = _load_state(path)
     if missing := [name for name in names if name not in state]:
-        raise UserError(path, f"no {missing[0]} in it: not torchvision's AlexNet", f"see {ALEXNET.flag}")
+        raise UserError(path, f"no {missing[0]} in it: not {what}", remedy)
     digest = fingerprint(state, names)
-    verified = digest == ALEXNET_FINGERPRINT
-    if not verified and not allow_unverified:
-        raise UserError(
-            path,
-            f"fingerprint {digest[:8]}, not {ALEXNET_FINGERPRINT[:8]}: not torchvision's ImageNet AlexNet",
-            f"get {ALEXNET.file_names[0]}, or --allow_unverified",
-        )
-    return Weights(state, digest, path, verified)
+    if digest != expected and not allow_unverified:
+        reason = f"fingerprint {digest[:8]}, not {expected[:8]}: not {what}"
+        raise UserError(path, reason, f"{remedy}, or --allow_unverified")
+    return Weights(state, digest, path, digest == expected)
 
 
 def fingerprint(state: Mapping[str, Any], names: list[str]) -> str:
@@ -180,17 +202,6 @@ def fingerprint(state: Mapping[str, Any], names: list[str]) -> str:
     for name in names:
         total.update(state[name].detach().float().contiguous().numpy().astype("<f4").tobytes())
     return total.hexdigest()
-
-
-def load_lpips_heads() -> Weights:
-    """The linear heads of LPIPS v0.1 for AlexNet, as the installed lpips package ships them."""
-    from importlib.util import find_spec
-
-    spec = find_spec("lpips")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("lpips", "the package is not installed", "pip install -r requirements.txt")
-    path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
-    return Weights(_load_state(path), sha256(path), path, verified=True)
 
 
 def find_weights(
@@ -213,7 +224,7 @@ def find_weights(
     if "lpips" in flags:
         try:
             weights["alexnet"] = load_alexnet_weights(choice.alexnet, choice.cache, **how)
-            weights["heads"] = load_lpips_heads()
+            weights["heads"] = load_lpips_heads(allow_unverified=choice.allow_unverified)
         except UserError as error:
             if choice.alexnet:
                 raise
@@ -226,8 +237,8 @@ def _load_state(path: Path) -> Mapping[str, Any]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except OSError as error:
+        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
     except Exception as error:  # torch names neither the file nor a safe remedy
         raise UserError(path, "not a readable file of weights", "download it again") from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):

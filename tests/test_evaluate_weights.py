@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from evaluate.weights import (
     find_file,
     load_alexnet_weights,
     load_inception_weights,
+    load_lpips_heads,
 )
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
@@ -196,6 +198,31 @@ def test_alexnet_is_known_by_its_five_layers(places: Path, monkeypatch: pytest.M
     assert load_alexnet_weights(part, places).verified
     with pytest.raises(UserError, match="fingerprint"):
         load_alexnet_weights(changed, places)
+
+
+def test_heads_are_known_by_their_fingerprint(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the installed package are; a package with one other number in them is not."""
+    published = load_lpips_heads()
+    assert published.verified and published.digest == weights.HEADS_FINGERPRINT
+    package = SimpleNamespace(submodule_search_locations=[str(places / "lpips")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
+    with pytest.raises(UserError, match=r"alex\.pth: "):
+        load_lpips_heads()
+    own = places / "lpips" / "weights" / "v0.1" / "alex.pth"
+    own.parent.mkdir(parents=True)
+    state = {name: value.clone() for name, value in published.state.items()}
+    torch.save(state, own)
+    assert load_lpips_heads().verified  # another file of the same numbers
+    state["lin3.model.1.weight"][0, 7] += 1e-3
+    torch.save(state, own)
+    with pytest.raises(UserError, match=r"fingerprint .* not the heads of LPIPS v0\.1 .*--allow_unverified"):
+        load_lpips_heads()
+    allowed = load_lpips_heads(allow_unverified=True)
+    assert not allowed.verified and allowed.digest not in (published.digest, "")
+    del state["lin4.model.1.weight"]
+    torch.save(state, own)
+    with pytest.raises(UserError, match=r"no lin4\.model\.1\.weight in it"):
+        load_lpips_heads(allow_unverified=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 cut"])
