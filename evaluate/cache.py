@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,10 @@ _TYPES: dict[bytes, type] = {b"f": np.float32, b"d": np.float64}
 
 
 class FeatureCache:
-    """key -> one-dimensional float32 or float64 array. path None: in memory, for one process.
+    """key -> one-dimensional float32 or float64 array. path None: for this process only.
 
-    A file that cannot be opened or written costs one warning and is then done without.
+    A file that cannot be opened or written costs one warning and is then done without. What only this process needs
+    is in a file without a name that SQLite makes and removes, so that memory stays flat.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -34,6 +36,8 @@ class FeatureCache:
                 self._database = _open_or_replace(path)
             except (OSError, sqlite3.Error) as error:
                 self._do_without(error)
+        if self._database is None:
+            self._database = _open("")
 
     def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, NDArray]]:
         """The sound entries among these keys, one at a time, in the order of the keys."""
@@ -105,7 +109,7 @@ def _open_or_replace(path: Path) -> sqlite3.Connection:
         return _open(path)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path | Literal[""]) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=60)
     try:
         database.execute("PRAGMA synchronous=NORMAL")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluate.rows import Features, as_rows
+
 Array = NDArray[np.float64]
 
 SVD_LIMIT = (
@@ -29,22 +31,30 @@ class Gaussian:
     count: int
 
 
-def gaussian_from_features(features: NDArray) -> Gaussian:
+def gaussian_from_features(features: Features, repeats: NDArray[np.integer] | None = None) -> Gaussian:
     """The Gaussian of (n, d) features with the unbiased covariance (divisor n - 1).
 
-    ValueError for fewer than 2 rows or for values that are not finite.
+    repeats: how often each row counts, (n,); once, if not given. Rows that are read from elsewhere are read
+    twice, a block at a time: memory does not grow with n, only with the smaller of n and d. ValueError for fewer than 2
+    rows or for values that are not finite.
     """
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or x.shape[0] < 2:
+    rows = as_rows(features)
+    weights = np.ones(rows.count) if repeats is None else np.asarray(repeats, np.float64)
+    count = round(float(weights.sum()))
+    if count < 2:
         raise ValueError("a covariance needs at least 2 images")
-    if not np.isfinite(x).all():
+    mean: Array = np.sum([weights[which] @ block for which, block in rows.blocks()], axis=0) / count
+    if not np.isfinite(mean).all():
         raise ValueError("features are not finite")
-    count, width = x.shape
-    mean = x.mean(axis=0)
-    centred = (x - mean) / np.sqrt(count - 1)
-    if count <= width:
-        return Gaussian(mean, centred, count)
-    return Gaussian(mean, _factor(centred.T @ centred), count)
+    width = len(mean)
+    parts, covariance = [], np.zeros((width, width) if rows.count > width else (0, 0))
+    for which, block in rows.blocks():
+        centred = (block - mean) * np.sqrt(weights[which, None] / (count - 1))
+        if rows.count > width:
+            covariance += centred.T @ centred
+        else:
+            parts.append(centred)
+    return Gaussian(mean, np.concatenate(parts) if parts else _factor(covariance), count)
 
 
 def gaussian_from_moments(mean: NDArray, covariance: NDArray, count: int = 0) -> Gaussian:

@@ -7,6 +7,8 @@ mean over random subsets of both sets. Its expectation does not depend on the nu
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluate.rows import FeatureRows, Features, as_rows
+
 SUBSETS = 100  # random subsets of which the mean is taken
 SUBSET_SIZE = 100  # images per subset, or all of the smaller set
 
@@ -20,16 +22,14 @@ def squared_mmd(x: NDArray, y: NDArray) -> float:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if min(len(x), len(y)) < 2:
         raise ValueError("KID needs at least 2 images on both sides")
-    return mmd_from_kernels(polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y))
-
-
-def mmd_from_kernels(within_x: NDArray, within_y: NDArray, across: NDArray) -> float:
-    """The same from the kernel values (n, n), (m, m), (n, m)."""
-    n, m = across.shape
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("features are not finite")
+    n, m = len(x), len(y)
+    within_x, within_y = polynomial_kernel(x, x), polynomial_kernel(y, y)
     return float(
         (within_x.sum() - np.trace(within_x)) / (n * (n - 1))
         + (within_y.sum() - np.trace(within_y)) / (m * (m - 1))
-        - 2.0 * across.mean()
+        - 2.0 * polynomial_kernel(x, y).mean()
     )
 
 
@@ -39,23 +39,53 @@ def polynomial_kernel(x: NDArray, y: NDArray) -> NDArray:
 
 
 def kid(
-    real: NDArray, fake: NDArray, *, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
+    real: Features, fake: Features, *, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
 ) -> float:
     """Mean of `squared_mmd` over random subsets of min(size, n_real, n_fake) rows, drawn without replacement.
 
     ValueError for fewer than 2 rows or for values that are not finite.
     """
-    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
-        raise ValueError("features are not finite")
-    size = min(size, len(real), len(fake))
-    if size == len(real) == len(fake):
-        return squared_mmd(real, fake)  # every subset is the whole set
+    reals, fakes = as_rows(real), as_rows(fake)
+    size = min(size, reals.count, fakes.count)
+    if size == reals.count == fakes.count:
+        return squared_mmd(reals.all(), fakes.all())  # every subset is the whole set
     draw = np.random.default_rng(seed)
     values = [
         squared_mmd(
-            real[draw.choice(len(real), size, replace=False)],
-            fake[draw.choice(len(fake), size, replace=False)],
+            reals.read(draw.choice(reals.count, size, replace=False)),
+            fakes.read(draw.choice(fakes.count, size, replace=False)),
         )
         for _ in range(subsets)
     ]
     return float(np.mean(values))
+
+
+def resampled_mmd(
+    x: Features, y: Features, x_repeats: NDArray[np.integer], y_repeats: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """`squared_mmd` of R resamples of both sets at once -> (R,).
+
+    x_repeats (n, R), y_repeats (m, R): how often each row is in each resample; every column has the sum n, or m. Kernel
+    values are made in blocks and never kept. The pairs of a row with a copy of itself count, as in a set of n.
+    """
+    within = [
+        _kernel_sums(rows, rows, u, u) - _kernel_diagonals(rows, u)
+        for rows, u in ((as_rows(x), x_repeats), (as_rows(y), y_repeats))
+    ]
+    across = _kernel_sums(as_rows(x), as_rows(y), x_repeats, y_repeats)
+    n, m = len(x_repeats), len(y_repeats)
+    return within[0] / (n * (n - 1)) + within[1] / (m * (m - 1)) - 2.0 * across / (n * m)
+
+
+def _kernel_sums(x: FeatureRows, y: FeatureRows, u: NDArray, v: NDArray) -> NDArray[np.float64]:
+    """(R,): u_r^T k(x, y) v_r."""
+    total = np.zeros(u.shape[1])
+    for i, rows in x.blocks():
+        for j, columns in y.blocks():
+            total += np.einsum("ir,ir->r", u[i].astype(np.float64), polynomial_kernel(rows, columns) @ v[j])
+    return total
+
+
+def _kernel_diagonals(x: FeatureRows, u: NDArray) -> NDArray[np.float64]:
+    """(R,): sum over rows of u_r k(x, x)."""
+    return sum(((rows**2).mean(axis=1) + 1.0) ** 3 @ u[i] for i, rows in x.blocks())

@@ -15,9 +15,11 @@ from evaluate.batches import SMALLEST_LPIPS, Pair
 from evaluate.frechet import frechet_distance, gaussian_from_features
 from evaluate.kid import kid
 from evaluate.lpips import all_pairs_mean, head_vector, map_sizes
+from evaluate.networks import FeatureName
 from evaluate.passes import Measurements, Wanted
 from evaluate.pictures import Picture
 from evaluate.pixels import WINDOW
+from evaluate.rows import FeatureRows
 from evaluate.weights import INCEPTION_FLAGS
 
 SEED = 0  # of KID's subsets and of the bootstrap
@@ -168,15 +170,22 @@ def _mean(row: Comparison, metric: Metric, measurements: Measurements) -> float:
     return float(np.mean(measurements.pair_values(metric.flag, pairs_of(row, metric))))
 
 
+def features_of(
+    row: Comparison, metric: Metric, measurements: Measurements
+) -> tuple[FeatureRows, FeatureRows]:
+    """(fakes, reals): what fid, fid_clean and kid are computed from."""
+    name: FeatureName = "fid_clean" if metric.name == "fid_clean" else "fid"
+    return measurements.features(name, row.fakes), measurements.features(name, row.reals)
+
+
 def _frechet(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    name = "fid_clean" if metric.name == "fid_clean" else "fid"
-    fakes = gaussian_from_features(measurements.features(name, row.fakes))  # type: ignore[arg-type]
-    reals = gaussian_from_features(measurements.features(name, row.reals))  # type: ignore[arg-type]
-    return frechet_distance(fakes, reals)
+    fakes, reals = features_of(row, metric, measurements)
+    return frechet_distance(gaussian_from_features(fakes), gaussian_from_features(reals))
 
 
 def _kid(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    return kid(measurements.features("fid", row.reals), measurements.features("fid", row.fakes), seed=SEED)
+    fakes, reals = features_of(row, metric, measurements)
+    return kid(reals, fakes, seed=SEED)
 
 
 def _all_pairs(row: Comparison, metric: Metric, measurements: Measurements) -> float:

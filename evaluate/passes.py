@@ -31,12 +31,15 @@ from evaluate.batches import (
 from evaluate.cache import FeatureCache
 from evaluate.networks import FeatureName, Networks
 from evaluate.pictures import Picture, set_hash
+from evaluate.rows import FeatureRows, as_rows
 
 PIXEL_METRICS: Mapping[str, Callable[[NDArray, NDArray], float]] = {
     "psnr": pixels.psnr,
     "ssim": pixels.ssim,
     "l1": pixels.l1,
 }
+
+ROWS_IN_MEMORY = 2048  # features of more pictures (8 KiB each) stay in the cache and are read in blocks
 
 T = TypeVar("T")
 
@@ -68,10 +71,11 @@ class Measurements:
         self.batch_size, self.num_threads, self.progress = batch_size, num_threads, progress
         self.pictures_decoded = 0
 
-    def features(self, name: FeatureName, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """(n, 2048) features of pictures that were computed before, in their order."""
+    def features(self, name: FeatureName, pictures: Sequence[Picture]) -> FeatureRows:
+        """(n, 2048) features of pictures that were computed before, in their order; few enough of them in memory."""
         keys = [self._feature_key(name, picture) for picture in pictures]
-        return np.stack(self._stored(keys))
+        rows = FeatureRows(len(keys), lambda numbers: np.stack(self._stored([keys[i] for i in numbers])))
+        return as_rows(rows.all()) if rows.count <= ROWS_IN_MEMORY else rows
 
     def pair_values(self, name: str, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """(n,) values of pairs that were computed before, in their order."""
