@@ -24,12 +24,13 @@ from evaluate.networks import Networks
 from evaluate.options import EvaluateOptions
 from evaluate.passes import Measurements
 from evaluate.pictures import set_hash
-from evaluate.places import find_runs, output_folder
+from evaluate.places import epochs, find_runs, output_folder
 from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, check_place, with_groups, write_report
 from evaluate.runs import RunChoice, comparisons_of_run, protocol_of, test_sides, training_pairs
 from evaluate.tables import terminal_table
 from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
+from gan.new_folder import new_folder
 from gan.options import TrainOptions, from_dict
 from gan.precision import find_device
 from gan.run_folder import RunFolder
@@ -37,8 +38,11 @@ from gan.run_folder import RunFolder
 
 def run_evaluation(options: EvaluateOptions) -> int:
     """Evaluate, print the table, write the report. Returns the exit code; raises UserError."""
-    report = build_report(options)
-    paths = write_report(report, output_folder(options), options.latex)
+    check(options)
+    folder = output_folder(options)
+    with new_folder(folder):  # a call that is refused leaves nothing behind
+        report = build_report(options)
+        paths = write_report(report, folder, options.latex)
     print(terminal_table(report.rows, report.columns))
     print(f"\nprotocol {report.protocol.id}; {', '.join(str(path) for path in paths)}")
     for remark in report.remarks:
@@ -96,6 +100,8 @@ def check(options: EvaluateOptions) -> None:
     if bool(options.fake) != bool(options.real):
         missing = "--real" if options.fake else "--fake"
         raise UserError(missing, "is missing", "--fake and --real go together")
+    if options.metrics:
+        parse_flags(options.metrics)
     for flag, low in (("size", 2), ("num_test", 1), ("bootstrap", 0), ("batch_size", 1), ("num_threads", 1)):
         value = getattr(options, flag)
         low = 20 if flag == "bootstrap" and value else low
@@ -113,7 +119,7 @@ def collect(options: EvaluateOptions) -> tuple[list[Comparison], Protocol, list[
     if options.fake and options.real:
         return *compare_folders(options, options.fake, options.real), []
     runs = find_runs(options)
-    choices = [run_choice(options, epoch) for epoch in options.epoch.split(",")]
+    choices = [run_choice(options, epoch) for epoch in epochs(options)]
     comparisons: list[Comparison] = []
     run_options: list[TrainOptions] = []
     for run in runs:
@@ -139,7 +145,7 @@ def protocol_of_runs(options: EvaluateOptions) -> Protocol | None:
 
 def run_choice(options: EvaluateOptions, epoch: str) -> RunChoice:
     """The flags that concern runs."""
-    return RunChoice(epoch.strip(), options.test_mode, options.dataroot, options.num_test, options.device)
+    return RunChoice(epoch, options.test_mode, options.dataroot, options.num_test, options.device)
 
 
 def smallest_side(protocol: Protocol) -> int:

@@ -22,6 +22,9 @@ from gan.translate_files import output_names, translate_pictures
 
 MANIFEST = "outputs.json"
 
+VERSION = 2
+"""Of the way outputs are made, raised when it changes: older ones are made again. 2: dropout seeded by the picture."""
+
 
 def make_outputs(run: Path, translator: Translator, inputs: Sequence[Picture], mode: str) -> list[Path]:
     """The translation of every input, at the input's evaluated size. Returns their files, in the inputs' order.
@@ -68,8 +71,8 @@ def _seeded(translator: Translator, pictures: Sequence[Picture]) -> Iterator[Non
 
 def _maker(translator: Translator, mode: str) -> str:
     """Identifies the network and how it is run: 64 hex digits."""
-    checkpoint = checkpoint_hash(translator.checkpoint)
-    return hashlib.sha256(json.dumps([checkpoint, translator.direction, mode]).encode()).hexdigest()
+    made_by = [VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
+    return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
 
 
 def checkpoint_hash(checkpoint: Path) -> str:

@@ -158,6 +158,22 @@ def test_outputs_are_made_again_only_where_needed(runs: Path, tmp_path: Path) ->
     assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
 
 
+def test_outputs_of_an_older_version_are_made_again(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = load_translator(runs / "p2p_0", test_mode="train")
+    inputs = pictures_of([runs / "data/test/000.png"], size=32)
+    monkeypatch.setattr("evaluate.outputs.VERSION", 1)
+    (old,) = make_outputs(tmp_path, translator, inputs, "train")
+    expected = old.read_bytes()
+    Image.new("RGB", (32, 32)).save(old)  # as an older version made it
+    make_outputs(tmp_path, translator, inputs, "train")
+    assert old.read_bytes() != expected  # used again by the same version
+    monkeypatch.setattr("evaluate.outputs.VERSION", 2)
+    make_outputs(tmp_path, translator, inputs, "train")
+    assert old.read_bytes() == expected
+
+
 def test_the_first_so_many_inputs_of_a_run(runs: Path, tmp_path: Path, trunk: Path) -> None:
     """Inputs and targets are cut; the real pictures of the target domain are not."""
     run_evaluation(
@@ -202,6 +218,33 @@ def test_reports_of_others_go_elsewhere(runs: Path, tmp_path: Path) -> None:
     place = output_folder(options(runs=(first, second)))
     assert place == output_folder(options(runs=("p2p_1", "p2p_0"), checkpoints_dir=runs))
     assert place != output_folder(options(runs=(first, third))) and place.parent == Path("results/evaluation")
+
+
+def test_reports_of_other_checkpoints_and_protocols_stand_beside_each_other(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default stays in RUN/evaluation; nothing writes over it but the same call."""
+    run, fake = str(runs / "p2p_1"), write_pictures(tmp_path / "fake", 2, 1)
+    base = runs / "p2p_1" / "evaluation"
+    run_evaluation(options(runs=(run,), metrics="l1"))
+    first = (base / "report.json").read_bytes()
+    more: tuple[tuple[dict[str, object], str], ...] = (
+        ({"epoch": "1"}, "epoch-1"),
+        ({"epoch": "last, best,last"}, "last-best"),
+        ({"test_mode": "train", "num_test": 2}, "train-first-2"),
+    )
+    for flags, name in more:
+        run_evaluation(options(runs=(run,), metrics="l1", **flags))
+        assert output_folder(options(runs=(run,), **flags)) == base / name
+        assert (base / name / "report.md").is_file()
+    assert (base / "report.json").read_bytes() == first
+    assert len(read(base / "last-best")["rows"]) == 2  # type: ignore[arg-type]
+    folders = {"fake": fake, "real": fake}
+    assert output_folder(options(**folders, size=64)) == output_folder(options(**folders)) / "size-64"
+    capsys.readouterr()
+    for epoch, text in (("9", "epoch 9"), ("first", "--epoch: is 'first'"), ("last,²", "--epoch")):
+        assert text in _refusal(capsys, runs=(run,), epoch=epoch, metrics="l1")
+    assert not (base / "epoch-9").exists()
 
 
 def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
