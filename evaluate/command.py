@@ -10,6 +10,7 @@ from evaluate.baselines import baselines
 from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
 from evaluate.folders import compare_folders
+from evaluate.half import LARGEST_ERROR, PICTURES, error_of_half
 from evaluate.metrics import (
     FLAGS,
     SEED,
@@ -66,11 +67,11 @@ def build_report(options: EvaluateOptions, elsewhere: bool = False) -> Report:
     place = None if elsewhere else output_folder(options)
     expected = protocol_of_runs(options)
     if place and expected:
-        known = [expected]
-        if not all(
-            found.verified for found in weights.values()
-        ):  # whether they are used depends on the pictures
+        known = [expected]  # whether weights are used depends on the pictures, and whether float16 serves
+        if not all(found.verified for found in weights.values()):
             known.append(dataclasses.replace(expected, verified=False))
+        if options.half:
+            known += [dataclasses.replace(protocol, half=True) for protocol in known]
         check_place(place, *known)
     rows, protocol, run_options = collect(options)
     choice = choose(asked, rows, smallest_side(protocol), missing)
@@ -110,6 +111,8 @@ def check(options: EvaluateOptions) -> None:
     if options.runs and (options.size or options.paired or options.input):
         flag = "--size" if options.size else "--paired" if options.paired else "--input"
         raise UserError(flag, "is for folders, not for runs", "leave it out")
+    if options.half and (device := find_device(options.device)).type != "cuda":
+        raise UserError("--half", f"is for CUDA GPUs, the device is {device.type}", "leave it out")
     if options.baselines and not options.runs:
         raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
 
@@ -164,17 +167,21 @@ def measure(
     """Make one pass over the files, and put the numbers together."""
     used = {name: found for name, found in weights.items() if uses(name, choice)}
     protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
-    if place:
-        check_place(place, protocol)
-    networks = Networks(
-        weights.get("inception"), weights.get("alexnet"), weights.get("heads"), find_device(options.device)
-    )
     cache = FeatureCache(
         None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
     )
-    measurements = Measurements(
-        cache, networks, batch_size=options.batch_size, num_threads=options.num_threads, progress=True
-    )
+    measurements = measurements_by(weights, cache, options)
+    note = ""
+    if options.half and "inception" in used:
+        half = measurements_by(weights, cache, options, half=True)
+        error = error_of_half(rows, choice.flags, measurements, half)
+        note = f"Inception in float16 moves FID of the first {PICTURES} pictures by {error:.1e} of its value"
+        if error <= LARGEST_ERROR:
+            measurements, protocol = half, dataclasses.replace(protocol, half=True)
+        else:
+            note += ": too much, computed in float32"
+    if place:
+        check_place(place, protocol)
     measurements.compute(wanted_by(rows, choice.flags))
     return Report(
         protocol,
@@ -183,6 +190,23 @@ def measure(
         dataclasses.asdict(options),
         {name: {"sha256": found.digest, "verified": found.verified} for name, found in used.items()},
         SEED,
+        notes=[note] if note else [],
+    )
+
+
+def measurements_by(
+    weights: Mapping[str, Weights], cache: FeatureCache, options: EvaluateOptions, half: bool = False
+) -> Measurements:
+    """What computes and keeps the numbers, with the networks of these weights; half: Inception in float16."""
+    networks = Networks(
+        weights.get("inception"),
+        weights.get("alexnet"),
+        weights.get("heads"),
+        find_device(options.device),
+        half,
+    )
+    return Measurements(
+        cache, networks, batch_size=options.batch_size, num_threads=options.num_threads, progress=True
     )
 
 

@@ -35,7 +35,7 @@ def build_inception() -> Any:
 
 
 class InceptionPool(nn.Module):
-    """(N, 3, 299, 299) in [-1, 1] -> (N, 2048): the features before the classifier, averaged over positions."""
+    """(N, 3, 299, 299) in [-1, 1] -> (N, 2048) float32: the features before the classifier, averaged over positions."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         """state: a state dict of `build_inception()`; RuntimeError where keys or shapes differ."""
@@ -54,7 +54,7 @@ class InceptionPool(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.blocks(images.contiguous(memory_format=torch.channels_last))  # (N, 2048, 8, 8)
-        return x.mean(dim=(2, 3))
+        return x.mean(dim=(2, 3), dtype=torch.float32)
 
 
 def _fold_batch_norms(net: Any) -> None:

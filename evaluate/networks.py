@@ -24,15 +24,19 @@ class Networks:
         alexnet: Weights | None,
         heads: Weights | None,
         device: torch.device | None = None,
+        half: bool = False,
     ) -> None:
+        """half: Inception in float16; its features have other keys in the cache."""
         on_cpu = device is None or device.type == "mps"  # sums are float64, which Apple's GPUs do not have
         self.device = torch.device("cpu") if on_cpu else device
         self._inception, self._alexnet, self._heads = inception, alexnet, heads
+        self._dtype = torch.float16 if half else torch.float32
 
     @property
     def inception_digest(self) -> str:
         """Identifies the network that features were made by, for the cache's keys."""
-        return self._inception.digest[:16] if self._inception else ""
+        digest = self._inception.digest[:16] if self._inception else ""
+        return digest if self._dtype == torch.float32 else f"{digest}-float16"
 
     @property
     def lpips_digest(self) -> str:
@@ -47,7 +51,7 @@ class Networks:
             with torch.random.fork_rng(
                 devices=[]
             ):  # building draws initial weights: not from the training's numbers
-                return InceptionPool(self._inception.state).to(self.device)
+                return InceptionPool(self._inception.state).to(self.device, self._dtype)
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 self._inception.path, "tensors do not fit pytorch-fid's Inception", "see --inception_weights"
@@ -78,7 +82,7 @@ class Networks:
         images = images.to(self.device)
         inputs = resize_bilinear(images) if name == "fid" else scale_clean(images)
         with _full_precision():
-            return self.inception(inputs).float().cpu()
+            return self.inception(inputs.to(self._dtype)).cpu()
 
     def lpips_maps(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps of (N, 3, H, W) uint8 images."""

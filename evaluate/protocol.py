@@ -26,13 +26,14 @@ class Protocol:
 
     mode: how outputs were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of
     pictures. first: only so many test inputs, None for all; reals are never cut. verified: all weights are the
-    published ones.
+    published ones. half: Inception's features were computed in float16.
     """
 
     size: str
     mode: str
     first: int | None = None
     verified: bool = True
+    half: bool = False
 
     @property
     def id(self) -> str:
@@ -44,6 +45,8 @@ class Protocol:
         parts = [VERSION, self.size, self.mode]
         if self.first is not None:
             parts.append(f"first{self.first}")
+        if self.half:
+            parts.append("float16")
         if not self.verified:
             parts.append("unverified-weights")
         return "/".join(parts)
@@ -56,7 +59,7 @@ class Protocol:
             "train": "outputs made in train mode (dropout and batch statistics on), written as 8-bit PNG",
             "files": "outputs read from the folder as they are",
         }[self.mode]
-        return [
+        sentences = [
             f"all pictures are {self.size} pixels and used as they are"
             if native
             else f"inputs and real images stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)",
@@ -65,4 +68,9 @@ class Protocol:
             if self.first is None
             else f"outputs of the first {self.first} test inputs only",
             "reals: all test pictures of the target domain, through the same resize",
-        ] + ([] if self.verified else ["WEIGHTS NOT VERIFIED: these numbers compare with no others"])
+        ]
+        if self.half:
+            sentences.append("Inception in float16, statistics in float64")
+        if not self.verified:
+            sentences.append("WEIGHTS NOT VERIFIED: these numbers compare with no others")
+        return sentences

@@ -53,6 +53,7 @@ class Report:
     weights: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     seed: int = 0
     seconds: float = 0.0
+    notes: Sequence[str] = ()  # more remarks, of how the numbers were made
 
     @property
     def columns(self) -> list[Metric]:
@@ -73,7 +74,7 @@ class Report:
         if fewest < FEATURES:
             text = f"FID of {fewest} images is biased upwards: compare it at equal counts only, or use KID"
             remarks.append(text)
-        return remarks
+        return [*remarks, *self.notes]
 
 
 def with_groups(rows: Sequence[Row]) -> list[Row]:
@@ -149,6 +150,7 @@ def to_json(report: Report) -> str:
             for row in report.rows
         ],
         "not_computed": dict(report.reasons),
+        "notes": list(report.notes),
         "options": dict(report.options),
         "weights": {name: dict(found) for name, found in report.weights.items()},
         "versions": versions(),
