@@ -14,21 +14,31 @@ from evaluate.table3_plan import NORMS, PUBLISHED, SETTINGS, Setting, Training
 
 COLUMNS = ("fid_ab", "fid_ba", "lpips_ab", "lpips_ba")
 DIGITS = {"fid_ab": 2, "fid_ba": 2, "lpips_ab": 4, "lpips_ba": 4}
+WITH_COUNTS = ("fid_ab", "fid_ba")  # a distance of few pictures is biased: n_fake and n_real stand beside it
 TITLES = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Ours: mean and standard deviation over seeds (None for one seed), or nothing; and the published number."""
+    """Ours: mean and standard deviation over seeds (None for one seed), or nothing; and the published number.
+
+    counts: (n_fake, n_real) of every seed, each once; of both models for their difference.
+    """
 
     mean: float | None
     sd: float | None
     published: float
+    counts: tuple[tuple[int, int], ...] = ()
 
     def text(self, digits: int) -> str:
         if self.mean is None:
             return "-"
         return f"{self.mean:.{digits}f}" + ("" if self.sd is None else f" ± {self.sd:.{digits}f}")
+
+    @property
+    def counts_text(self) -> str:
+        """`1098/1098`: n_fake and n_real."""
+        return ", ".join(f"{fakes}/{reals}" for fakes, reals in self.counts) or "-"
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ def protocol_of(reports: Mapping[Training, Mapping[str, object]]) -> str:
 
 def _row(setting: Setting, norm: str, reports: Mapping[Training, Mapping[str, object]]) -> TableRow:
     found: dict[str, list[float]] = {column: [] for column in COLUMNS}
+    counts: dict[str, list[tuple[int, int]]] = {column: [] for column in COLUMNS}
     for report in reports.values():
         for row in report["rows"]:  # type: ignore[attr-defined]
             side = "ab" if row["direction"] == setting.data.disk else "ba"
@@ -83,14 +94,16 @@ def _row(setting: Setting, norm: str, reports: Mapping[Training, Mapping[str, ob
             for name, value in (("fid", values.get("fid")), ("lpips", lpips)):
                 if value is not None:
                     found[f"{name}_{side}"].append(float(value))
+                    counts[f"{name}_{side}"].append((int(row["n_fake"]), int(row["n_real"])))
     published = PUBLISHED[setting.data.name, setting.model, norm]
-    return TableRow(setting, norm, {c: _cell(values, getattr(published, c)) for c, values in found.items()})
+    return TableRow(setting, norm, {c: _cell(found[c], getattr(published, c), counts[c]) for c in COLUMNS})
 
 
-def _cell(values: Sequence[float], published: float) -> Cell:
+def _cell(values: Sequence[float], published: float, counts: Sequence[tuple[int, int]]) -> Cell:
     if not values:
         return Cell(None, None, published)
-    return Cell(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, published)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Cell(float(np.mean(values)), sd, published, tuple(dict.fromkeys(counts)))
 
 
 def _difference(pono: TableRow, nc: TableRow) -> TableRow:
@@ -98,23 +111,26 @@ def _difference(pono: TableRow, nc: TableRow) -> TableRow:
     for column in COLUMNS:
         a, b = pono.cells[column], nc.cells[column]
         mean = None if a.mean is None or b.mean is None else b.mean - a.mean
-        cells[column] = Cell(mean, None, b.published - a.published)
+        counts = () if mean is None else tuple(dict.fromkeys((*a.counts, *b.counts)))
+        cells[column] = Cell(mean, None, b.published - a.published, counts)
     return TableRow(pono.setting, "NC − PONO", cells)
 
 
 def markdown(rows: Sequence[TableRow], protocol: str, epochs: int, remarks: Sequence[str]) -> str:
     """table3.md."""
     heads = ["data, model", "norm"]
-    for metric in ("FID", "LPIPS"):
-        heads += [f"{metric} {way}{kind}" for way in ("A→B", "B→A") for kind in ("", " (published)")]
-    lines = [f"# Table 3, protocol `{protocol}`, {epochs} epochs", ""]
-    lines += ["| " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
+    for metric, kinds in (("FID", ("", " n_fake/n_real", " (published)")), ("LPIPS", ("", " (published)"))):
+        heads += [f"{metric} {way}{kind}" for way in ("A→B", "B→A") for kind in kinds]
+    table = [heads]
     for row in rows:
         texts = [row.label, TITLES.get(row.norm, row.norm)]
         for column in COLUMNS:
             cell = row.cells[column]
-            texts += [cell.text(DIGITS[column]), f"{cell.published:.{DIGITS[column]}f}"]
-        lines.append("| " + " | ".join(texts) + " |")
+            texts.append(cell.text(DIGITS[column]))
+            texts += [cell.counts_text] if column in WITH_COUNTS else []
+            texts.append(f"{cell.published:.{DIGITS[column]}f}")
+        table.append(texts)
+    lines = [f"# Table 3, protocol `{protocol}`, {epochs} epochs", "", *_aligned(table)]
     lines += ["", "Lower is better everywhere; a negative difference is in favour of NC."]
     lines += ["LPIPS: to the target on paired data; over all pairs on Horse2Zebra.", *remarks]
     if epochs != 200:
@@ -122,22 +138,47 @@ def markdown(rows: Sequence[TableRow], protocol: str, epochs: int, remarks: Sequ
     return "\n".join(lines) + "\n"
 
 
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table that reads well in a terminal too; all columns but the first two are numbers."""
+    columns = [_padded(column, i > 1) for i, column in enumerate(zip(*table, strict=True))]
+    return ["| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)]
+
+
+def _padded(column: Sequence[str], right: bool) -> list[str]:
+    width = max(map(len, column))
+    rule = "-" * (width - 1) + ":" if right else "-" * width
+    head, *body = [text.rjust(width) if right else text.ljust(width) for text in column]
+    return [head, rule, *body]
+
+
 def csv_text(rows: Sequence[TableRow], protocol: str) -> str:
     """table3.csv, full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    kinds = ("", "_sd", "_published")
-    writer.writerow(["protocol", "data", "model", "norm", *(f"{c}{kind}" for c in COLUMNS for kind in kinds)])
+    kinds = {
+        c: ("", "_sd", "_published", *(("_n_fake", "_n_real") if c in WITH_COUNTS else ())) for c in COLUMNS
+    }
+    writer.writerow(
+        ["protocol", "data", "model", "norm", *(f"{c}{kind}" for c in COLUMNS for kind in kinds[c])]
+    )
     for row in rows:
-        numbers = [v for c in COLUMNS for v in (row.cells[c].mean, row.cells[c].sd, row.cells[c].published)]
-        fixed = [protocol, row.setting.data.name, row.setting.model, row.norm]
-        writer.writerow([*fixed, *("" if v is None else v for v in numbers)])
+        texts: list[object] = [protocol, row.setting.data.name, row.setting.model, row.norm]
+        for column in COLUMNS:
+            cell = row.cells[column]
+            texts += ["" if value is None else value for value in (cell.mean, cell.sd, cell.published)]
+            if column in WITH_COUNTS:
+                texts += [" ".join(str(counts[side]) for counts in cell.counts) for side in (0, 1)]
+        writer.writerow(texts)
     return text.getvalue()
 
 
 def latex(rows: Sequence[TableRow], protocol: str) -> str:
-    """table3.tex: ours, with the published number in brackets."""
-    lines = [f"% protocol {protocol}", r"\begin{tabular}{llrrrr}", r"\toprule"]
+    """table3.tex: ours; in brackets the published number, and n_fake/n_real of ours."""
+    lines = [
+        f"% protocol {protocol}; in brackets: published; n_fake/n_real of ours",
+        r"\begin{tabular}{llrrrr}",
+        r"\toprule",
+    ]
     lines.append(r"data, model & norm & FID A$\to$B & FID B$\to$A & LPIPS A$\to$B & LPIPS B$\to$A \\")
     for row in rows:
         if row.norm == NORMS[0]:
@@ -145,7 +186,8 @@ def latex(rows: Sequence[TableRow], protocol: str) -> str:
         texts = [row.setting.title, TITLES.get(row.norm, "NC $-$ PONO")]
         for column in COLUMNS:
             cell, digits = row.cells[column], DIGITS[column]
-            texts.append(f"{cell.text(digits)} ({cell.published:.{digits}f})".replace("±", r"$\pm$"))
+            counts = f"; {cell.counts_text}" if column in WITH_COUNTS and cell.counts else ""
+            texts.append(f"{cell.text(digits)} ({cell.published:.{digits}f}{counts})".replace("±", r"$\pm$"))
         lines.append(" & ".join(texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

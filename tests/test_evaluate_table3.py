@@ -1,6 +1,9 @@
 """Table 3: what is planned, what the numbers in it are, and that all eight rows run, stop and go on."""
 
+import csv
+import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,10 +53,13 @@ def test_directions_of_maps_are_turned_around() -> None:
     assert (first.direction, second.direction) == ("BtoA", "AtoB")
 
 
-def _report(*rows: tuple[str, float, float], lpips: str = "lpips_target") -> dict[str, object]:
+def _report(*rows: tuple[str, float, float], lpips: str = "lpips_target", n: int = 7) -> dict[str, object]:
     return {
         "protocol": {"id": "p"},
-        "rows": [{"direction": d, "values": {"fid": fid, lpips: value}} for d, fid, value in rows],
+        "rows": [
+            {"direction": d, "values": {"fid": fid, lpips: value}, "n_fake": n, "n_real": n + i}
+            for i, (d, fid, value) in enumerate(rows)
+        ],
     }
 
 
@@ -75,9 +81,40 @@ def test_numbers_land_in_their_cells() -> None:
     assert (first["lpips_ab"].mean, first["lpips_ba"].mean) == (0.2, 0.1)
     assert rows[2].cells["fid_ab"].mean == -1.0
     assert rows[2].cells["fid_ab"].published == pytest.approx(49.57 - 52.45)
-    text = markdown(rows, "p", 200, [])
-    assert "map→photo" in text and "| 20.00 | 52.45 | 10.00 | 64.13 |" in text and "miniature" not in text
+    text = re.sub(" +", " ", markdown(rows, "p", 200, []))
+    assert (
+        "map→photo" in text
+        and "| 20.00 | 7/8 | 52.45 | 10.00 | 7/7 | 64.13 |" in text
+        and "miniature" not in text
+    )
     assert csv_text(rows, "p").count("\n") == 4 and r"\toprule" in latex(rows, "p")
+
+
+def test_counts_stand_beside_every_fid() -> None:
+    """In the table, its differences, the CSV and LaTeX; counts that differ between seeds or models are all told."""
+    (pono,), nc = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc", (0, 1))
+    both = (("AtoB", 10.0, 0.1), ("BtoA", 20.0, 0.2))
+    reports = {pono: _report(*both), nc[0]: _report(*both), nc[1]: _report(*both, n=5)}
+    rows = table_rows(reports)
+    assert [row.cells["fid_ab"].counts_text for row in rows] == ["7/8", "7/8, 5/6", "7/8, 5/6"]
+    head, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in markdown(rows, "p", 200, []).splitlines()
+        if line.startswith("|")
+    ]
+    places = [i for i, name in enumerate(head) if name in ("FID A→B", "FID B→A")]
+    assert [head[i + 1] for i in places] == ["FID A→B n_fake/n_real", "FID B→A n_fake/n_real"]
+    assert [[line[i + 1] for i in places] for line in lines] == [["7/8", "7/7"]] + 2 * [
+        ["7/8, 5/6", "7/7, 5/5"]
+    ]
+    first, second, _ = csv.DictReader(io.StringIO(csv_text(rows, "p")))
+    assert (first["fid_ab_n_fake"], first["fid_ab_n_real"], first["fid_ba_n_real"]) == ("7", "8", "7")
+    assert (second["fid_ab_n_fake"], second["lpips_ba_published"]) == ("7 5", "0.177")
+    assert "20.00 (52.45; 7/8) & 10.00 (64.13; 7/7) & 0.2000 (0.3317)" in latex(rows, "p")
+    (without,) = table_rows({pono: {"protocol": {"id": "p"}, "rows": []}})
+    assert without.cells["fid_ab"].counts_text == "-"
+    (empty,) = csv.DictReader(io.StringIO(csv_text([without], "p")))
+    assert empty["fid_ab_n_fake"] == empty["fid_ba_n_real"] == "" and empty["fid_ba_published"] == "64.13"
 
 
 def test_pix2pix_rows_come_from_two_trainings_and_several_seeds() -> None:
@@ -136,7 +173,7 @@ def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     second = Runner()
     assert run_table3(options, second) == 0
     assert len(first.calls) == 5 and len(second.calls) == 7
-    text = (tmp_path / "out" / "table3.md").read_text()
+    text = re.sub(" +", " ", (tmp_path / "out" / "table3.md").read_text())
     assert text.count("| PONO+MS |") == text.count("| NC+MS |") == text.count("| NC − PONO |") == 4
     assert "photo→map" in text and "miniature" in text
     for figure in (3, 4):
