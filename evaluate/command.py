@@ -108,9 +108,9 @@ def check(options: EvaluateOptions) -> None:
         low = 20 if flag == "bootstrap" and value else low
         if value is not None and value < low:
             raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} or more")
-    if options.runs and (options.size or options.paired or options.input):
-        flag = "--size" if options.size else "--paired" if options.paired else "--input"
-        raise UserError(flag, "is for folders, not for runs", "leave it out")
+    for_folders = [flag for flag in ("size", "paired", "input", "grey") if getattr(options, flag)]
+    if options.runs and for_folders:
+        raise UserError(f"--{for_folders[0]}", "is for folders, not for runs", "leave it out")
     if options.half and (device := find_device(options.device)).type != "cuda":
         raise UserError("--half", f"is for CUDA GPUs, the device is {device.type}", "leave it out")
     if options.baselines and not options.runs:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from evaluate.metrics import Comparison
 from evaluate.options import EvaluateOptions
-from evaluate.pictures import folder_pictures, match_by_stem, require_one_size
+from evaluate.pictures import all_stored_in_grey, folder_pictures, match_by_stem, require_one_size
 from evaluate.protocol import Protocol
 
 
@@ -13,15 +13,20 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
 
     Raises UserError for empty folders, mixed sizes without --size, and names without a partner.
     """
-    fakes, reals = folder_pictures(fake, options.size), folder_pictures(real, options.size)
+    channels = 1 if options.grey else 3
+    fakes, reals = (folder_pictures(folder, options.size, channels) for folder in (fake, real))
     targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
     inputs = None
     if options.input:
-        inputs = match_by_stem(fakes, folder_pictures(options.input, options.size), fake, options.input)
+        found = folder_pictures(options.input, options.size, channels)
+        inputs = match_by_stem(fakes, found, fake, options.input)
     size = str(options.size)
     if options.size is None:
         size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
     first = slice(options.num_test)
+    details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
+    if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
+        details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
     row = Comparison(
         label=fake.name or str(fake),
         direction="",
@@ -29,6 +34,6 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
         reals=reals,
         targets=None if targets is None else targets[first],
         inputs=None if inputs is None else inputs[first],
-        details={"fake": str(fake), "real": str(real), "input": str(options.input or "")},
+        details=details,
     )
-    return [row], Protocol(size, "files", options.num_test)
+    return [row], Protocol(size, "files", options.num_test, colours="L" if options.grey else "RGB")

@@ -23,6 +23,8 @@ class EvaluateOptions:
     """Every picture in --fake has its target, of equal stem, in --real."""
     size: int | None = None
     """With folders: stretch all pictures to SIZE x SIZE. Default: use them as they are; all must have one size."""
+    grey: bool = False
+    """With folders: compare all pictures in grey, as runs with one output channel are (another protocol id)."""
     metrics: str = ""
     """Comma-separated: fid,fid_clean,kid,lpips,psnr,ssim,l1. Default: all that apply and whose weights can be had."""
     epoch: str = "last"

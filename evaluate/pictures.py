@@ -64,7 +64,7 @@ def pictures_of_side(
     return [Picture(path, content_of(path), part, size, channels) for path in paths]
 
 
-def folder_pictures(folder: Path, size: int | None) -> list[Picture]:
+def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[Picture]:
     """The pictures of one folder, sorted by name.
 
     Without a size all must have one size already; UserError names the first that differs, or the folder
@@ -76,7 +76,7 @@ def folder_pictures(folder: Path, size: int | None) -> list[Picture]:
     paths = find_images(folder)
     if not paths:
         raise UserError(folder, "no image in it", "name a folder with pictures directly in it")
-    pictures = pictures_of(paths, size)
+    pictures = pictures_of(paths, size, channels)
     if size is None:
         require_one_size(pictures)
     return pictures
@@ -106,6 +106,19 @@ def _header_size(path: Path) -> tuple[int, int]:
             return (height, width) if turned else (width, height)
     except Exception:  # load_image knows how to say what is wrong with the file
         return load_image(path).size
+
+
+def all_stored_in_grey(pictures: Iterable[Picture]) -> bool:
+    """Whether no file says that it holds colours, told from the headers; files that cannot be read are not asked."""
+    return all(_header_mode(picture.path) in ("1", "L", "LA", "I", "F", "I;16", "") for picture in pictures)
+
+
+def _header_mode(path: Path) -> str:
+    try:
+        with Image.open(path) as picture:
+            return picture.mode
+    except Exception:  # load_image names it later
+        return ""
 
 
 def match_by_stem(

@@ -55,4 +55,6 @@ def _differences(options: EvaluateOptions) -> list[str]:
         parts.append(f"first-{options.num_test}")
     if options.size is not None:
         parts.append(f"size-{options.size}")
+    if options.grey:
+        parts.append("grey")
     return parts

@@ -14,8 +14,8 @@ METRIC_DEFINITIONS = {
     "lpips_target": "LPIPS v0.1, AlexNet, inputs in [-1, 1], mean over (output, its target)",
     "lpips_all_pairs": "LPIPS v0.1, AlexNet, mean over all (output, real image of the target domain) pairs",
     "lpips_input": "LPIPS v0.1, AlexNet, mean over (output, its input)",
-    "psnr": "8-bit RGB, data range 255, mean of the pictures' values in dB",
-    "ssim": "8-bit RGB, Gaussian window 11x11 with sigma 1.5, mean over channels, window positions, pictures",
+    "psnr": "8-bit pixels, data range 255, mean of the pictures' values in dB",
+    "ssim": "8-bit pixels, Gaussian window 11x11 with sigma 1.5, mean over channels, window positions, pictures",
     "l1": "mean absolute difference; black against white is 1",
 }
 
@@ -26,7 +26,8 @@ class Protocol:
 
     mode: how outputs were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of
     pictures. first: only so many test inputs, None for all; reals are never cut. verified: all weights are the
-    published ones. half: Inception's features were computed in float16.
+    published ones. half: Inception's features were computed in float16. colours: what outputs and reals are compared
+    in, "RGB" or "L" (grey), or domain A's and domain B's where they differ, as in "L-RGB".
     """
 
     size: str
@@ -34,6 +35,7 @@ class Protocol:
     first: int | None = None
     verified: bool = True
     half: bool = False
+    colours: str = "RGB"
 
     @property
     def id(self) -> str:
@@ -41,8 +43,10 @@ class Protocol:
 
         >>> Protocol("256", "eval").id
         'i2i-1/256/eval'
+        >>> Protocol("256", "eval", colours="L").id
+        'i2i-1/256/eval/L'
         """
-        parts = [VERSION, self.size, self.mode]
+        parts = [VERSION, self.size, self.mode, *([self.colours] if self.colours != "RGB" else [])]
         if self.first is not None:
             parts.append(f"first{self.first}")
         if self.half:
@@ -64,6 +68,7 @@ class Protocol:
             if native
             else f"inputs and real images stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)",
             made,
+            _seen(self.colours),
             "outputs of all test inputs"
             if self.first is None
             else f"outputs of the first {self.first} test inputs only",
@@ -74,3 +79,11 @@ class Protocol:
         if not self.verified:
             sentences.append("WEIGHTS NOT VERIFIED: these numbers compare with no others")
         return sentences
+
+
+def _seen(colours: str) -> str:
+    words = {"RGB": "in RGB", "L": "in grey (luma, shown to the networks as three equal channels)"}
+    if "-" in colours:
+        a, b = colours.split("-")
+        return f"domain A compared {words[a]}, domain B {words[b]}"
+    return f"outputs and real images compared {words[colours]}"

@@ -74,6 +74,7 @@ class Report:
         if fewest < FEATURES:
             text = f"FID of {fewest} images is biased upwards: compare it at equal counts only, or use KID"
             remarks.append(text)
+        remarks += [str(row.details["remark"]) for row in self.rows if "remark" in row.details]
         return [*remarks, *self.notes]
 
 

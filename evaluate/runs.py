@@ -34,8 +34,17 @@ class RunChoice:
 
 
 def protocol_of(options: TrainOptions, choice: RunChoice, verified: bool = True) -> Protocol:
-    """The protocol a run is evaluated by: its training size and the mode of the networks."""
-    return Protocol(str(options.data.crop_size), choice.test_mode, choice.num_test, verified)
+    """The protocol a run is evaluated by: its training size, the mode of the networks, grey or colour."""
+    size = str(options.data.crop_size)
+    return Protocol(size, choice.test_mode, choice.num_test, verified, colours=_colours(options))
+
+
+def _colours(options: TrainOptions) -> str:
+    """Of the domains that the run has outputs in; its real pictures go through the same conversion."""
+    outputs = [channels(options, options.data.direction)[1]]
+    if options.model.model == "cycle_gan":
+        outputs = [channels(options, direction)[1] for direction in ("BtoA", "AtoB")]
+    return "-".join(dict.fromkeys({1: "L", 3: "RGB"}[count] for count in outputs))
 
 
 def find_run(name: str, checkpoints_dir: Path) -> Path:
