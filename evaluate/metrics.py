@@ -85,14 +85,14 @@ class Choice:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def parse_flags(text: str) -> tuple[str, ...]:
-    """`fid,psnr` -> ("fid", "psnr"). UserError for an unknown name."""
+def parse_flags(text: str, option: str = "--metrics") -> tuple[str, ...]:
+    """`fid,psnr` -> ("fid", "psnr"). UserError, naming the option, for an unknown name."""
     flags = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for flag in flags:
         if flag not in FLAGS:
-            raise UserError("--metrics", f"unknown metric {flag}", "allowed: " + ",".join(FLAGS))
+            raise UserError(option, f"unknown metric {flag}", "allowed: " + ",".join(FLAGS))
     if not flags:
-        raise UserError("--metrics", "names no metric", "allowed: " + ",".join(FLAGS))
+        raise UserError(option, "names no metric", "allowed: " + ",".join(FLAGS))
     return flags
 
 

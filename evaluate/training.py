@@ -41,12 +41,12 @@ def make_evaluator(
 ) -> Evaluator:
     """A function from the pictures of `Trainer.sample` to metrics, e.g. {"fid": 80.1, "psnr": 14.2}.
 
-    metrics: comma-separated, as in --metrics. Pix2Pix pictures (`fake`, `target`) give `fid`, `psnr`, ...; CycleGAN
+    metrics: comma-separated, as in --eval_metrics. Pix2Pix pictures (`fake`, `target`) give `fid`, `psnr`, ...; CycleGAN
     ones (`fake_B` against `input_B`, and `fake_A`) give `fid_A`, `fid_B` and their mean `fid`, and no metric that needs
     targets. A metric whose weights cannot be had costs one warning now; UserError if it is best_by's. Global random
     states stay as they are.
     """
-    flags = list(parse_flags(metrics))
+    flags = list(parse_flags(metrics, "--eval_metrics"))
     weights, missing = find_weights(flags, WeightsChoice(cache_dir or cache_folder(), offline=offline))
     for flag, error in missing.items():
         if best_by is not None and best_by.split("_")[0] == flag.split("_")[0]:

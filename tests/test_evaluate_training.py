@@ -105,5 +105,6 @@ def test_too_small_or_too_few_are_left_out(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_unknown_metric() -> None:
-    with pytest.raises(UserError, match="unknown metric"):
-        make_evaluator("fid,what")
+    for text in ("fid,what", " ,"):
+        with pytest.raises(UserError, match=r"^--eval_metrics: (unknown metric what|names no metric)"):
+            make_evaluator(text)
