@@ -41,7 +41,7 @@ def make_evaluator(
 ) -> Evaluator:
     """A function from the pictures of `Trainer.sample` to metrics, e.g. {"fid": 80.1, "psnr": 14.2}.
 
-    metrics: comma-separated, as in --eval_metrics. Pix2Pix pictures (`fake`, `target`) give `fid`, `psnr`, ...; CycleGAN
+    metrics: comma-separated (--eval_metrics). Pix2Pix pictures (`fake`, `target`) give `fid`, `psnr`, ...; CycleGAN
     ones (`fake_B` against `input_B`, and `fake_A`) give `fid_A`, `fid_B` and their mean `fid`, and no metric that needs
     targets. A metric whose weights cannot be had costs one warning now; UserError if it is best_by's. Global random
     states stay as they are.
