@@ -152,14 +152,15 @@ class Training:
 
     def _end_epoch(self) -> dict[str, float]:
         """Samples and metrics of the epoch that is done."""
-        metrics = {}
+        metrics, counts = {}, {}
         images = self._sample()
         if "target" in images:
             metrics["val_l1"] = _mean_distance(images["fake"], images["target"])
         if self.evaluate and self.plan.eval_every and self.position.epoch % self.plan.eval_every == 0:
             metrics |= self._evaluated(images)
+            counts = dict.fromkeys(("n_fake", "n_real"), len(next(iter(images.values()))))
         if metrics:
-            self._record({"kind": "metrics", "metrics": metrics})
+            self._record({"kind": "metrics", "metrics": metrics, **counts})
         return metrics
 
     def _evaluated(self, images: Mapping[str, Tensor]) -> Mapping[str, float]:

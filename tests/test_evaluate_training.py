@@ -7,12 +7,14 @@ import pytest
 import torch
 from test_evaluate_passes import FewFeatures
 from torch import Tensor
+from training_support import TINY, records, train, write_aligned
 
 from datasets.errors import UserError
 from datasets.images import to_picture
 from evaluate import pixels, training
 from evaluate.frechet import frechet_distance, gaussian_from_features
 from evaluate.training import make_evaluator, to_bytes
+from gan.viewers.visdom_panes import Board
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +110,17 @@ def test_unknown_metric() -> None:
     for text in ("fid,what", " ,"):
         with pytest.raises(UserError, match=r"^--eval_metrics: (unknown metric what|names no metric)"):
             make_evaluator(text)
+
+
+def test_counts_stand_beside_the_metrics_of_a_training(tmp_path: Path) -> None:
+    """In metrics.jsonl; the viewers print them from there."""
+    data = write_aligned(tmp_path / "data", count=4)
+    flags = ["--dataroot", data, "--name", "r", "--checkpoints_dir", tmp_path, "--model", "pix2pix", *TINY]
+    more = ["--n_epochs", 2, "--eval_every", 2, "--eval_metrics", "l1", "--val_count", 3]
+    assert train(*flags, *more).code == 0
+    first, second = [line for line in records(tmp_path / "r") if line["kind"] == "metrics"]
+    assert set(first["metrics"]) == {"val_l1"} and "n_fake" not in first
+    assert set(second["metrics"]) == {"val_l1", "l1"} and (second["n_fake"], second["n_real"]) == (3, 3)
+    board = Board()
+    board.add(second | {"metrics": {"fid": 80.0}})
+    assert board.panes["metric_fid"].title == "fid, n_fake 3, n_real 3"

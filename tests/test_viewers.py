@@ -144,13 +144,16 @@ def test_progress_in_a_log_file_is_plain_lines():
         if step % 5 == 0:
             console.record(train_record(step, (step - 1) // 10 + 1, loss=0.25))
     console.record({"kind": "metrics", "step": 20, "epoch": 2, "metrics": {"val_l1": 0.5}})
+    metrics = {"kind": "metrics", "step": 20, "epoch": 2, "metrics": {"fid": 81.5}, "n_fake": 8, "n_real": 8}
+    console.record(metrics)
     console.close()
     text = stream.getvalue()
     assert "\r" not in text and "\x1b" not in text
     lines = text.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[0].startswith("epoch 1/2  step 5  G_GAN 0.25  3 images/s  ") and lines[0].endswith(" left")
-    assert lines[-1] == "epoch 2/2  val_l1 0.5"
+    assert lines[-2] == "epoch 2/2  val_l1 0.5"
+    assert lines[-1] == "epoch 2/2  fid 81.5  (n_fake 8, n_real 8)"
 
 
 def test_progress_on_a_terminal_is_one_bar_an_epoch():

@@ -50,7 +50,8 @@ class Console(Viewer):
                 where = f"epoch {record['epoch']}/{self._epochs}  step {record['step']}"
                 self._line(f"{where}  {self._text}  {self._left()}".rstrip())
         elif record["kind"] == "metrics":
-            self._line(f"epoch {record['epoch']}/{self._epochs}  {losses_text(record['metrics'])}")
+            counts = f"  (n_fake {record['n_fake']}, n_real {record['n_real']})" if "n_fake" in record else ""
+            self._line(f"epoch {record['epoch']}/{self._epochs}  {losses_text(record['metrics'])}{counts}")
 
     def close(self) -> None:
         if self._bar is not None:

@@ -133,7 +133,9 @@ class Board:
                 )
         elif record["kind"] == "metrics":
             for name, value in record["metrics"].items():
-                self._point(f"metric_{name}", name, name, step, value)
+                counts = name.startswith("fid") and "n_fake" in record
+                title = f"{name}, n_fake {record['n_fake']}, n_real {record['n_real']}" if counts else name
+                self._point(f"metric_{name}", title, name, step, value)
         elif record["kind"] == "samples" and (not self.moments or step > self.moments[-1]["step"]):
             self.moments.append(record)
             if len(self.moments) > HISTORY:

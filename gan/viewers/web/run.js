@@ -86,7 +86,8 @@ class RunView {
     } else if (record.kind === "metrics") {
       for (const [name, value] of Object.entries(record.metrics)) {
         this.board.add(1, "Metric: " + name, name, step, value, epoch);
-        this.tile(name, shortNumber(value));
+        const counts = name.startsWith("fid") && record.n_fake !== undefined;
+        this.tile(name, shortNumber(value), counts ? `n_fake ${record.n_fake}, n_real ${record.n_real}` : "");
       }
     } else if (record.kind === "samples") {
       this.samples.add(record);
