@@ -1,7 +1,7 @@
 """The CUDA backend: `direct` with fused kernels around torch's own convolutions (cuda_ops/cuda_steps.py).
 
-Without `torch.compile` a call goes straight to the kernels; under it, through an operator (cuda_ops/cuda_operator.py)
-that the compiler sees as one node.
+Plain tensors go straight to the kernels. Under `torch.compile`, and for tensors that only stand for others (fake ones,
+wrappers), a call is an operator (cuda_ops/cuda_operator.py): the dispatcher sees it as one node, for 20 us more.
 """
 
 import warnings
@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_ops import cuda_operator, cuda_steps, direct
+from cuda_ops import cuda_steps, direct
 from cuda_ops.compile import DTYPES, BuildError
 from cuda_ops.launch import LAUNCHERS, Unit
 
 _outcomes: dict[tuple[str, int, Unit], str | None] = {}
-_served: set[tuple[object, ...]] = (
-    set()
-)  # what `why_not` has found nothing against: asked again at every call
 _warned: set[str] = set()
 _MOST_GROUPS = 65535  # the second dimension of a grid
 _MOST_PIXELS = 2**30  # of one channel: such counts are 32 bits wide, whole tensors have 64-bit indices
@@ -28,11 +25,6 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
 
     With `warn`, kernels that should run on this device but cannot be built are told once, as a UserWarning.
     """
-    last = cuda_steps.is_channels_last(x)
-    key = (x.device, weight.device, x.dtype, compute, weight.dtype, last, groups > _MOST_GROUPS)
-    plane = x.shape[-2] * x.shape[-1]
-    if not torch.compiler.is_compiling() and key in _served and x.numel() > 0 and plane < _MOST_PIXELS:
-        return None
     if x.device.type not in LAUNCHERS:
         return f"x is on the device {x.device.type}, the kernels are for cuda"
     if weight.device != x.device:
@@ -44,12 +36,10 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
         return f"more than {_MOST_GROUPS} groups"
     if x.numel() == 0:
         return "x is empty"
-    if plane >= _MOST_PIXELS:
+    if x.shape[-2] * x.shape[-1] >= _MOST_PIXELS:
         return f"{_MOST_PIXELS} pixels or more in one channel"
-    failure = build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
-    if failure is None and not torch.compiler.is_compiling():
-        _served.add(key)
-    return failure
+    last = cuda_steps.layout_of(x) == torch.channels_last
+    return build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
 
 
 @torch.compiler.assume_constant_result
@@ -82,40 +72,36 @@ def build_failure(
 
 
 def normalized_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: direct.Geometry
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, std) as in `reference`. Raises BuildError where the kernels cannot be built."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # an operator of its own is opaque to the compiler, but costs 20 us more a call
-        return cuda_operator.forward(x, weight, bias, geometry)
-    y, mean, std = _NormalizedConv2d.apply(x, weight, bias, geometry)
-    return y, mean, std
+    x: Tensor, weight: Tensor, bias: Tensor | None, recipe: cuda_steps.Recipe
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(y, mean, std) as in `reference`; None for mean and std where the recipe is without moments."""
+    if recipe.moments:
+        y, mean, std = _NormalizedConv2d.apply(x, weight, bias, recipe)
+        return y, mean, std
+    return _NormalizedConv2d.apply(x, weight, bias, recipe), None, None
 
 
 class _NormalizedConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: direct.Geometry
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, std, *kept = cuda_steps.forward(x, weight, bias, geometry)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: cuda_steps.Recipe) -> Any:
+        y, mean, std, *kept = cuda_steps.forward(x, weight, bias, recipe)
         ctx.save_for_backward(x, weight, bias, y, std, *kept)
-        ctx.geometry = geometry
+        ctx.recipe = recipe
         ctx.set_materialize_grads(False)
-        return y, mean, std
+        return (y, mean, std) if recipe.moments else y
 
     @staticmethod
     def backward(
-        ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
+        ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dstd: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         needs, upstream = ctx.needs_input_grad, direct.Upstream(dy, dmean, dstd)
         if (
             torch.is_grad_enabled()
         ):  # create_graph=True: the kernels cannot be differentiated again, torch's own can
             x, weight, bias, *_ = ctx.saved_tensors
-            gradients = direct.differentiable_backward(needs, x, weight, bias, ctx.geometry, upstream)
+            gradients = direct.differentiable_backward(needs, x, weight, bias, ctx.recipe.g, upstream)
         else:
-            gradients = cuda_steps.backward(needs, _take_saved(ctx), ctx.geometry, upstream)
+            gradients = cuda_steps.backward(needs, _take_saved(ctx), ctx.recipe, upstream)
         return (*gradients, None)
 
 

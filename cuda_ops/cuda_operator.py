@@ -1,6 +1,6 @@
 """The CUDA backend as two PyTorch operators, for `torch.compile`: schema, shapes and autograd, all in Python.
 
-normalized_conv::forward   (y, mean, std, centres, filters, copy), the last three as in `cuda_steps.Saved`,
+normalized_conv::forward   (y, mean, std, kept, filters, copy), the last three as in `cuda_steps.Saved`,
                            an empty tensor for None
 normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import cuda_steps, direct
-from cuda_ops.plan import makes_copy
+from cuda_ops.plan import keeps_filters, makes_copy
 from cuda_ops.windows import output_size
 
 _GEOMETRY = (
@@ -24,7 +24,7 @@ _library.define(
     f"forward(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor std, Tensor centres, Tensor filters, "
+    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor std, Tensor kept, Tensor filters, "
     "Tensor copy, "
     f"Tensor? dy, Tensor? dmean, Tensor? dstd, bool[3] needs, {_GEOMETRY}) -> (Tensor, Tensor, Tensor)"
 )
@@ -45,7 +45,7 @@ def register(device: str) -> None:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
-    results = cuda_steps.forward(x, weight, bias, _geometry(numbers))
+    results = cuda_steps.forward(x, weight, bias, _recipe(x, weight, numbers))
     return tuple(x.new_empty(0, dtype=numbers[-1]) if v is None else v for v in results)
 
 
@@ -55,7 +55,7 @@ def _backward(
     bias: Tensor | None,
     y: Tensor,
     std: Tensor,
-    centres: Tensor,
+    kept: Tensor,
     filters: Tensor,
     copy: Tensor,
     dy: Tensor | None,
@@ -64,9 +64,10 @@ def _backward(
     needs: Sequence[bool],
     *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = (v if v.numel() else None for v in (filters, copy))
-    saved = cuda_steps.Saved(x, weight, bias, y, std, centres, *kept)
-    gradients = cuda_steps.backward(tuple(needs), saved, _geometry(numbers), direct.Upstream(dy, dmean, dstd))
+    present = (v if v.numel() else None for v in (filters, copy))
+    saved = cuda_steps.Saved(x, weight, bias, y, std, kept, *present)
+    upstream = direct.Upstream(dy, dmean, dstd)
+    gradients = cuda_steps.backward(tuple(needs), saved, _recipe(x, weight, numbers), upstream)
     likes = (x, weight, weight if bias is None else bias)
     dx, dw, db = (
         (like.new_zeros(like.shape) if needed else like.new_empty(0)) if gradient is None else gradient
@@ -88,28 +89,33 @@ def _forward_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: An
         memory_format=cuda_steps.layout_of(x),
     )
     mean, std = (x.new_empty((x.shape[0], g.groups, *out), dtype=wide) for _ in range(2))
-    centres = x.new_empty(mean.numel() + x.shape[0] * g.groups, dtype=wide)
+    kept = x.new_empty(mean.numel() + x.shape[0] * g.groups, dtype=wide)
     layout = cuda_steps.layout_of(x)
-    kept = [
+    filters_and_copy = [
         torch.empty(shape, dtype=g.compute, device=x.device, memory_format=layout)
         if wanted
         else x.new_empty(0, dtype=g.compute)
         for shape, wanted in (
-            (weight.shape, cuda_steps.keeps_filters(x, weight)),
+            (weight.shape, keeps_filters(x.shape, weight.shape)),
             ((*x.shape[:2], *size), makes_copy(x.dtype, g.compute)),
         )
     ]
-    return y, mean, std, centres, *kept
+    return y, mean, std, kept, *filters_and_copy
 
 
 @torch.library.register_fake("normalized_conv::backward", lib=_library)
 def _backward_shapes(
     x: Tensor, weight: Tensor, bias: Tensor | None,
-    y: Tensor, std: Tensor, centres: Tensor, filters: Tensor, copy: Tensor,
+    y: Tensor, std: Tensor, kept: Tensor, filters: Tensor, copy: Tensor,
     dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, needs: Sequence[bool], *numbers: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=cuda_steps.layout_of(x))
-    dw = torch.empty_like(cuda_steps.dense_weight(weight))
+    dw = torch.empty(
+        weight.shape,
+        dtype=weight.dtype,
+        device=weight.device,
+        memory_format=cuda_steps.layout_of(weight),
+    )
     db = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return tuple(v if needed else v.new_empty(0) for v, needed in zip((dx, dw, db), needs, strict=True))
 
@@ -143,6 +149,10 @@ def _autograd_backward(
 def _geometry(numbers: Sequence[Any]) -> direct.Geometry:
     stride, padding, dilation = ((int(v[0]), int(v[1])) for v in numbers[:3])
     return direct.Geometry(stride, padding, dilation, *numbers[3:])
+
+
+def _recipe(x: Tensor, weight: Tensor, numbers: Sequence[Any]) -> cuda_steps.Recipe:
+    return cuda_steps.make_recipe(x, weight, _geometry(numbers), moments=True)
 
 
 torch.library.register_autograd(

@@ -12,19 +12,23 @@ Backward, r = 1/s, the closed form of `direct`:
 z is not kept for the backward pass, y is: where the activation is flat its gradient is zero, and elsewhere z / s
 follows from y. The centred copy is what keeps float32 (and TF32) exact at any input offset; the weight gradient needs
 it again. An x that is already float16 or bfloat16 goes to the convolution as it is, and no copy is made.
+
+At batch 1 the GPU waits for these lines, so whatever the shapes decide is decided once, in a `Recipe`.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cuda_ops.direct import Geometry, Gradients, Upstream
-from cuda_ops.launch import LAUNCHERS, Arguments, Launch, Unit
+from cuda_ops.launch import LAUNCHERS, Arguments, Launch, Launcher, Unit
 from cuda_ops.plan import Plan, make_plan
 from cuda_ops.windows import Pair
 
-_PLAIN = (False, (0, 0))  # of a convolution: not transposed, no output padding
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
 
 
 class Saved(NamedTuple):
@@ -34,55 +38,91 @@ class Saved(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     y: Tensor
-    std: Tensor
-    centres: Tensor  # mean - pivot of every patch, then the pivots
+    std: Tensor | None  # None where it is no output: then it lies behind the pivots
+    kept: Tensor  # mean - pivot of every patch, then the pivots
     filters: Tensor | None  # W~, where it is small beside x
     copy: Tensor | None  # the padded, centred x, where the convolution read that
 
 
+class Recipe(NamedTuple):
+    """One kind of call, ready to run: for tensors of the shapes, types and layouts it was made for."""
+
+    g: Geometry
+    plan: Plan
+    launcher: Launcher
+    device: str
+    layout: torch.memory_format  # of x, y, W~ and all between them
+    weight_layout: torch.memory_format
+    moments: bool  # whether mean and std are outputs
+
+
 class _Call(NamedTuple):
-    """What both passes start from; the tensors as the kernels can read them, and alive as long as they are read."""
+    """What a pass works on; the tensors as the kernels can read them, and alive as long as they are read."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    centres: Tensor
-    layout: torch.memory_format
-    g: Geometry
-    plan: Plan
+    kept: Tensor
     arguments: Arguments
     launch: Launch
+    recipe: Recipe
+
+
+def make_recipe(x: Tensor, weight: Tensor, g: Geometry, moments: bool) -> Recipe:
+    """Builds the kernels on their first use. Raises BuildError."""
+    layout, weight_layout = layout_of(x), layout_of(weight)
+    unit = Unit(x.dtype, g.compute, weight.dtype, layout == torch.channels_last)
+    launcher = LAUNCHERS[x.device.type](x.device.index or 0, unit)
+    weight_last = weight_layout == torch.channels_last
+    plan = make_plan(x.shape, weight.shape, g, unit, weight_last, moments, launcher.threads)
+    return Recipe(g, plan, launcher, x.device.type, layout, weight_layout, moments)
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(y, mean, std) and the last three of `Saved`; no gradients."""
-    call = _begin(x, weight, bias, g, None)
-    plan, a = call.plan, call.arguments
-    mean = torch.empty(plan.statistics, dtype=plan.wide, device=x.device)
-    std, pixels = torch.empty_like(mean), torch.empty(plan.pixel_values, dtype=plan.wide, device=x.device)
-    a.mean, a.std, a.pixels = mean.data_ptr(), std.data_ptr(), pixels.data_ptr()
-    filters = _filters(call)
-    call.launch("prepare", *plan.prepare)
-    copy = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """(y, mean, std) and the last three of `Saved`; no gradients. Without `moments`, mean and std are None."""
+    g, plan, layout = recipe.g, recipe.plan, recipe.layout
+    kept = x.new_empty(plan.kept, dtype=plan.wide)
+    x, weight, bias, _, a, launch, _ = _begin(x, weight, bias, kept, recipe)
+    scratch = x.new_empty(plan.forward_scratch, dtype=plan.wide)
+    filters = torch.empty_like(weight, dtype=g.compute, memory_format=layout)
+    a.pixels, a.filters = scratch.data_ptr(), filters.data_ptr()
+    mean = std = copy = None
+    if recipe.moments:
+        mean = x.new_empty(plan.statistics, dtype=plan.wide)
+        std = torch.empty_like(mean)
+        a.mean, a.std = mean.data_ptr(), std.data_ptr()
+    else:
+        a.mean, a.std = a.pixels + plan.mean_offset, a.mu + plan.std_offset
+    launch("prepare", *plan.prepare)
+    source, padding = x, g.padding
     if plan.copies:
-        copy = torch.empty(plan.padded, dtype=g.compute, device=x.device, memory_format=call.layout)
+        source = copy = torch.empty(plan.padded, dtype=g.compute, device=x.device, memory_format=layout)
+        padding = (0, 0)
         a.padded = copy.data_ptr()
-    call.launch("pixels", *plan.pixels)
-    source, padding = (call.x, g.padding) if copy is None else (copy, (0, 0))
-    y = torch.convolution(source, filters, None, g.stride, padding, g.dilation, *_PLAIN, g.groups)
-    y = y.contiguous(memory_format=call.layout)
+    launch("pixels", *plan.pixels)
+    y = torch.convolution(source, filters, None, g.stride, padding, g.dilation, False, (0, 0), g.groups)
+    y = y.contiguous(memory_format=layout)
     a.y = y.data_ptr()
-    call.launch("scale", *plan.scale)
-    return y, mean, std, call.centres, filters if keeps_filters(x, weight) else None, copy
+    launch("scale", *plan.scale)
+    return y, mean, std, kept, filters if plan.keeps_filters else None, copy
 
 
-def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream) -> Gradients:
-    """Gradients of x, weight and bias as far as `needs` asks for them."""
-    call = _begin(s.x, s.weight, s.bias, g, s.centres)
-    plan, a, x, filters, copy = call.plan, call.arguments, call.x, s.filters, s.copy
-    a.y, a.std = s.y.data_ptr(), s.std.data_ptr()
+def backward(needs: tuple[bool, ...], s: Saved, recipe: Recipe, upstream: Upstream) -> Gradients:
+    """Gradients of x, weight and bias as far as `needs` asks for them.
+
+    Hooks on saved tensors may change their layout (never their type): all that is read is first made to lie as the
+    recipe says, which costs nothing where it does.
+    """
+    plan, layout = recipe.plan, recipe.layout
+    call = _begin(s.x, s.weight, s.bias, s.kept, recipe)
+    x, _, bias, _, a, launch, _ = call
+    y, filters, copy = s.y.contiguous(memory_format=layout), s.filters, s.copy
+    std = None if s.std is None else s.std.contiguous()
+    scratch = x.new_empty(plan.backward_scratch, dtype=plan.wide)
+    a.y, a.spread = y.data_ptr(), scratch.data_ptr()
+    a.std = a.mu + plan.std_offset if std is None else std.data_ptr()
     dy, dmean, dstd = upstream
     if dmean is not None:
         dmean = dmean.contiguous()
@@ -90,38 +130,33 @@ def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream)
     if dstd is not None:
         dstd = dstd.contiguous()
         a.dstd = dstd.data_ptr()
-    scratch = torch.empty(plan.spread_values + plan.partial_values, dtype=plan.wide, device=x.device)
-    a.spread = scratch.data_ptr()
     if dy is None:
-        call.launch("project", *plan.project)
+        launch("project", *plan.project)
         return _finish_input(call, None) if needs[0] else None, None, None
 
-    dy = dy.contiguous(memory_format=call.layout)
-    dz = torch.empty_like(s.y)
+    dy, dz, db = dy.contiguous(memory_format=layout), torch.empty_like(y), None
     a.dy, a.dz = dy.data_ptr(), dz.data_ptr()
-    db = None
-    if needs[2] and call.bias is not None:
-        db = torch.empty_like(call.bias)
-        a.dbias, a.partial = db.data_ptr(), a.spread + plan.spread_values * scratch.element_size()
-    call.launch("project", *plan.project)
+    if needs[2] and bias is not None:
+        db = torch.empty_like(bias)
+        a.dbias, a.partial = db.data_ptr(), a.spread + plan.partial_offset
+    launch("project", *plan.project)
     bias_dtype = None if s.bias is None else s.bias.dtype
-    del s, dy, upstream  # with its last holder gone, the memory of y serves what comes now
+    del s, y, dy, upstream  # with its last holder gone, the memory of y serves what comes now
 
     dx = dw = None
     if needs[0] and needs[1] and filters is not None and copy is None:
-        dinput, raw = _convolution_backward(call, dz, x, filters, g.padding, (True, True))
+        dinput, raw, _ = _gradients(call, dz, x, filters, recipe.g.padding, (True, True, False))
         dx = _finish_input(call, dinput)
         dw = _finish_weight(call, raw)
     else:  # the big temporaries of one gradient are gone before those of the other come
-        weight_first = call.weight.numel() < x.numel()
-        if needs[0] and not weight_first:
+        if needs[0] and not plan.weight_first:
             dx = _input_gradient(call, dz, filters)
         if needs[1]:
             dw = _weight_gradient(call, dz, copy)
         elif db is not None:
-            call.launch("finish", *plan.finish)
+            launch("finish", *plan.finish)
         copy = None
-        if needs[0] and weight_first:
+        if needs[0] and plan.weight_first:
             dx = _input_gradient(call, dz, filters)
     if db is not None and db.dtype != bias_dtype:
         db = db.to(bias_dtype)
@@ -129,94 +164,75 @@ def backward(needs: tuple[bool, ...], s: Saved, g: Geometry, upstream: Upstream)
 
 
 def _input_gradient(call: _Call, dz: Tensor, filters: Tensor | None) -> Tensor:
-    x = call.x
+    """The convolution's input gradient as a transposed convolution: the same cuDNN call, sooner reached."""
+    g, plan, device = call.recipe.g, call.recipe.plan, call.recipe.device
     if filters is None:
-        filters = _filters(call)
-        call.launch("prepare", *call.plan.finish)
-    like = x if x.dtype == call.g.compute else filters.new_empty(()).expand(x.shape)  # only its shape is read
-    return _finish_input(
-        call, _convolution_backward(call, dz, like, filters, call.g.padding, (True, False))[0]
-    )
+        filters = torch.empty_like(call.weight, dtype=g.compute, memory_format=call.recipe.layout)
+        call.arguments.filters = filters.data_ptr()
+        call.launch("prepare", *plan.finish)
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS:
+        dinput = torch.convolution(
+            dz, filters, None, g.stride, g.padding, g.dilation, True, plan.output_padding, g.groups
+        )
+    return _finish_input(call, dinput)
 
 
 def _finish_input(call: _Call, dinput: Tensor | None) -> Tensor:
     """dx: in place where the convolution's input gradient has the dtype of x."""
-    dx = dinput if dinput is not None and dinput.dtype == call.x.dtype else torch.empty_like(call.x)
-    call.arguments.dinput, call.arguments.dx = 0 if dinput is None else dinput.data_ptr(), dx.data_ptr()
-    call.launch("collect", *call.plan.collect)
+    a, x = call.arguments, call.x
+    if dinput is not None:
+        dinput = dinput.contiguous(memory_format=call.recipe.layout)
+        a.dinput = dinput.data_ptr()
+    dx = dinput if dinput is not None and dinput.dtype == x.dtype else torch.empty_like(x)
+    a.dx = dx.data_ptr()
+    call.launch("collect", *call.recipe.plan.collect)
     return dx
 
 
 def _weight_gradient(call: _Call, dz: Tensor, copy: Tensor | None) -> Tensor:
-    source, padding = (call.x, call.g.padding) if copy is None else (copy, (0, 0))
+    source, padding = (call.x, call.recipe.g.padding) if copy is None else (copy, (0, 0))
     weight = call.weight
     like = (
         weight if weight.dtype == dz.dtype else dz.new_empty(()).expand(weight.shape)
     )  # only its shape is read
-    return _finish_weight(call, _convolution_backward(call, dz, source, like, padding, (False, True))[1])
+    return _finish_weight(call, _gradients(call, dz, source, like, padding, (False, True, False))[1])
 
 
 def _finish_weight(call: _Call, raw: Tensor) -> Tensor:
     """dW: in place where the convolution's weight gradient has the dtype and the order of the weight."""
-    a, weight = call.arguments, call.weight
-    dw = raw if raw.dtype == weight.dtype and a.weight_last == a.filters_last else torch.empty_like(weight)
+    a, weight, recipe = call.arguments, call.weight, call.recipe
+    raw = raw.contiguous(memory_format=recipe.layout)
+    in_place = raw.dtype == weight.dtype and recipe.weight_layout == recipe.layout
+    dw = raw if in_place else torch.empty_like(weight)
     a.dfilters, a.dweight = raw.data_ptr(), dw.data_ptr()
-    call.launch("finish", *call.plan.finish)
+    call.launch("finish", *recipe.plan.finish)
     return dw
 
 
-def _filters(call: _Call) -> Tensor:
-    filters = torch.empty(
-        call.weight.shape, dtype=call.g.compute, device=call.x.device, memory_format=call.layout
+def _gradients(
+    call: _Call, dz: Tensor, x: Tensor, filters: Tensor, padding: Pair, wanted: tuple[bool, bool, bool]
+) -> Any:
+    """Gradients of the plain convolution with respect to its input and its weight."""
+    g = call.recipe.g
+    return _convolution_backward(
+        dz, x, filters, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, wanted
     )
-    call.arguments.filters = filters.data_ptr()
-    return filters
-
-
-def _convolution_backward(
-    call: _Call, dz: Tensor, x: Tensor, filters: Tensor, padding: Pair, wanted: tuple[bool, bool]
-) -> list[Any]:
-    """Gradients of the plain convolution with respect to its input and its weight, in the layout of the call."""
-    g = call.g
-    gradients = torch.ops.aten.convolution_backward.default(
-        dz, x, filters, None, g.stride, padding, g.dilation, *_PLAIN, g.groups, (*wanted, False)
-    )
-    return [v if v is None else v.contiguous(memory_format=call.layout) for v in gradients[:2]]
-
-
-def keeps_filters(x: Tensor, weight: Tensor) -> bool:
-    """Whether W~ stays for the backward pass: only where its memory does not count."""
-    return 4 * weight.numel() <= x.numel()
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """The layout that all big tensors of a call share."""
-    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    """channels_last where x lies so, else contiguous."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
-def dense_weight(weight: Tensor) -> Tensor:
-    return weight if weight.is_contiguous() or is_channels_last(weight) else weight.contiguous()
-
-
-def is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _begin(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, centres: Tensor | None) -> _Call:
+def _begin(x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, recipe: Recipe) -> _Call:
     """Copies only what no kernel can read: a sliced x, a sliced weight, a bias of another dtype than the weight."""
-    last, weight = is_channels_last(x), dense_weight(weight)
-    layout = torch.channels_last if last else torch.contiguous_format
-    x = x.contiguous(memory_format=layout)
-    unit = Unit(x.dtype, g.compute, weight.dtype, last)
-    launcher = LAUNCHERS[x.device.type](x.device.index or 0, unit)
-    plan = make_plan(x.shape, weight.shape, g, unit, is_channels_last(weight), launcher.threads)
-    a = Arguments.from_buffer_copy(plan.template)
-    a.x, a.weight = x.data_ptr(), weight.data_ptr()
+    x = x.contiguous(memory_format=recipe.layout)
+    weight = weight.contiguous(memory_format=recipe.weight_layout)
+    a = Arguments.from_buffer_copy(recipe.plan.template)
+    a.x, a.weight, a.mu = x.data_ptr(), weight.data_ptr(), kept.data_ptr()
+    a.pivot = a.mu + recipe.plan.pivot_offset
     if bias is not None:
-        bias = bias.to(weight.dtype).contiguous()
+        bias = (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()
         a.bias = bias.data_ptr()
-    if centres is None:
-        centres = torch.empty(plan.centres, dtype=plan.wide, device=x.device)
-    a.mu = centres.data_ptr()
-    a.pivot = a.mu + plan.pivot_offset
-    return _Call(x, weight, bias, centres, layout, g, plan, a, launcher.bind(a))
+    return _Call(x, weight, bias, kept, a, recipe.launcher.bind(a), recipe)

@@ -46,6 +46,7 @@ class Unit(NamedTuple):
 
 
 Dims = tuple[int, int]
+_OnePointer = ctypes.c_void_p * 1
 KERNELS = ("prepare", "pixels", "scale", "project", "collect", "finish")
 
 
@@ -66,7 +67,7 @@ class CudaLauncher:
     threads = 256
 
     def __init__(self, index: int, unit: Unit) -> None:
-        self._index = index
+        self._index, self._stream = index, _current_stream
         try:
             from cuda.bindings import driver
 
@@ -79,6 +80,7 @@ class CudaLauncher:
                 torch.cuda.synchronize()  # makes the device's primary context current
                 code = compiled(unit.definitions(), architecture_for(torch.cuda.get_device_capability(index)))
                 self._driver = driver
+                self._start, self._success = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS
                 self._context = self._ask(driver.cuCtxGetCurrent())
                 self._module = self._ask(driver.cuModuleLoadData(code))
                 self._functions = {
@@ -91,24 +93,22 @@ class CudaLauncher:
             raise BuildError(f"{type(error).__name__}: {error}") from error
 
     def bind(self, arguments: Arguments) -> Launch:
-        index, functions, driver = self._index, self._functions, self._driver
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        parameters = ctypes.addressof(pointers)
-        stream = torch.cuda.current_stream(index).cuda_stream
-        success = driver.CUresult.CUDA_SUCCESS
+        functions, start, success = self._functions, self._start, self._success
+        pointers = _OnePointer(ctypes.addressof(arguments))
+        parameters, stream = ctypes.addressof(pointers), self._stream(self._index)
 
         def launch(kernel: str, grid: Dims, block: Dims, pointers: object = pointers) -> None:
-            (status,) = driver.cuLaunchKernel(
+            (status,) = start(
                 functions[kernel], grid[0], grid[1], 1, block[0], block[1], 1, 0, stream, parameters, 0
             )
-            if status != success:
+            if status is not success:
                 self._launch_again(kernel, grid, block, stream, parameters, status)
 
-        if torch.cuda.current_device() == index:
+        if torch.cuda.current_device() == self._index:
             return launch
 
         def launch_elsewhere(kernel: str, grid: Dims, block: Dims) -> None:
-            with torch.cuda.device(index):
+            with torch.cuda.device(self._index):
                 launch(kernel, grid, block)
 
         return launch_elsewhere
@@ -136,6 +136,11 @@ class CudaLauncher:
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise BuildError(f"the CUDA driver answered {status.name}")
         return values[0] if values else None
+
+
+def _current_stream(index: int) -> int:
+    """The stream that torch launches on now. What torch's own generated code calls: no Python object is made for it."""
+    return torch._C._cuda_getCurrentRawStream(index)
 
 
 @cache

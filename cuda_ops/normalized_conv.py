@@ -10,14 +10,15 @@ product with the weights (Kim et al. 2020, "Normalized Convolutional Neural Netw
 convolution with centred weights; `cuda` (cuda_ops/cuda.py) is `direct` with fused kernels.
 """
 
-from contextlib import nullcontext
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cuda_ops import cuda, direct
+from cuda_ops import cuda, cuda_operator, cuda_steps, direct
 from cuda_ops.windows import Pair, output_size
 
 Backend = Literal["auto", "reference", "direct", "cuda"]
@@ -62,18 +63,64 @@ def normalized_conv2d(
     >>> normalized_conv2d(x, weight, correction=0, eps=0.0)  # the patch standardises to (-1, 1)
     tensor([[[[1.]]]])
     """
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    _check(x, weight, bias, stride, padding, dilation, groups, correction, backend, activation)
-    compute, autocast = result_dtype(x), torch.is_autocast_enabled(x.device.type)
+    given = (
+        stride, padding, dilation, groups, eps, correction, activation, negative_slope, backend, return_moments,
+    )  # fmt: skip
+    plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
+    if torch.compiler.is_compiling() or not plain:
+        call = _prepare(x, weight, bias, given, False)
+    else:
+        device = x.device.type
+        signature = (
+            x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, weight.device,
+            None if bias is None else (bias.shape, bias.device),
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device), given,
+        )  # fmt: skip
+        try:
+            known = _calls.get(signature)
+        except TypeError:  # a list among the numbers cannot be looked up
+            known = _prepare(x, weight, bias, given, True)
+        call = known or _remember(signature, _prepare(x, weight, bias, given, True))
+    with torch.autocast(call.autocast, enabled=False) if call.autocast else _AS_IT_IS:
+        y, mean, std = call.function(x, weight, bias, call.how)
+    return (y, Moments(mean, std)) if return_moments else y
+
+
+class _Call(NamedTuple):
+    """A call of this signature, checked and decided."""
+
+    function: Callable[[Tensor, Tensor, Tensor | None, Any], tuple[Tensor, Any, Any]]
+    how: Any  # its last argument: the numbers, or what has been made of them
+    autocast: str  # the device type whose autocast must be off inside, or nothing
+
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
+_calls: dict[tuple[object, ...], _Call] = {}  # at batch 1 the checks would take as long as a convolution
+_MOST_CALLS = 4096
+
+
+def _remember(signature: tuple[object, ...], call: _Call) -> _Call:
+    if len(_calls) >= _MOST_CALLS:  # images of ever new sizes: those still in use come back
+        _calls.clear()
+    _calls[signature] = call
+    return call
+
+
+def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
+    """Checks the arguments and chooses what serves them. What is not a plain tensor may have no memory to point at."""
+    stride, padding, dilation, groups, eps, correction, activation, slope, backend, moments = given
+    pairs = _pair(stride), _pair(padding), _pair(dilation)
+    g = direct.Geometry(*pairs, groups, eps, correction, activation, slope, result_dtype(x))
+    _check(x, weight, bias, g, backend)
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
     if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
-    geometry = direct.Geometry(
-        stride, padding, dilation, groups, eps, correction, activation, negative_slope, compute
-    )
-    function = _FUNCTIONS[choose(backend, x, weight, stride, padding, dilation, groups)]
-    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
-        y, mean, std = function(x, weight, bias, geometry)
-    return (y, Moments(mean, std)) if return_moments else y
+    chosen = choose(backend, x, weight, g.stride, g.padding, g.dilation, g.groups)
+    if chosen == "cuda" and plain:  # its convolutions run in autocast's dtype as they are
+        return _Call(cuda.normalized_conv2d, cuda_steps.make_recipe(x, weight, g, moments), "")
+    return _Call(_FUNCTIONS[chosen], g, device if autocast else "")
 
 
 def reference(
@@ -141,7 +188,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda.normalized_conv2d}
+_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda_operator.forward}
 
 
 def _activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
@@ -157,35 +204,30 @@ def _pair(value: int | Pair) -> Pair:
     return int(first), int(second)
 
 
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    correction: int,
-    backend: str,
-    activation: str,
-) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, g: direct.Geometry, backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if g.activation not in ACTIVATIONS:
+        raise ValueError(f"activation {g.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(f"x and weight must be 4-D, not {tuple(x.shape)} and {tuple(weight.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point, not {x.dtype}")
-    if groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise ValueError(f"weight {tuple(weight.shape)} with groups={groups} does not fit x {tuple(x.shape)}")
+    if g.groups < 1 or x.shape[1] != weight.shape[1] * g.groups or weight.shape[0] % g.groups:
+        raise ValueError(
+            f"weight {tuple(weight.shape)} with groups={g.groups} does not fit x {tuple(x.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {tuple(bias.shape)} does not fit {weight.shape[0]} output channels")
-    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
-        raise ValueError(f"stride {stride} and dilation {dilation} must be >= 1, padding {padding} >= 0")
+    if bias is not None and bias.device != x.device:
+        raise ValueError(f"bias is on {bias.device} and x on {x.device}")
+    if min(g.stride) < 1 or min(g.dilation) < 1 or min(g.padding) < 0:
+        raise ValueError(
+            f"stride {g.stride} and dilation {g.dilation} must be >= 1, padding {g.padding} >= 0"
+        )
     entries = weight.shape[1] * weight.shape[2] * weight.shape[3]
-    if entries <= correction:
-        raise ValueError(f"a patch of {entries} value(s) has no variance with correction={correction}")
-    padded = (x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
-    if min(output_size(padded, (weight.shape[2], weight.shape[3]), stride, dilation)) < 1:
+    if entries <= g.correction:
+        raise ValueError(f"a patch of {entries} value(s) has no variance with correction={g.correction}")
+    padded = (x.shape[2] + 2 * g.padding[0], x.shape[3] + 2 * g.padding[1])
+    if min(output_size(padded, (weight.shape[2], weight.shape[3]), g.stride, g.dilation)) < 1:
         raise ValueError(f"kernel {tuple(weight.shape[2:])} is larger than the padded input {padded}")

@@ -9,7 +9,7 @@ import torch
 
 from cuda_ops.direct import Geometry
 from cuda_ops.launch import Arguments, Dims, Unit
-from cuda_ops.windows import output_size
+from cuda_ops.windows import Pair, output_size
 
 ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
 _MOST_BLOCKS = 1024  # of `project`: each holds one row of partial sums
@@ -23,11 +23,17 @@ class Plan(NamedTuple):
     copies: bool  # whether the convolution reads a padded, centred copy of x
     padded: tuple[int, int, int, int]
     statistics: tuple[int, int, int, int]  # (N, G, H', W')
-    pixel_values: int  # sizes of the scratch maps, in values
-    centres: int  # one mean per patch, one pivot per image and group
-    pivot_offset: int  # bytes
-    spread_values: int
-    partial_values: int
+    output_padding: Pair  # of the transposed convolution that leads back to the size of x
+    keeps_filters: bool  # whether W~ stays for the backward pass
+    weight_first: bool  # the smaller gradient comes first
+    # Buffers of statistics, in values, and what lies in them behind their first map, in bytes from their start:
+    kept: int  # a centre per patch, a pivot per image and group; s where it is no output
+    pivot_offset: int
+    std_offset: int
+    forward_scratch: int  # m and q of every pixel; mu where it is no output
+    mean_offset: int
+    backward_scratch: int  # a and b of every patch, partial sums of db
+    partial_offset: int
     prepare: tuple[Dims, Dims]  # grid and block of every kernel
     pixels: tuple[Dims, Dims]
     scale: tuple[Dims, Dims]
@@ -43,9 +49,10 @@ def make_plan(
     g: Geometry,
     unit: Unit,
     weight_last: bool,
+    moments: bool,
     threads: int,
 ) -> Plan:
-    """Sizes and launch shapes of one call; `x` and `weight` are shapes."""
+    """Sizes and launch shapes of one call; `x` and `weight` are shapes. `moments`: whether mu and s are outputs."""
     images, channels, height, width = x
     outputs, per_group, kh, kw = weight
     padded = (height + 2 * g.padding[0], width + 2 * g.padding[1])
@@ -61,7 +68,7 @@ def make_plan(
     )  # fmt: skip
     last, groups = unit.channels_last, g.groups
     wide = torch.float64 if unit.x == torch.float64 else torch.float32
-    patches = images * groups * out_height * out_width
+    patches, pixels = images * groups * out_height * out_width, images * groups * padded[0] * padded[1]
 
     def grid(pixels: int, channels: int, share: bool) -> tuple[Dims, Dims]:
         block, size = tile(threads, channels, pixels, last)
@@ -76,11 +83,19 @@ def make_plan(
         copies=makes_copy(unit.x, unit.compute),
         padded=(images, channels, *padded),
         statistics=(images, groups, out_height, out_width),
-        pixel_values=2 * images * groups * padded[0] * padded[1],
-        centres=patches + images * groups,
+        output_padding=(
+            (padded[0] - g.dilation[0] * (kh - 1) - 1) % g.stride[0],
+            (padded[1] - g.dilation[1] * (kw - 1) - 1) % g.stride[1],
+        ),
+        keeps_filters=keeps_filters(x, weight),
+        weight_first=math.prod(weight) < math.prod(x),
+        kept=patches + images * groups + (0 if moments else patches),
         pivot_offset=patches * wide.itemsize,
-        spread_values=2 * patches,
-        partial_values=blocks * outputs,
+        std_offset=(patches + images * groups) * wide.itemsize,
+        forward_scratch=2 * pixels + (0 if moments else patches),
+        mean_offset=2 * pixels * wide.itemsize,
+        backward_scratch=2 * patches + blocks * outputs,
+        partial_offset=2 * patches * wide.itemsize,
         prepare=((outputs + images * groups, 1), (threads, 1)),
         finish=((outputs, 1), (threads, 1)),
         pixels=grid(images * padded[0] * padded[1], per_group, False),
@@ -93,6 +108,11 @@ def make_plan(
 def makes_copy(x: torch.dtype, compute: torch.dtype) -> bool:
     """Whether the convolution reads a padded, centred copy of x: not where x is a half type already."""
     return x != compute or x in (torch.float32, torch.float64)
+
+
+def keeps_filters(x: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether W~ stays for the backward pass, by the shapes: only where its memory does not count."""
+    return 4 * math.prod(weight) <= math.prod(x)
 
 
 def tile(threads: int, channels: int, pixels: int, channels_last: bool) -> tuple[Dims, int]:

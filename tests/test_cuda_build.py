@@ -18,7 +18,7 @@ from cuda_shim.launcher import FOLDER
 import cuda_ops
 from cuda_ops import __main__ as report
 from cuda_ops import compile as build
-from cuda_ops import cuda, launch
+from cuda_ops import cuda, launch, normalized_conv
 from cuda_ops.compile import SOURCE, BuildError
 from cuda_ops.launch import Unit
 from cuda_ops.normalized_conv import choose
@@ -171,7 +171,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(launch.LAUNCHERS, "cpu", fail)
     monkeypatch.setattr(cuda, "_outcomes", {})
-    monkeypatch.setattr(cuda, "_served", set())
+    monkeypatch.setattr(normalized_conv, "_calls", {})
     monkeypatch.setattr(cuda, "_warned", set())
 
 

@@ -4,7 +4,6 @@ import ctypes
 import json
 import sys
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import torch
 
@@ -16,7 +15,7 @@ torch.cuda.synchronize = lambda *_: None
 torch.cuda.device = lambda _: nullcontext()
 torch.cuda.current_device = lambda: 0
 torch.cuda.get_device_capability = lambda _: (9, 0)
-torch.cuda.current_stream = lambda _: SimpleNamespace(cuda_stream=1234)
+torch._C._cuda_getCurrentRawStream = lambda _: 1234
 
 launcher = launch.CudaLauncher(0, launch.Unit(*[torch.float32] * 3, False))
 arguments = launch.Arguments(x=0xABCDEF)
