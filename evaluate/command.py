@@ -45,7 +45,8 @@ def run_evaluation(options: EvaluateOptions) -> int:
         report = build_report(options)
         paths = write_report(report, folder, options.latex)
     print(terminal_table(report.rows, report.columns))
-    print(f"\nprotocol {report.protocol.id}; {', '.join(str(path) for path in paths)}")
+    first, *others = paths
+    print(f"\nprotocol {report.protocol.id}; {first}, {', '.join(path.name for path in others)}")
     for remark in report.remarks:
         print(remark)
     return 0

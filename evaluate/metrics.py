@@ -114,7 +114,7 @@ def choose(
         if flag in problems:
             continue
         if flag in ("psnr", "ssim", "l1") and not paired:
-            problems[flag] = UserError(f"--metrics {flag}", "outputs have no targets", "--paired with --real")
+            problems[flag] = UserError(f"--metrics {flag}", "outputs have no targets", "folders: --paired")
         elif flag == "ssim" and smallest_side < WINDOW:
             problems[flag] = UserError("ssim", f"needs {WINDOW}x{WINDOW} pixels, not {smallest_side}")
         elif flag == "lpips" and smallest_side < SMALLEST_LPIPS:
@@ -128,7 +128,11 @@ def choose(
                 raise problems[flag]
         return Choice(tuple(asked))
     silent = {"psnr", "ssim", "l1"} if not paired else set()
-    reasons = {flag: str(error) for flag, error in problems.items() if flag not in silent}
+    reasons = {
+        flag: error.reason if error.subject == flag else str(error)
+        for flag, error in problems.items()
+        if flag not in silent
+    }
     return Choice(tuple(flag for flag in FLAGS if flag not in problems), reasons)
 
 

@@ -90,7 +90,7 @@ def require_one_size(pictures: Sequence[Picture]) -> tuple[int, int]:
         if found != first:
             raise UserError(
                 picture.path,
-                f"is {found[0]}x{found[1]}, {pictures[0].path.name} is {first[0]}x{first[1]}: mixed sizes",
+                f"is {found[0]}x{found[1]}, {pictures[0].path} is {first[0]}x{first[1]}: mixed sizes",
                 "--size N stretches all to NxN",
             )
     return first

@@ -66,19 +66,25 @@ class Protocol:
         sentences = [
             f"all pictures are {self.size} pixels and used as they are"
             if native
-            else f"inputs and real images stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)",
+            else f"all pictures stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)",
             made,
             _seen(self.colours),
-            "outputs of all test inputs"
-            if self.first is None
-            else f"outputs of the first {self.first} test inputs only",
-            "reals: all test pictures of the target domain, through the same resize",
+            *self._counted(),
         ]
         if self.half:
             sentences.append("Inception in float16, statistics in float64")
         if not self.verified:
             sentences.append("WEIGHTS NOT VERIFIED: these numbers compare with no others")
         return sentences
+
+    def _counted(self) -> tuple[str, str]:
+        which = "all" if self.first is None else f"the first {self.first}"
+        if self.mode == "files":
+            return f"fakes: {which} pictures of their folder", "reals: all pictures of theirs, never cut"
+        return (
+            f"outputs of {which} test inputs" + (" only" if self.first is not None else ""),
+            "reals: all test pictures of the target domain, through the same resize",
+        )
 
 
 def _seen(colours: str) -> str:

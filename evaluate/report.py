@@ -104,11 +104,12 @@ def _are_seeds(rows: Sequence[Row]) -> bool:
 
 def _grouped(rows: Sequence[Row]) -> Row:
     names = [name for name in rows[0].values if all(name in row.values for row in rows)]
+    kind = str(rows[0].details.get("checkpoint", ""))
     by_name = {name: np.array([row.values[name] for row in rows]) for name in names}
     return Row(
         label=f"{_common_start([row.label for row in rows])} (mean ± sd of {len(rows)})",
         direction=rows[0].direction,
-        checkpoint=str(rows[0].details.get("checkpoint", "")),
+        checkpoint=f"epoch {kind}" if kind.isdecimal() else kind,
         n_fake=rows[0].n_fake,
         n_real=rows[0].n_real,
         values={name: float(found.mean()) for name, found in by_name.items()},

@@ -122,6 +122,7 @@ def _comparison(run: Path, translator: Translator, choice: RunChoice) -> Compari
     sources, inputs, reals = test_sides(options, translator.direction, choice)
     inputs = inputs[: choice.num_test]
     outputs = pictures_of(make_outputs(run, translator, inputs, choice.test_mode))
+    kind = "" if choice.epoch.isdecimal() else f"{choice.epoch} ("
     return Comparison(
         label=run.resolve().name,
         direction=translator.direction,
@@ -129,7 +130,7 @@ def _comparison(run: Path, translator: Translator, choice: RunChoice) -> Compari
         reals=reals,
         targets=reals[: choice.num_test] if sources.is_paired else None,
         inputs=inputs,
-        checkpoint=f"{choice.epoch} (epoch {translator.epoch}, step {translator.step})",
+        checkpoint=f"{kind}epoch {translator.epoch}, step {translator.step}" + (")" if kind else ""),
         details={
             "run": str(run),
             "seed": options.run.seed,

@@ -10,7 +10,8 @@ from evaluate.metrics import Metric
 if TYPE_CHECKING:
     from evaluate.report import Row
 
-FIXED = ("run", "direction", "checkpoint", "fake", "real")
+FIXED = ("run", "direction", "checkpoint", "n_fake", "n_real")
+TEXTS = 3  # of the fixed columns, the first so many are text and stand on the left
 
 
 def cell(row: "Row", metric: Metric, plus_minus: str = "±") -> str:
@@ -28,6 +29,12 @@ def cells(row: "Row", columns: Sequence[Metric]) -> list[str]:
     return [row.label, row.direction, row.checkpoint, *counts, *(cell(row, metric) for metric in columns)]
 
 
+def _used(rows: Sequence["Row"], columns: Sequence[Metric]) -> list[int]:
+    """Places of the columns that hold anything."""
+    body = [cells(row, columns) for row in rows]
+    return [i for i in range(len(FIXED) + len(columns)) if any(line[i] for line in body)]
+
+
 def terminal_table(rows: Sequence["Row"], columns: Sequence[Metric]) -> str:
     """Aligned columns; the pairing of a metric stands in a second line of the head."""
     heads = [(name, "") for name in FIXED]
@@ -35,11 +42,11 @@ def terminal_table(rows: Sequence["Row"], columns: Sequence[Metric]) -> str:
         name, _, rest = metric.title.partition(" (")
         heads.append((name, f"({rest}" if rest else ""))
     body = [cells(row, columns) for row in rows]
-    used = [i for i in range(len(heads)) if any(line[i] for line in body)]
+    used = _used(rows, columns)
     widths = {i: max(len(text) for text in (*heads[i], *(line[i] for line in body))) for i in used}
 
     def line(texts: Sequence[str]) -> str:
-        parts = [texts[i].ljust(widths[i]) if i < 3 else texts[i].rjust(widths[i]) for i in used]
+        parts = [texts[i].ljust(widths[i]) if i < TEXTS else texts[i].rjust(widths[i]) for i in used]
         return "  ".join(parts).rstrip()
 
     top, bottom = [head[0] for head in heads], [head[1] for head in heads]
@@ -49,10 +56,11 @@ def terminal_table(rows: Sequence["Row"], columns: Sequence[Metric]) -> str:
 
 def markdown_table(rows: Sequence["Row"], columns: Sequence[Metric]) -> str:
     """A table of GitHub's Markdown."""
+    used = _used(rows, columns)
     heads = [*FIXED, *(metric.title for metric in columns)]
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    lines = [heads, ["---"] * TEXTS + ["---:"] * (len(heads) - TEXTS)]
     lines += [[text.replace("|", "\\|") for text in cells(row, columns)] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line[i] for i in used) + " |" for line in lines)
 
 
 def csv_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -> str:
@@ -74,12 +82,12 @@ def csv_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -
 
 def latex_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str) -> str:
     """A booktabs tabular; the best value of a column in bold where there are several rows."""
-    lines = [f"% protocol {protocol}", rf"\begin{{tabular}}{{lll{'r' * (2 + len(columns))}}}", r"\toprule"]
-    heads = [
-        _escaped(metric.title) + (r" $\downarrow$" if metric.lower_is_better else r" $\uparrow$")
-        for metric in columns
-    ]
-    lines += [" & ".join([*FIXED, *heads]) + r" \\", r"\midrule"]
+    used = _used(rows, columns)
+    kinds = ["l"] * TEXTS + ["r"] * (len(FIXED) - TEXTS + len(columns))
+    heads = [_escaped(text) for text in (*FIXED, *(metric.title for metric in columns))]
+    for i, metric in enumerate(columns, start=len(FIXED)):
+        heads[i] += r" $\downarrow$" if metric.lower_is_better else r" $\uparrow$"
+    table = [heads]
     for row in rows:
         numbers = []
         for metric in columns:
@@ -87,9 +95,10 @@ def latex_table(rows: Sequence["Row"], columns: Sequence[Metric], protocol: str)
             numbers.append(
                 rf"\textbf{{{text}}}" if metric.name in row.values and _is_best(row, rows, metric) else text
             )
-        fixed = [_escaped(text) for text in cells(row, [])]
-        lines.append(" & ".join([*fixed, *numbers]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+        table.append([*(_escaped(text) for text in cells(row, [])), *numbers])
+    head, *body = [" & ".join(line[i] for i in used) + r" \\" for line in table]
+    lines = [f"% protocol {protocol}", rf"\begin{{tabular}}{{{''.join(kinds[i] for i in used)}}}"]
+    return "\n".join([*lines, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _is_best(row: "Row", rows: Sequence["Row"], metric: Metric) -> bool:
