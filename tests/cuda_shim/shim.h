@@ -15,8 +15,11 @@
 #define __grid_constant__
 #define __shared__ static  // the blocks run one after another
 
+#ifndef PER_THREAD  // threads.cc has threads of its own where run.cc has fibers
+#define PER_THREAD
+#endif
 struct Index { unsigned x, y, z; };
-static Index threadIdx, blockIdx, blockDim, gridDim;
+static PER_THREAD Index threadIdx, blockIdx, blockDim, gridDim;
 __attribute__((noinline)) static void wait_for_block();
 #define __syncthreads() wait_for_block()
 
