@@ -67,7 +67,7 @@ class CudaLauncher:
     threads = 256
 
     def __init__(self, index: int, unit: Unit) -> None:
-        self._index, self._stream = index, _current_stream
+        self._index = index
         try:
             from cuda.bindings import driver
 
@@ -93,22 +93,25 @@ class CudaLauncher:
             raise BuildError(f"{type(error).__name__}: {error}") from error
 
     def bind(self, arguments: Arguments) -> Launch:
-        functions, start, success = self._functions, self._start, self._success
+        index, functions, start, success = self._index, self._functions, self._start, self._success
         pointers = _OnePointer(ctypes.addressof(arguments))
-        parameters, stream = ctypes.addressof(pointers), self._stream(self._index)
+        parameters = ctypes.addressof(pointers)
+        stream = torch._C._cuda_getCurrentRawStream(
+            index
+        )  # as torch's generated code asks: makes no Stream object
 
-        def launch(kernel: str, grid: Dims, block: Dims, pointers: object = pointers) -> None:
+        def launch(kernel: str, grid: Dims, block: Dims, alive: object = (arguments, pointers)) -> None:
             (status,) = start(
                 functions[kernel], grid[0], grid[1], 1, block[0], block[1], 1, 0, stream, parameters, 0
             )
-            if status is not success:
+            if status != success:
                 self._launch_again(kernel, grid, block, stream, parameters, status)
 
-        if torch.cuda.current_device() == self._index:
+        if torch.accelerator.current_device_index() == index:
             return launch
 
         def launch_elsewhere(kernel: str, grid: Dims, block: Dims) -> None:
-            with torch.cuda.device(self._index):
+            with torch.cuda.device(index):
                 launch(kernel, grid, block)
 
         return launch_elsewhere
@@ -136,11 +139,6 @@ class CudaLauncher:
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise BuildError(f"the CUDA driver answered {status.name}")
         return values[0] if values else None
-
-
-def _current_stream(index: int) -> int:
-    """The stream that torch launches on now. What torch's own generated code calls: no Python object is made for it."""
-    return torch._C._cuda_getCurrentRawStream(index)
 
 
 @cache

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_ops import cuda, cuda_operator, cuda_steps, direct
+from cuda_ops.launch import LAUNCHERS
 from cuda_ops.windows import Pair, output_size
 
 Backend = Literal["auto", "reference", "direct", "cuda"]
@@ -73,8 +74,8 @@ def normalized_conv2d(
         device = x.device.type
         signature = (
             x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, weight.device,
-            None if bias is None else (bias.shape, bias.device),
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device), given,
+            None if bias is None else (bias.shape, bias.device), LAUNCHERS.get(device),
+            autocast_dtype(device), given,
         )  # fmt: skip
         try:
             known = _calls.get(signature)
@@ -113,14 +114,13 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
     pairs = _pair(stride), _pair(padding), _pair(dilation)
     g = direct.Geometry(*pairs, groups, eps, correction, activation, slope, result_dtype(x))
     _check(x, weight, bias, g, backend)
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
+    autocast = autocast_dtype(x.device.type) is not None
     if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
     chosen = choose(backend, x, weight, g.stride, g.padding, g.dilation, g.groups)
     if chosen == "cuda" and plain:  # its convolutions run in autocast's dtype as they are
         return _Call(cuda.normalized_conv2d, cuda_steps.make_recipe(x, weight, g, moments), "")
-    return _Call(_FUNCTIONS[chosen], g, device if autocast else "")
+    return _Call(_FUNCTIONS[chosen], g, x.device.type if autocast else "")
 
 
 def reference(
@@ -183,9 +183,13 @@ def unfold_is_faster(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dil
 
 def result_dtype(x: Tensor) -> torch.dtype:
     """The dtype a convolution of `x` would have here: autocast's where it is on (float64 stays), else x's."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device.type) or x.dtype
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast computes convolutions in on devices of this type; None where it is off."""
+    on = device != "meta" and torch.is_autocast_enabled(device)  # of meta tensors it knows nothing
+    return torch.get_autocast_dtype(device) if on else None
 
 
 _FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda_operator.forward}

@@ -18,7 +18,7 @@ from cuda_shim.launcher import FOLDER
 import cuda_ops
 from cuda_ops import __main__ as report
 from cuda_ops import compile as build
-from cuda_ops import cuda, launch, normalized_conv
+from cuda_ops import cuda, launch
 from cuda_ops.compile import SOURCE, BuildError
 from cuda_ops.launch import Unit
 from cuda_ops.normalized_conv import choose
@@ -171,7 +171,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(launch.LAUNCHERS, "cpu", fail)
     monkeypatch.setattr(cuda, "_outcomes", {})
-    monkeypatch.setattr(normalized_conv, "_calls", {})
     monkeypatch.setattr(cuda, "_warned", set())
 
 
@@ -232,10 +231,11 @@ def test_the_launcher_against_a_stand_in_driver(tmp_path: Path, cache: Path) -> 
     command = [sys.executable, str(FOLDER / "drive.py"), str(library)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    first, second, third = json.loads(done.stdout)
+    first, second, third, fourth = json.loads(done.stdout)
     assert first == [1, 5, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]
     assert second == [2, 206, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]  # launched again with a context
     assert third == "launch of the kernel scale failed: CUDA_ERROR_INVALID_VALUE (grid (6, 6), block (32, 8))"
+    assert fourth == [3, 1, 2, 1, 3, 4, 1, 77, ord("c"), 5, 0]  # on its own device, and on the stream of now
 
 
 def test_report_of_what_is_available(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

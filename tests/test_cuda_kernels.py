@@ -1,7 +1,7 @@
 """The CUDA kernels' own source, compiled for this machine's CPU and launched by the same code, against `reference`."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from cuda_shim.launcher import COMPILER, HostLauncher, build, host_launchers
 from cuda_support import CASES, TOLERANCE, Case, assert_matches, distances, expected, make_inputs, run_backend
 
 import cuda_ops
-from cuda_ops import cuda, cuda_operator, launch, normalized_conv
+from cuda_ops import cuda, cuda_operator, launch
 from cuda_ops.compile import SOURCE
 
 pytestmark = pytest.mark.skipif(
@@ -30,20 +30,13 @@ def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
     return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
 
 
-def serve(monkeypatch: pytest.MonkeyPatch, launcher: Callable[[int, launch.Unit], launch.Launcher]) -> None:
-    """From now on CPU tensors go to this launcher, those of known signatures too."""
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", launcher)
-    normalized_conv._calls.clear()
-
-
 @pytest.fixture(autouse=True)
 def host(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """CPU tensors are served by the kernels for the length of a test."""
-    serve(monkeypatch, host_launchers(libraries))
+    monkeypatch.setitem(launch.LAUNCHERS, "cpu", host_launchers(libraries))
     yield
     for key in [key for key in cuda._outcomes if key[0] == "cpu"]:
         del cuda._outcomes[key]
-    normalized_conv._calls.clear()
 
 
 @layouts
@@ -199,7 +192,11 @@ def test_threads_of_a_block_may_come_in_any_order(
     inputs = make_inputs(case, torch.float32, last)
     results = []
     for first in ((0, 1), order):
-        serve(monkeypatch, lambda _, unit, first=first: HostLauncher(build(unit, libraries), 256, first))
+        monkeypatch.setitem(
+            launch.LAUNCHERS,
+            "cpu",
+            lambda _, unit, first=first: HostLauncher(build(unit, libraries), 256, first),
+        )
         results.append(run_backend(case, inputs))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     assert_matches(case, inputs, results[0], torch.float32)
@@ -255,7 +252,9 @@ def test_a_broken_kernel_is_noticed(
     for order in ((0, 1), (255, 255)):
         made = partial(HostLauncher, threads=256, order=order)
         for source, must_fail in ((SOURCE, False), (broken, True)):
-            serve(monkeypatch, lambda _, unit, s=source, m=made: m(build(unit, libraries, s)))
+            monkeypatch.setitem(
+                launch.LAUNCHERS, "cpu", lambda _, unit, s=source, m=made: m(build(unit, libraries, s))
+            )
             cuda_ops.plan.make_plan.cache_clear()
             try:
                 assert_matches(case, inputs, run_backend(case, inputs), dtype)

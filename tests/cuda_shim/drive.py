@@ -12,8 +12,9 @@ from cuda_ops import launch
 fake = ctypes.CDLL(sys.argv[1])
 torch.cuda.is_current_stream_capturing = lambda: False
 torch.cuda.synchronize = lambda *_: None
-torch.cuda.device = lambda _: nullcontext()
-torch.cuda.current_device = lambda: 0
+guarded: list[int] = []
+torch.cuda.device = lambda index: guarded.append(index) or nullcontext()
+torch.accelerator.current_device_index = lambda: 0
 torch.cuda.get_device_capability = lambda _: (9, 0)
 torch._C._cuda_getCurrentRawStream = lambda _: 1234
 
@@ -29,4 +30,10 @@ for failure in (0, 201, 1):  # none, no context in this thread, an invalid value
         seen.append([fake.fake_launches(out), *out])
     except RuntimeError as error:
         seen.append(str(error))
+# Another thread or another time: the stream is asked for anew, and the device where it is not the current one.
+guarded.clear()
+torch._C._cuda_getCurrentRawStream = lambda index: 77 + index
+torch.accelerator.current_device_index = lambda: 1
+launcher.bind(launch.Arguments(x=5))("collect", (1, 2), (3, 4))
+seen.append([fake.fake_launches(out), *out, *guarded])
 print(json.dumps(seen))

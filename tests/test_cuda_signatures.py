@@ -1,0 +1,303 @@
+"""What is remembered per call signature: nothing stale, whatever changes between two calls of the CUDA backend."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuda_shim.launcher import COMPILER, host_launchers
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_map
+
+from cuda_ops import cuda, cuda_operator, launch, normalized_conv, normalized_conv2d
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
+)
+
+
+class Serial:
+    """A launcher whose launches take turns: the emulated GPU has one set of thread indices."""
+
+    def __init__(self, launcher: launch.Launcher, before: Callable[[str], None]) -> None:
+        self.threads, self._launcher, self._before = launcher.threads, launcher, before
+
+    def bind(self, arguments: launch.Arguments) -> launch.Launch:
+        bound = self._launcher.bind(arguments)
+
+        def start(kernel: str, grid: launch.Dims, block: launch.Dims) -> None:
+            with _turn:
+                self._before(kernel)
+                bound(kernel, grid, block)
+
+        return start
+
+
+_turn = threading.Lock()
+Made = Callable[[int, launch.Unit], launch.Launcher]
+
+
+@pytest.fixture
+def seen() -> list[str]:
+    """The kernels launched so far."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def launchers(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    cache = getattr(pytestconfig, "cache", None)
+    folder: Path = cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
+    return host_launchers(folder)
+
+
+@pytest.fixture(autouse=True)
+def host(launchers: Made, monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> Iterator[None]:
+    """CPU tensors are served by the kernels for the length of a test."""
+    monkeypatch.setitem(launch.LAUNCHERS, "cpu", lambda i, unit: Serial(launchers(i, unit), seen.append))
+    monkeypatch.setattr(normalized_conv, "_calls", {})
+    yield
+    for key in [key for key in cuda._outcomes if key[0] == "cpu"]:
+        del cuda._outcomes[key]
+
+
+def tensors(dtype: torch.dtype = torch.float32, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    shapes = (2, 4, size, 7), (6, 4, 3, 3), (6,)
+    x, weight, bias = (torch.randn(shape, generator=g).to(dtype) for shape in shapes)
+    return x, weight, bias
+
+
+def layer(*given: Any, **options: Any) -> Any:
+    return normalized_conv2d(*given, **{"padding": 1, "backend": "cuda"} | options)
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> list[Tensor]:
+    """y, the moments where they are asked for, and the gradients of x, weight and bias."""
+    inputs = [v.detach().requires_grad_() for v in (x, weight, bias) if v is not None]
+    given = (*inputs, None)[:3]
+    outputs = layer(*given, **options)
+    y, moments = outputs if isinstance(outputs, tuple) else (outputs, ())
+    g = torch.Generator().manual_seed(5)
+    dy = torch.randn(y.shape, generator=g).to(y.dtype)
+    return [y.detach(), *(v.detach() for v in moments), *torch.autograd.grad(y, inputs, dy)]
+
+
+def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.stride() == b.stride()
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+LAST = torch.channels_last
+CHANGES: dict[str, Callable[[], list[Tensor]]] = {
+    "as it was": lambda: run(*tensors()),
+    "size": lambda: run(*tensors(size=10)),
+    "type": lambda: run(*tensors(torch.bfloat16)),
+    "layout of x": lambda: run(tensors()[0].contiguous(memory_format=LAST), *tensors()[1:]),
+    "layout of the weight": lambda: run(
+        tensors()[0], tensors()[1].contiguous(memory_format=LAST), tensors()[2]
+    ),
+    "x sliced": lambda: run(tensors(size=18)[0][:, :, ::2], *tensors()[1:]),
+    "weight sliced": lambda: run(tensors()[0], tensors()[1].transpose(2, 3), tensors()[2]),
+    "no bias": lambda: run(*tensors()[:2], None),
+    "type of the bias": lambda: run(*tensors()[:2], tensors()[2].double()),
+    "stride": lambda: run(*tensors(), stride=2),
+    "stride as a list": lambda: run(*tensors(), stride=[2, 1]),
+    "padding": lambda: run(*tensors(), padding=(2, 0)),
+    "dilation": lambda: run(*tensors(), dilation=2),
+    "groups": lambda: run(tensors()[0], tensors()[1][:, :2], tensors()[2], groups=2),
+    "eps": lambda: run(*tensors(), eps=0.1),
+    "correction": lambda: run(*tensors(), correction=0),
+    "activation": lambda: run(*tensors(), activation="relu"),
+    "leaky": lambda: run(*tensors(), activation="leaky_relu"),
+    "slope": lambda: run(*tensors(), activation="leaky_relu", negative_slope=0.5),
+    "moments": lambda: run(*tensors(), return_moments=True),
+    "backend": lambda: run(*tensors(), backend="direct"),
+    "autocast": lambda: under_autocast(torch.bfloat16),
+    "autocast to another type": lambda: under_autocast(torch.float16),
+}
+
+
+def under_autocast(dtype: torch.dtype) -> list[Tensor]:
+    with torch.autocast("cpu", dtype):
+        return run(*tensors())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_call_is_not_taken_for_the_one_before(change: str) -> None:
+    wanted = CHANGES[change]()  # nothing is remembered yet
+    normalized_conv._calls.clear()
+    for other in CHANGES.values():
+        other()
+    for _ in range(2):
+        assert_same(CHANGES[change](), wanted)
+    assert len(normalized_conv._calls) == len(CHANGES) - 2  # a list is no key; the bias may have any type
+
+
+def test_a_wrong_call_is_refused_after_a_right_one() -> None:
+    x, weight, bias = tensors()
+    normalized_conv2d(x, weight, bias)
+    with pytest.raises(ValueError, match="does not fit"):
+        normalized_conv2d(x, weight, bias, groups=2)
+    with pytest.raises(ValueError, match="bias is on meta and x on cpu"):
+        normalized_conv2d(x, weight, bias.to("meta"))
+
+
+def test_the_records_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalized_conv, "_MOST_CALLS", 3)
+    _, weight, bias = tensors()
+    for side in range(3, 13):
+        normalized_conv2d(torch.randn(1, 4, side, side), weight, bias, backend="direct")
+        assert 1 <= len(normalized_conv._calls) <= 3
+
+
+def test_moments_are_no_other_function() -> None:
+    y, mean, std, *gradients = run(*tensors(), return_moments=True, activation="relu")
+    assert_same(run(*tensors(), activation="relu"), [y, *gradients])
+    assert mean.shape == std.shape == (2, 1, 9, 7)
+
+
+def test_several_threads_at_once() -> None:
+    """Every thread runs other shapes; the interpreter switches between them as often as it can."""
+    jobs = [lambda size=size: run(*tensors(size=size), activation="relu") for size in (5, 6, 7, 8)]
+    wanted = [job() for job in jobs]
+    normalized_conv._calls.clear()
+    results: list[list[list[Tensor]]] = [[] for _ in jobs]
+
+    def work(i: int) -> None:
+        results[i] = [jobs[i]() for _ in range(20)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(interval)
+    for got, right in zip(results, wanted, strict=True):
+        assert len(got) == 20
+        for one in got:
+            assert_same(one, right)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_on_saved_tensors_may_change_their_layout(dtype: torch.dtype, last: bool) -> None:
+    """As torch.autograd.graph.save_on_cpu does: what comes back is contiguous."""
+    x, weight, bias = tensors(dtype)
+    x = x.contiguous(memory_format=LAST) if last else x
+    other = torch.contiguous_format if last else LAST
+    for moments in (False, True):
+        wanted = run(x, weight, bias, activation="relu", return_moments=moments)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda v: v.clone(memory_format=other if v.dim() == 4 else torch.contiguous_format), lambda v: v
+        ):
+            got = run(x, weight, bias, activation="relu", return_moments=moments)
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_around_the_backward_pass_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU autocast would turn `torch.convolution` into another type's; here it leaves it alone."""
+    x, weight, bias = (v.requires_grad_() for v in tensors(dtype))
+    y = layer(x, weight, bias)
+    dy = torch.randn_like(y)
+    wanted = torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True)
+    convolution, states = torch.convolution, []
+
+    def noting(*arguments: Any) -> Tensor:
+        states.append(torch.is_autocast_enabled("cpu"))
+        return convolution(*arguments)
+
+    monkeypatch.setattr(torch, "convolution", noting)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.autograd.grad(y, (x, weight, bias), dy)
+    assert states == [False]
+    assert_same(list(got), list(wanted))
+
+
+def test_y_is_gone_before_the_big_gradients(launchers: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of y serves the convolution's gradients: the peak of the backward pass depends on it."""
+    stored: list[StorageWeakRef] = []
+    gone: dict[str, bool] = {}
+
+    def look(kernel: str) -> None:
+        if stored:
+            gone[kernel] = stored[0].expired()
+
+    monkeypatch.setitem(launch.LAUNCHERS, "cpu", lambda i, unit: Serial(launchers(i, unit), look))
+    x, weight, bias = (v.requires_grad_() for v in tensors())
+    y = layer(x, weight, bias)
+    stored.append(StorageWeakRef(y.untyped_storage()))
+    loss = y.mul(2).sum()
+    del y
+    loss.backward()
+    assert gone == {"project": False, "prepare": True, "finish": True, "collect": True}
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory of its own, as sharded and quantised ones are."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Wrapper":
+        outer = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=inner.device
+        )
+        outer.inner = inner
+        return outer
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = tree_map(lambda v: v.inner if isinstance(v, cls) else v, (args, kwargs or {}))
+        return tree_map(lambda v: cls(v) if isinstance(v, Tensor) else v, op(*plain[0], **plain[1]))
+
+
+@pytest.fixture(scope="module")
+def operator_on_cpu() -> None:
+    cuda_operator.register("cpu")
+
+
+def test_a_wrapped_tensor_goes_through_the_operator(operator_on_cpu: None) -> None:
+    x, weight, bias = tensors()
+    wanted = run(x, weight, bias, activation="relu")
+    x = Wrapper(x).requires_grad_()
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    y = layer(x, weight, bias, activation="relu")
+    assert isinstance(y, Wrapper)
+    g = torch.Generator().manual_seed(5)
+    gradients = torch.autograd.grad(y, (x, weight, bias), Wrapper(torch.randn(y.shape, generator=g)))
+    assert_same([v.inner for v in (y.detach(), *gradients)], wanted)
+
+
+def test_fake_tensors_launch_nothing(operator_on_cpu: None, seen: list[str]) -> None:
+    x, weight, bias = tensors(torch.bfloat16)
+    wanted = run(x, weight, bias)
+    launched = len(seen)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(v).requires_grad_() for v in (x, weight, bias)]
+        y = layer(*fake)
+        gradients = torch.autograd.grad(y, fake, torch.empty_like(y))
+    for a, b in zip((y, *gradients), wanted, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+    assert len(seen) == launched
+
+
+def test_meta_tensors_need_no_kernels(seen: list[str]) -> None:
+    x, weight, bias = (v.to("meta").requires_grad_() for v in tensors())
+    y = layer(x, weight, bias, backend="auto")
+    y.sum().backward()
+    assert y.shape == (2, 6, 9, 7)
+    assert x.grad is not None and x.grad.is_meta
+    assert not seen
