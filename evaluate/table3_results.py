@@ -121,7 +121,8 @@ def markdown(rows: Sequence[TableRow], protocol: str, epochs: int, remarks: Sequ
     heads = ["data, model", "norm"]
     for metric, kinds in (("FID", ("", " n_fake/n_real", " (published)")), ("LPIPS", ("", " (published)"))):
         heads += [f"{metric} {way}{kind}" for way in ("A→B", "B→A") for kind in kinds]
-    table = [heads]
+    lines = [title(protocol, epochs), "", "| " + " | ".join(heads) + " |"]
+    lines.append("| --- | --- |" + " ---: |" * (len(heads) - 2))
     for row in rows:
         texts = [row.label, TITLES.get(row.norm, row.norm)]
         for column in COLUMNS:
@@ -129,26 +130,21 @@ def markdown(rows: Sequence[TableRow], protocol: str, epochs: int, remarks: Sequ
             texts.append(cell.text(DIGITS[column]))
             texts += [cell.counts_text] if column in WITH_COUNTS else []
             texts.append(f"{cell.published:.{DIGITS[column]}f}")
-        table.append(texts)
-    lines = [f"# Table 3, protocol `{protocol}`, {epochs} epochs", "", *_aligned(table)]
-    lines += ["", "Lower is better everywhere; a negative difference is in favour of NC."]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", *explanations(epochs, remarks)]) + "\n"
+
+
+def title(protocol: str, epochs: int) -> str:
+    return f"# Table 3, protocol `{protocol}`, {epochs} epochs"
+
+
+def explanations(epochs: int, remarks: Sequence[str]) -> list[str]:
+    """The sentences below the table."""
+    lines = ["Lower is better everywhere; a negative difference is in favour of NC."]
     lines += ["LPIPS: to the target on paired data; over all pairs on Horse2Zebra.", *remarks]
     if epochs != 200:
         lines.append("A miniature on invented data: its numbers say that everything runs, and nothing else.")
-    return "\n".join(lines) + "\n"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table that reads well in a terminal too; all columns but the first two are numbers."""
-    columns = [_padded(column, i > 1) for i, column in enumerate(zip(*table, strict=True))]
-    return ["| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)]
-
-
-def _padded(column: Sequence[str], right: bool) -> list[str]:
-    width = max(map(len, column))
-    rule = "-" * (width - 1) + ":" if right else "-" * width
-    head, *body = [text.rjust(width) if right else text.ljust(width) for text in column]
-    return [head, rule, *body]
+    return lines
 
 
 def csv_text(rows: Sequence[TableRow], protocol: str) -> str:

@@ -13,8 +13,18 @@ from evaluate.report import to_json
 from evaluate.table3_figures import write_figures
 from evaluate.table3_options import Table3Options
 from evaluate.table3_plan import DATA_SETS, PRESETS, Preset, Training, command, options_of, trainings
-from evaluate.table3_results import csv_text, latex, markdown, protocol_of, read_row, table_rows
+from evaluate.table3_results import (
+    csv_text,
+    explanations,
+    latex,
+    markdown,
+    protocol_of,
+    read_row,
+    table_rows,
+    title,
+)
 from evaluate.table3_reuse import is_current
+from evaluate.table3_terminal import terminal_text
 from evaluate.table3_text import count_notes, missing_data, print_plan, progress
 from gan.run_folder import RunFolder, require_writable, write_atomically
 
@@ -42,10 +52,9 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
         if code:
             return code
         reports[training] = evaluate(training, options, data_dir, output / "rows" / f"{training.name}.json")
-        write_table(reports, preset, output, notes, options.latex)
+        text = write_table(reports, preset, output, notes, options.latex)
     write_figures(reports, options, data_dir, output)
-    print((output / "table3.md").read_text())
-    print(f"{output / 'table3.md'}, table3.csv, figure3.png, figure4.png")
+    print(f"\n{text}\n\n{output / 'table3.md'}, table3.csv, figure3.png, figure4.png")
     return 0
 
 
@@ -138,13 +147,13 @@ def write_table(
     output: Path,
     notes: Sequence[str],
     with_latex: bool,
-) -> None:
-    """table3.md, .csv (and .tex) of what there is so far."""
+) -> str:
+    """table3.md, .csv (and .tex) of what there is so far. Returns the same for a terminal."""
     rows, protocol = table_rows(reports), protocol_of(reports)
-    remarks = dict.fromkeys(remark for report in reports.values() for remark in report["remarks"])  # type: ignore[attr-defined]
-    write_atomically(
-        output / "table3.md", markdown(rows, protocol, preset.epochs, [*notes, *remarks]).encode()
-    )
+    remarks = [*notes, *dict.fromkeys(text for report in reports.values() for text in report["remarks"])]  # type: ignore[attr-defined]
+    write_atomically(output / "table3.md", markdown(rows, protocol, preset.epochs, remarks).encode())
     write_atomically(output / "table3.csv", csv_text(rows, protocol).encode())
     if with_latex:
         write_atomically(output / "table3.tex", latex(rows, protocol).encode())
+    head, below = title(protocol, preset.epochs), explanations(preset.epochs, remarks)
+    return "\n".join([head.strip("# "), "", terminal_text(rows), "", *below])

@@ -21,6 +21,7 @@ from evaluate.table3_options import Table3Options
 from evaluate.table3_plan import HORSES, MAPS, PRESETS, PUBLISHED, Training, trainings
 from evaluate.table3_results import csv_text, latex, markdown, table_rows
 from evaluate.table3_run import parse_seeds, run_table3
+from evaluate.table3_terminal import terminal_text
 from evaluate.table3_text import duration
 from gan.command_line import parse_train
 from gan.launch import train
@@ -110,6 +111,10 @@ def test_counts_stand_beside_every_fid() -> None:
     first, second, _ = csv.DictReader(io.StringIO(csv_text(rows, "p")))
     assert (first["fid_ab_n_fake"], first["fid_ab_n_real"], first["fid_ba_n_real"]) == ("7", "8", "7")
     assert (second["fid_ab_n_fake"], second["lpips_ba_published"]) == ("7 5", "0.177")
+    lines = [re.sub(" +", " ", line.strip()) for line in terminal_text(rows).splitlines()]
+    assert lines[1] == "Maps, CycleGAN A→B: map→photo PONO+MS 20.00 7/8 52.45 0.2000 0.3317"
+    assert lines[5] == "NC+MS 10.00 ± 0.00 7/7, 5/5 59.78 0.1000 ± 0.0000 0.1770" and len(lines) == 7
+    assert max(map(len, terminal_text(rows).splitlines())) <= 120
     assert "20.00 (52.45; 7/8) & 10.00 (64.13; 7/7) & 0.2000 (0.3317)" in latex(rows, "p")
     (without,) = table_rows({pono: {"protocol": {"id": "p"}, "rows": []}})
     assert without.cells["fid_ab"].counts_text == "-"
