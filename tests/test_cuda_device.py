@@ -1,19 +1,37 @@
 """The CUDA backend on a real GPU: `pytest -m cuda`."""
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from cuda_support import CASES, Case, assert_matches, distances, expected, make_inputs, run_backend
+import torch.nn.functional as F
+from cuda_support import (
+    CASES,
+    TOLERANCE,
+    Case,
+    Inputs,
+    assert_matches,
+    distances,
+    expected,
+    make_inputs,
+    run_backend,
+)
 from torch.utils import benchmark
 
 import cuda_ops
 from cuda_ops.compile import SOURCE
 
-pytestmark = pytest.mark.cuda
+# cuDNN may warn of a plan that it gave up; that the kernels cannot be built stays an error.
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.filterwarnings("error:normalized_conv2d falls back:UserWarning"),
+    pytest.mark.filterwarnings("default::UserWarning:cuda_ops"),
+]
 LAYOUTS = {"nchw": False, "channels_last": True}
 layouts = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS.keys())
 dtypes = pytest.mark.parametrize(
@@ -33,13 +51,58 @@ def exact_and_repeatable() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def allowance(case: Case, inputs: Inputs, dtype: torch.dtype) -> float:
+    """By how much the tolerances grow: cuDNN's own error on centred inputs, where it exceeds a third of them.
+
+    Its algorithm is not ours to choose, and some (Winograd in float32) err more than a plain sum.
+    """
+    geometry = (None, case.stride, case.padding, case.dilation, case.groups)
+
+    def convolution(precision: torch.dtype) -> list[torch.Tensor]:
+        x, weight = (
+            (v.to(dtype).to(precision)).requires_grad_() for v in (inputs.x - case.offset, inputs.weight)
+        )
+        y = F.conv2d(x, weight, *geometry)
+        return [y, *torch.autograd.grad(y, (x, weight), inputs.upstream[0].to(dtype).to(precision))]
+
+    pairs = zip(convolution(dtype), convolution(torch.float64), strict=True)
+    error = max(float((a.double() - b).norm() / b.norm().clamp_min(1e-300)) for a, b in pairs)
+    return max(1.0, 3 * error / TOLERANCE[dtype][0])
+
+
+def check(case: Case, inputs: Inputs, actual: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Against the float64 reference; the statistics do not pass through cuDNN and get no allowance."""
+    statistics = {name: actual[name] for name in ("y", "mean", "std")}
+    wanted = expected(case, inputs, dtype, actual["y"])
+    limit = case.slack * TOLERANCE[torch.float64 if inputs.x.dtype == torch.float64 else dtype][1]
+    errors = distances(statistics, wanted)
+    assert max(errors["mean"], errors["std"]) <= limit, errors
+    case = case._replace(slack=case.slack * allowance(case, inputs, dtype))
+    assert_matches(case, inputs, actual, dtype)
+
+
 @layouts
 @dtypes
 @pytest.mark.parametrize("name", CASES)
 def test_output_moments_and_gradients(name: str, dtype: torch.dtype, last: bool) -> None:
     case = CASES[name]
     inputs = make_inputs(case, dtype, last, "cuda")
-    assert_matches(case, inputs, run_backend(case, inputs), dtype)
+    check(case, inputs, run_backend(case, inputs), dtype)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_read_before_it_is_written(dtype: torch.dtype, last: bool) -> None:
+    """torch fills new memory with NaN where it is asked for deterministic algorithms."""
+    case = Case(images=3, channels=40, size=(13, 11), outputs=24, stride=(2, 1), activation="relu")
+    inputs = make_inputs(case, dtype, last, "cuda")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(9, device="cuda").isnan().all()
+        actual = run_backend(case, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check(case, inputs, actual, dtype)
 
 
 @layouts
@@ -47,7 +110,7 @@ def test_output_moments_and_gradients(name: str, dtype: torch.dtype, last: bool)
 def test_a_generators_layer(dtype: torch.dtype, last: bool) -> None:
     case = Case(images=2, channels=64, size=(32, 32), outputs=128, stride=(2, 2), activation="relu")
     inputs = make_inputs(case, dtype, last, "cuda")
-    assert_matches(case, inputs, run_backend(case, inputs, "auto"), dtype)
+    check(case, inputs, run_backend(case, inputs, "auto"), dtype)
 
 
 @layouts
@@ -57,8 +120,10 @@ def test_float32_is_exact_at_every_offset(offset: float, last: bool) -> None:
     inputs = make_inputs(case, torch.float32, last, "cuda")
     actual = run_backend(case, inputs)
     errors = distances(actual, expected(case, inputs, torch.float32))
-    assert max(errors[name] for name in ("y", "mean", "std")) <= 2e-6, errors
-    assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6, errors
+    more = allowance(case, inputs, torch.float32)
+    assert max(errors["mean"], errors["std"]) <= 5e-7, errors
+    assert errors["y"] <= 2e-6 * more, (errors, more)
+    assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6 * more, (errors, more)
 
 
 @layouts
@@ -137,6 +202,7 @@ def test_graph_capture(dtype: torch.dtype, last: bool) -> None:
         return (y, *torch.autograd.grad(y, (x, weight, bias), dy))
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             step()
@@ -184,15 +250,36 @@ def test_runs_on_the_current_stream() -> None:
 
 
 def test_more_than_two_to_the_31_elements() -> None:
-    """64-bit indices: the last image of a tensor beyond 2^31 elements is as right as the first."""
+    """64-bit indices: the last image of a tensor beyond 2^31 elements is as right as the first.
+
+    torch hands cuDNN such a batch in parts, for which it may choose different algorithms.
+    """
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    if free < 20 * 2**30:
-        pytest.skip("needs 20 GiB of free GPU memory")
+    if free < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
     image = torch.randn(1, 2, 1024, 1024, dtype=torch.float16, device="cuda")
-    x = image.expand(1100, -1, -1, -1).contiguous()
+    x = image.expand(1100, -1, -1, -1).contiguous().requires_grad_()
     weight = torch.randn(1, 2, 3, 3, dtype=torch.float16, device="cuda")
-    y = cuda_ops.normalized_conv2d(x, weight, stride=4, backend="cuda")
-    assert torch.equal(y[0], y[-1])
+    y, moments = cuda_ops.normalized_conv2d(x, weight, stride=4, backend="cuda", return_moments=True)
+    assert torch.equal(moments.mean[0], moments.mean[-1])
+    assert torch.equal(moments.std[0], moments.std[-1])
+    torch.testing.assert_close(y[0], y[-1])
+    dy = torch.randn_like(y[:1]).expand_as(y)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    torch.testing.assert_close(dx[0], dx[-1])
+    assert dx[-1].abs().sum() > 0
+    del x, y, moments, dx
+    torch.cuda.empty_cache()
+
+
+def test_another_device_than_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    case = Case(activation="relu")
+    inputs = make_inputs(case, torch.float32, False, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    check(case, inputs, run_backend(case, inputs), torch.float32)
 
 
 def test_host_time_has_not_gone_astray() -> None:
@@ -217,10 +304,17 @@ def test_host_time_has_not_gone_astray() -> None:
     assert times[0] <= 2 * times[1], f"{times[0] * 1e6:.0f} us against {times[1] * 1e6:.0f} us"
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def compute_sanitizer() -> str | None:
+    """On PATH, or from the package nvidia-cuda-sanitizer-api beside torch's CUDA packages."""
+    beside = [folder for entry in sys.path for folder in Path(entry).glob("nvidia/*/bin")]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], *map(str, beside)]))
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool: str) -> None:
-    if shutil.which("compute-sanitizer") is None:
-        pytest.skip("compute-sanitizer is not on PATH")
+    program_path = compute_sanitizer()
+    if program_path is None:
+        pytest.skip("no compute-sanitizer (CUDA toolkit, or `pip install nvidia-cuda-sanitizer-api`)")
     program = (
         "import torch, cuda_ops\n"
         "torch.backends.cudnn.enabled = False\n"
@@ -233,12 +327,17 @@ def test_compute_sanitizer(tool: str) -> None:
         "                                                return_moments=True, backend='cuda')\n"
         "        (y.float().sum() + moments.std.sum()).backward()\n"
         "torch.cuda.synchronize()\n"
+        "print('through')\n"
     )
-    command = ["compute-sanitizer", f"--tool={tool}", "--kernel-name=kns=nc_", "--error-exitcode=9"]
+    command = [program_path, f"--tool={tool}", "--kernel-name=kns=nc_", "--report-api-errors=no"]
     done = subprocess.run(
-        [*command, sys.executable, "-c", program],
+        [*command, "--error-exitcode=9", sys.executable, "-c", program],
         cwd=SOURCE.parents[1], capture_output=True, text=True, timeout=280,
+        env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # tensors side by side in one block hide overruns
     )  # fmt: skip
-    if "Device not supported" in done.stdout + done.stderr:
-        pytest.skip("compute-sanitizer does not support this device or its driver")
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    text = done.stdout + done.stderr
+    for words in ("Device not supported", "before first instrumented API call"):
+        if words in text:
+            pytest.skip(f"compute-sanitizer does not run here: {words}")
+    assert done.returncode == 0, text[-3000:]
+    assert "through" in done.stdout
