@@ -29,8 +29,8 @@ from cuda_ops.compile import SOURCE
 # cuDNN may warn of a plan that it gave up; that the kernels cannot be built stays an error.
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.filterwarnings("error:normalized_conv2d falls back:UserWarning"),
     pytest.mark.filterwarnings("default::UserWarning:cuda_ops"),
+    pytest.mark.filterwarnings("error:normalized_conv2d falls back:UserWarning"),
 ]
 LAYOUTS = {"nchw": False, "channels_last": True}
 layouts = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS.keys())
