@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.errors import UserError
-from evaluate.baselines import baselines
+from evaluate.baseline_rows import baseline_rows
 from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
 from evaluate.folders import compare_folders
@@ -28,7 +28,7 @@ from evaluate.pictures import set_hash
 from evaluate.places import epochs, find_runs, output_folder
 from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, check_place, with_groups, write_report
-from evaluate.runs import RunChoice, comparisons_of_run, protocol_of, test_sides, training_pairs
+from evaluate.runs import RunChoice, comparisons_of_run, protocol_of
 from evaluate.tables import terminal_table
 from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
 from gan.new_folder import new_folder
@@ -77,8 +77,11 @@ def build_report(options: EvaluateOptions, elsewhere: bool = False) -> Report:
     rows, protocol, run_options = collect(options)
     choice = choose(asked, rows, smallest_side(protocol), missing)
     report = measure(options, choice, rows, protocol, weights, place)
-    extra = baseline_rows(run_options, options, asked) if options.baselines else []
-    return dataclasses.replace(report, rows=[*report.rows, *extra], seconds=time.perf_counter() - started)
+    if options.baselines:
+        extra = baseline_rows(run_options, run_choice(options, "last"), asked)
+        note = [] if extra else ["no baselines: they are fitted on training pairs, and these runs have none"]
+        report = dataclasses.replace(report, rows=[*report.rows, *extra], notes=[*report.notes, *note])
+    return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
 def weights_for(
@@ -233,36 +236,3 @@ def to_row(row: Comparison, choice: Choice, measurements: Measurements, resample
         hashes=hashes,
         details=row.details,
     )
-
-
-def baseline_rows(
-    run_options: Sequence[TrainOptions], options: EvaluateOptions, asked: Sequence[str] | None
-) -> list[Row]:
-    """Two rows for every data set and direction among the paired runs, with the metrics that were asked for."""
-    rows: list[Row] = []
-    seen = set()
-    for trained in run_options:
-        data = (options.dataroot or trained.data.dataroot, trained.data.direction, trained.data.crop_size)
-        pairs = None if data in seen else training_pairs(trained, options.dataroot)
-        seen.add(data)
-        if pairs is None:
-            continue
-        _, inputs, targets = test_sides(trained, trained.data.direction, run_choice(options, "last"))
-        tests = list(zip(inputs, targets, strict=True))[: options.num_test]
-        found = baselines(pairs, tests)
-        rows += [
-            Row(
-                f"baseline: {name}",
-                trained.data.direction,
-                "",
-                len(tests),
-                len(targets),
-                _among(values, asked),
-            )
-            for name, values in found.items()
-        ]
-    return rows
-
-
-def _among(values: Mapping[str, float], asked: Sequence[str] | None) -> dict[str, float]:
-    return {name: value for name, value in values.items() if asked is None or name in asked}

@@ -41,9 +41,7 @@ def protocol_of(options: TrainOptions, choice: RunChoice, verified: bool = True)
 
 def _colours(options: TrainOptions) -> str:
     """Of the domains that the run has outputs in; its real pictures go through the same conversion."""
-    outputs = [channels(options, options.data.direction)[1]]
-    if options.model.model == "cycle_gan":
-        outputs = [channels(options, direction)[1] for direction in ("BtoA", "AtoB")]
+    outputs = [channels(options, direction)[1] for direction in reversed(directions_of(options))]  # A's first
     return "-".join(dict.fromkeys({1: "L", 3: "RGB"}[count] for count in outputs))
 
 
@@ -64,16 +62,17 @@ def comparisons_of_run(run: Path, choice: RunChoice) -> tuple[list[Comparison], 
     """
     translator = _load(run, choice, None)
     options = translator.options
-    trained = options.data.direction
-    directions = [trained]
-    if options.model.model == "cycle_gan":
-        directions = ["AtoB", "BtoA"]
     comparisons = []
-    for direction in directions:
+    for direction in directions_of(options):
         if direction != translator.direction:
             translator = _load(run, choice, direction)
         comparisons.append(_comparison(run, translator, choice))
     return comparisons, options
+
+
+def directions_of(options: TrainOptions) -> tuple[str, ...]:
+    """The directions that a run can translate in."""
+    return ("AtoB", "BtoA") if options.model.model == "cycle_gan" else (options.data.direction,)
 
 
 def test_sides(
@@ -145,11 +144,13 @@ def _comparison(run: Path, translator: Translator, choice: RunChoice) -> Compari
     )
 
 
-def training_pairs(options: TrainOptions, dataroot: Path | None) -> Sequence[tuple[Picture, Picture]] | None:
+def training_pairs(
+    options: TrainOptions, direction: str, dataroot: Path | None
+) -> Sequence[tuple[Picture, Picture]] | None:
     """(input, target) pictures of the training split at the evaluated size, None where it has no pairs."""
     root = dataroot or Path(options.data.dataroot)
     sources = find_sources(root, "train", options.data.dataset_mode, options.data.max_dataset_size)
     if not sources.is_paired:
         return None
-    _, inputs, targets = split_sides(options, options.data.direction, sources)
+    _, inputs, targets = split_sides(options, direction, sources)
     return list(zip(inputs, targets, strict=True))

@@ -269,6 +269,19 @@ def test_baselines_are_rows(runs: Path, tmp_path: Path) -> None:
     assert rows["baseline: mean colour"]["psnr"] == pytest.approx(expected, rel=1e-9)
 
 
+def test_baselines_go_both_ways_where_the_run_does(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = make_run(tmp_path, runs / "data", "both", "cycle_gan")
+    run_evaluation(options(runs=(str(both),), metrics="l1", baselines=True))
+    found = [(row["label"], row["direction"]) for row in read(both / "evaluation")["rows"]]  # type: ignore[attr-defined]
+    names = ("baseline: mean colour", "baseline: affine colour map")
+    assert found[2:] == [(name, direction) for direction in ("AtoB", "BtoA") for name in names]
+    capsys.readouterr()
+    run_evaluation(options(runs=(str(runs / "cyc"),), output=tmp_path / "out", baselines=True))
+    assert "no baselines: they are fitted on training pairs" in capsys.readouterr().out
+
+
 def test_other_protocols_are_not_put_together(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"different protocols: .*i2i-1/32/eval.*i2i-1/24/eval"):
         run_evaluation(options(runs=(str(runs / "p2p_0"), str(runs / "small")), output=tmp_path))
