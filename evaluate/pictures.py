@@ -160,7 +160,8 @@ def content_of(path: Path) -> str:
         stat = path.stat()
         return _hash_file(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
-        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+        unknown = UserError(path, f"cannot be read: {error.strerror}", "replace or remove it")
+        raise error_from_os(error, path) or unknown from error
 
 
 @lru_cache(maxsize=100_000)

@@ -3,11 +3,13 @@
 import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets.errors import RunError, UserError
 from datasets.synthetic import write_dataset
-from evaluate.command import build_report
+from evaluate.command import build_report, weights_for
+from evaluate.metrics import FLAGS
 from evaluate.options import EvaluateOptions
 from evaluate.report import to_json
 from evaluate.table3_figures import write_figures
@@ -41,7 +43,9 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     if not options.run:
         print_plan(plan, options, data_dir)
         return 0
+    check(plan, options)
     require_data(plan, data_dir)
+    announce_missing_weights(options)
     require_writable(output / "rows")
     make_data(plan, preset, data_dir)
     notes = count_notes(plan, data_dir)
@@ -67,6 +71,36 @@ def parse_seeds(text: str) -> list[int]:
     if min(seeds) < 0:
         raise UserError("--seeds", f"is {text!r}", "0 or more")
     return seeds
+
+
+def check(plan: Sequence[Training], options: Table3Options) -> None:
+    """Refuse, before hours of training, what could not be evaluated after it. Raises UserError."""
+    if options.epoch == "best" and any(training.setting.model == "cycle_gan" for training in plan):
+        fix = "leave it out, or --only pix2pix"
+        raise UserError("--epoch", "cycle_gan trainings have no best checkpoint", fix)
+    if options.pictures < 1:
+        raise UserError("--pictures", f"is {options.pictures}", "allowed: 1 or more")
+
+
+def announce_missing_weights(options: Table3Options) -> None:
+    """Find the weights before training, and say which columns will stay empty. UserError for unusable files."""
+    _, missing = weights_for(FLAGS, evaluate_options(options))
+    for reason in dict.fromkeys(str(error) for error in missing.values()):
+        flags = ", ".join(flag for flag, error in missing.items() if str(error) == reason)
+        print(f"{flags} cannot be computed: {reason}; the table is filled in by a later call", flush=True)
+
+
+def evaluate_options(options: Table3Options) -> EvaluateOptions:
+    """The flags that are handed on to the evaluation."""
+    return EvaluateOptions(
+        epoch=options.epoch,
+        inception_weights=options.inception_weights,
+        lpips_weights=options.lpips_weights,
+        allow_unverified=options.allow_unverified,
+        offline=options.offline,
+        cache_dir=options.cache_dir,
+        device=options.device,
+    )
 
 
 def require_data(plan: Sequence[Training], data_dir: Path) -> None:
@@ -118,18 +152,8 @@ def evaluate(training: Training, options: Table3Options, data_dir: Path, path: P
     """The training's report, from its file where nothing that it was computed from has changed, else computed."""
     run = options.checkpoints_dir / training.name
     flags = [*training.flags(data_dir, options.checkpoints_dir), options.epoch]
-    evaluation = EvaluateOptions(
-        runs=(str(run),),
-        metrics="",
-        epoch=options.epoch,
-        dataroot=data_dir / training.setting.data.name,
-        inception_weights=options.inception_weights,
-        lpips_weights=options.lpips_weights,
-        allow_unverified=options.allow_unverified,
-        offline=options.offline,
-        cache_dir=options.cache_dir,
-        device=options.device,
-    )
+    dataroot = data_dir / training.setting.data.name
+    evaluation = replace(evaluate_options(options), runs=(str(run),), dataroot=dataroot)
     stored = read_row(path)
     trained = options_of(training.flags(data_dir, options.checkpoints_dir))
     if stored is not None and stored["flags"] == flags and is_current(stored, run, trained, evaluation):

@@ -262,6 +262,29 @@ def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
     assert run_table3(options, lambda flags: 2) == 2
 
 
+def test_what_could_not_be_evaluated_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Table3Options(
+        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", offline=True
+    )
+
+    def never(flags: Sequence[str]) -> int:
+        raise AssertionError("trained")
+
+    for flags, text in (
+        ({"epoch": "best"}, "--epoch: cycle_gan trainings have no best checkpoint"),
+        ({"pictures": 0}, "--pictures: is 0"),
+        ({"inception_weights": tmp_path / "none.pth"}, "no such file of Inception weights"),
+    ):
+        with pytest.raises(UserError, match=text):
+            run_table3(replace(options, **flags), never)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    assert run_table3(options, lambda flags: 130) == 130
+    (first, second) = (line for line in capsys.readouterr().out.splitlines() if "cannot be computed" in line)
+    assert first.startswith("fid, fid_clean, kid ") and second.startswith("lpips ")
+
+
 def test_missing_data_is_named(tmp_path: Path) -> None:
     options = Table3Options(run=True, output=tmp_path / "out", data_dir=tmp_path / "data")
     with pytest.raises(UserError, match=r"data/maps: no such data set .*datasets\.prepare"):
