@@ -19,12 +19,28 @@ def minimum_bytes(
     weight and its gradient, each read and written. float32 moves P more, for the padded, centred copy.
     The one-channel maps count with two values per pixel and eight per patch, written and read.
     """
+    return sum(kernel_bytes(batch, channels, size, outputs, out, kernel, padding, item).values())
+
+
+def kernel_bytes(
+    batch: int, channels: int, size: tuple[int, int], outputs: int, out: tuple[int, int], kernel: int, padding: int,
+    item: int,
+) -> dict[str, int]:  # fmt: skip
+    """The same by kernel. Per patch `scale` writes mu and s, `project` reads both and writes a and b, `collect` reads
+    those once (its other reads hit the cache)."""
     height, width = size
-    padded = (height + 2 * padding) * (width + 2 * padding)
-    x, p = batch * channels * height * width, batch * channels * padded
-    y, w = batch * outputs * out[0] * out[1], outputs * channels * kernel * kernel
-    maps = 4 * batch * (4 * padded + 8 * out[0] * out[1])
-    return item * (4 * x + 5 * y + 4 * w + (p if item > 2 else 0)) + maps
+    padded, area = (height + 2 * padding) * (width + 2 * padding), out[0] * out[1]
+    x, y, w = batch * channels * height * width, batch * outputs * area, outputs * channels * kernel * kernel
+    pixel, patch = 4 * batch * padded, 4 * batch * area
+    copy = batch * channels * padded if item > 2 else 0
+    return {
+        "prepare": item * 2 * w,
+        "pixels": item * (x + copy) + 2 * pixel,
+        "scale": item * 2 * y + 2 * pixel + 2 * patch,
+        "project": item * 3 * y + 4 * patch,
+        "collect": item * 3 * x + 2 * patch,
+        "finish": item * 2 * w,
+    }
 
 
 class Goal(NamedTuple):
@@ -51,7 +67,7 @@ def _ratio(above: str, below: str, kind: str = "ms") -> Callable[[Row], float | 
     return value
 
 
-IN, CONV = "conv+IN+ReLU", "conv+bias+ReLU"
+IN, CONV, CONVOLUTIONS = "conv+IN+ReLU", "conv+bias+ReLU", "convolutions alone"
 GOALS = (
     Goal("reference / nc, time, batch 4 and 16", ">= 10", _many, _ratio("reference", "nc"), lambda v: v >= 10),
     Goal("nc / reference, extra peak memory", "<= 0.2", _many, _ratio("nc", "reference", "peak"), lambda v: v <= 0.2),
@@ -111,6 +127,27 @@ def summary_table(lines: Sequence[Row]) -> str:
         text.append(
             f"| {line['goal']} | {line['limit']} | {median} | {by} | {line['rows']} | {line['verdict']} |"
         )
+    return "\n".join(text)
+
+
+def kernel_table(rows: Sequence[Row]) -> str:
+    """Medians over the positions at batch 16: each kernel's bandwidth over the copy's, and its share of the time."""
+    kernels = ("prepare", "pixels", "scale", "project", "collect", "finish")
+    text = ["| bandwidth / copy (share of the time) | " + " | ".join(kernels) + " |", "|---" * 7 + "|"]
+    for dtype, layout in sorted({(r["dtype"], r["layout"]) for r in rows if r.get("kernel bandwidth")}):
+        here = [r for r in rows if r.get("kernel bandwidth") and (r["dtype"], r["layout"]) == (dtype, layout)]
+        cells = []
+        for name in kernels:
+            found = [
+                (r["kernel bandwidth"][name], r["kernel us"][name] / sum(r["kernel us"].values()))
+                for r in here
+                if name in r["kernel bandwidth"]
+            ]
+            bandwidth, share = (
+                (statistics.median(v) for v in zip(*found, strict=True)) if found else (0.0, 0.0)
+            )
+            cells.append(f"{bandwidth:.2f} ({share:.0%})" if found else MISSING)
+        text.append(f"| {dtype}, {layout} | " + " | ".join(cells) + " |")
     return "\n".join(text)
 
 
