@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ KERNELS = ("prepare", "pixels", "scale", "project", "collect", "finish")
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def elapsed_ms(run: Callable[[], None]) -> float:
         start = time.perf_counter()
         run()
@@ -34,7 +34,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)  # the run sets it for the process
     plain = nc_layer_gpu.nc
     for name, value in {
         "nc": lambda p, backend: plain(p, "direct"),
@@ -49,6 +48,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setattr(nc_layer_gpu, name, value)
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
+    before = torch.backends.cuda.matmul.allow_tf32  # the run sets it for the process
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_every_goal_gets_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
