@@ -17,7 +17,7 @@ At batch 1 the GPU waits for these lines, so whatever the shapes decide is decid
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from torch import Tensor
 from cuda_ops.direct import Geometry, Gradients, Upstream
 from cuda_ops.launch import LAUNCHERS, Arguments, Launch, Launcher, Unit
 from cuda_ops.plan import Plan, make_plan
-from cuda_ops.windows import Pair
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
@@ -54,18 +53,8 @@ class Recipe(NamedTuple):
     layout: torch.memory_format  # of x, y, W~ and all between them
     weight_layout: torch.memory_format
     moments: bool  # whether mean and std are outputs
-
-
-class _Call(NamedTuple):
-    """What a pass works on; the tensors as the kernels can read them, and alive as long as they are read."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    kept: Tensor
-    arguments: Arguments
-    launch: Launch
-    recipe: Recipe
+    dx_in_place: bool  # whether the convolution's gradient can become ours in its own memory
+    dw_in_place: bool
 
 
 def make_recipe(x: Tensor, weight: Tensor, g: Geometry, moments: bool) -> Recipe:
@@ -75,7 +64,9 @@ def make_recipe(x: Tensor, weight: Tensor, g: Geometry, moments: bool) -> Recipe
     launcher = LAUNCHERS[x.device.type](x.device.index or 0, unit)
     weight_last = weight_layout == torch.channels_last
     plan = make_plan(x.shape, weight.shape, g, unit, weight_last, moments, launcher.threads)
-    return Recipe(g, plan, launcher, x.device.type, layout, weight_layout, moments)
+    dx_in_place = x.dtype == g.compute
+    dw_in_place = weight.dtype == g.compute and weight_layout == layout
+    return Recipe(g, plan, launcher, x.device.type, layout, weight_layout, moments, dx_in_place, dw_in_place)
 
 
 def forward(
@@ -84,7 +75,7 @@ def forward(
     """(y, mean, std) and the last three of `Saved`; no gradients. Without `moments`, mean and std are None."""
     g, plan, layout = recipe.g, recipe.plan, recipe.layout
     kept = x.new_empty(plan.kept, dtype=plan.wide)
-    x, weight, bias, _, a, launch, _ = _begin(x, weight, bias, kept, recipe)
+    x, weight, bias, a, launch = _begin(x, weight, bias, kept, recipe)
     scratch = x.new_empty(plan.forward_scratch, dtype=plan.wide)
     filters = torch.empty_like(weight, dtype=g.compute, memory_format=layout)
     a.pixels, a.filters = scratch.data_ptr(), filters.data_ptr()
@@ -109,114 +100,88 @@ def forward(
     return y, mean, std, kept, filters if plan.keeps_filters else None, copy
 
 
-def backward(needs: tuple[bool, ...], s: Saved, recipe: Recipe, upstream: Upstream) -> Gradients:
+def backward(needs: tuple[bool, ...], saved: Saved, recipe: Recipe, upstream: Upstream) -> Gradients:
     """Gradients of x, weight and bias as far as `needs` asks for them.
 
     Hooks on saved tensors may change their layout (never their type): all that is read is first made to lie as the
     recipe says, which costs nothing where it does.
     """
-    plan, layout = recipe.plan, recipe.layout
-    call = _begin(s.x, s.weight, s.bias, s.kept, recipe)
-    x, _, bias, _, a, launch, _ = call
-    y, filters, copy = s.y.contiguous(memory_format=layout), s.filters, s.copy
-    std = None if s.std is None else s.std.contiguous()
+    g, plan, layout = recipe.g, recipe.plan, recipe.layout
+    x, weight, given_bias, y, std, kept, filters, copy = saved
+    x, weight, bias, a, launch = _begin(x, weight, given_bias, kept, recipe)
+    y = y.contiguous(memory_format=layout)
     scratch = x.new_empty(plan.backward_scratch, dtype=plan.wide)
-    a.y, a.spread = y.data_ptr(), scratch.data_ptr()
-    a.std = a.mu + plan.std_offset if std is None else std.data_ptr()
+    a.y, a.spread, a.std = y.data_ptr(), scratch.data_ptr(), a.mu + plan.std_offset
     dy, dmean, dstd = upstream
+    if std is not None:
+        std = std.contiguous()
+        a.std = std.data_ptr()
     if dmean is not None:
         dmean = dmean.contiguous()
         a.dmean = dmean.data_ptr()
     if dstd is not None:
         dstd = dstd.contiguous()
         a.dstd = dstd.data_ptr()
-    if dy is None:
-        launch("project", *plan.project)
-        return _finish_input(call, None) if needs[0] else None, None, None
-
-    dy, dz, db = dy.contiguous(memory_format=layout), torch.empty_like(y), None
-    a.dy, a.dz = dy.data_ptr(), dz.data_ptr()
-    if needs[2] and bias is not None:
-        db = torch.empty_like(bias)
-        a.dbias, a.partial = db.data_ptr(), a.spread + plan.partial_offset
+    dx = dw = db = dz = dinput = raw = None
+    need_x, need_weight, need_bias, *_ = needs
+    if dy is not None:  # else the moments alone have gradients
+        dy, dz = dy.contiguous(memory_format=layout), torch.empty_like(y)
+        a.dy, a.dz = dy.data_ptr(), dz.data_ptr()
+        if need_bias and bias is not None:
+            db = torch.empty_like(bias)
+            a.dbias, a.partial = db.data_ptr(), a.spread + plan.partial_offset
     launch("project", *plan.project)
-    bias_dtype = None if s.bias is None else s.bias.dtype
-    del s, y, dy, upstream  # with its last holder gone, the memory of y serves what comes now
+    del saved, y, dy, upstream  # with its last holder gone, the memory of y serves what comes now
 
-    dx = dw = None
-    if needs[0] and needs[1] and filters is not None and copy is None:
-        dinput, raw, _ = _gradients(call, dz, x, filters, recipe.g.padding, (True, True, False))
-        dx = _finish_input(call, dinput)
-        dw = _finish_weight(call, raw)
-    else:  # the big temporaries of one gradient are gone before those of the other come
-        if needs[0] and not plan.weight_first:
-            dx = _input_gradient(call, dz, filters)
-        if needs[1]:
-            dw = _weight_gradient(call, dz, copy)
-        elif db is not None:
-            launch("finish", *plan.finish)
-        copy = None
-        if needs[0] and plan.weight_first:
-            dx = _input_gradient(call, dz, filters)
-    if db is not None and db.dtype != bias_dtype:
-        db = db.to(bias_dtype)
+    if need_x and need_weight and dz is not None and filters is not None and copy is None:
+        numbers = (g.stride, g.padding, g.dilation, False, (0, 0), g.groups, (True, True, False))
+        dinput, raw, _ = _convolution_backward(dz, x, filters, None, *numbers)
+    for gradient in plan.order:  # the big temporaries of one are gone before those of the other come
+        if gradient == "weight":
+            if need_weight and dz is not None:
+                if raw is None:
+                    raw = _weight_gradient(x, weight, dz, copy, g)
+                raw = raw.contiguous(memory_format=layout)
+                dw = raw if recipe.dw_in_place else torch.empty_like(weight)
+                a.dfilters, a.dweight = raw.data_ptr(), dw.data_ptr()
+            if raw is not None or db is not None:
+                launch("finish", *plan.finish)
+            raw = copy = None
+        elif need_x:
+            if dz is not None:
+                if filters is None:
+                    filters = torch.empty_like(weight, dtype=g.compute, memory_format=layout)
+                    a.filters = filters.data_ptr()
+                    launch("prepare", *plan.finish)
+                if dinput is None:
+                    dinput = _input_gradient(dz, filters, recipe)
+                dinput = dinput.contiguous(memory_format=layout)
+                a.dinput = dinput.data_ptr()
+            dx = dinput if dinput is not None and recipe.dx_in_place else torch.empty_like(x)
+            a.dx = dx.data_ptr()
+            launch("collect", *plan.collect)
+            dinput = filters = None
+    if db is not None and given_bias is not None and db.dtype != given_bias.dtype:
+        db = db.to(given_bias.dtype)
     return dx, dw, db
 
 
-def _input_gradient(call: _Call, dz: Tensor, filters: Tensor | None) -> Tensor:
-    """The convolution's input gradient as a transposed convolution: the same cuDNN call, sooner reached."""
-    g, plan, device = call.recipe.g, call.recipe.plan, call.recipe.device
-    if filters is None:
-        filters = torch.empty_like(call.weight, dtype=g.compute, memory_format=call.recipe.layout)
-        call.arguments.filters = filters.data_ptr()
-        call.launch("prepare", *plan.finish)
+def _input_gradient(dz: Tensor, filters: Tensor, recipe: Recipe) -> Tensor:
+    """The plain convolution's, as a transposed convolution: the same cuDNN call, sooner reached."""
+    g, device = recipe.g, recipe.device
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS:
-        dinput = torch.convolution(
-            dz, filters, None, g.stride, g.padding, g.dilation, True, plan.output_padding, g.groups
+        return torch.convolution(
+            dz, filters, None, g.stride, g.padding, g.dilation, True, recipe.plan.output_padding, g.groups
         )
-    return _finish_input(call, dinput)
 
 
-def _finish_input(call: _Call, dinput: Tensor | None) -> Tensor:
-    """dx: in place where the convolution's input gradient has the dtype of x."""
-    a, x = call.arguments, call.x
-    if dinput is not None:
-        dinput = dinput.contiguous(memory_format=call.recipe.layout)
-        a.dinput = dinput.data_ptr()
-    dx = dinput if dinput is not None and dinput.dtype == x.dtype else torch.empty_like(x)
-    a.dx = dx.data_ptr()
-    call.launch("collect", *call.recipe.plan.collect)
-    return dx
-
-
-def _weight_gradient(call: _Call, dz: Tensor, copy: Tensor | None) -> Tensor:
-    source, padding = (call.x, call.recipe.g.padding) if copy is None else (copy, (0, 0))
-    weight = call.weight
-    like = (
-        weight if weight.dtype == dz.dtype else dz.new_empty(()).expand(weight.shape)
-    )  # only its shape is read
-    return _finish_weight(call, _gradients(call, dz, source, like, padding, (False, True, False))[1])
-
-
-def _finish_weight(call: _Call, raw: Tensor) -> Tensor:
-    """dW: in place where the convolution's weight gradient has the dtype and the order of the weight."""
-    a, weight, recipe = call.arguments, call.weight, call.recipe
-    raw = raw.contiguous(memory_format=recipe.layout)
-    in_place = raw.dtype == weight.dtype and recipe.weight_layout == recipe.layout
-    dw = raw if in_place else torch.empty_like(weight)
-    a.dfilters, a.dweight = raw.data_ptr(), dw.data_ptr()
-    call.launch("finish", *recipe.plan.finish)
-    return dw
-
-
-def _gradients(
-    call: _Call, dz: Tensor, x: Tensor, filters: Tensor, padding: Pair, wanted: tuple[bool, bool, bool]
-) -> Any:
-    """Gradients of the plain convolution with respect to its input and its weight."""
-    g = call.recipe.g
-    return _convolution_backward(
-        dz, x, filters, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, wanted
-    )
+def _weight_gradient(x: Tensor, weight: Tensor, dz: Tensor, copy: Tensor | None, g: Geometry) -> Tensor:
+    """The plain convolution's, from what it read: x, or the padded copy."""
+    source, padding = (x, g.padding) if copy is None else (copy, (0, 0))
+    if weight.dtype != g.compute:  # only its shape is read
+        weight = dz.new_empty(()).expand(weight.shape)
+    numbers = (g.stride, padding, g.dilation, False, (0, 0), g.groups, (False, True, False))
+    return _convolution_backward(dz, source, weight, None, *numbers)[1]
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -225,14 +190,20 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _begin(x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, recipe: Recipe) -> _Call:
-    """Copies only what no kernel can read: a sliced x, a sliced weight, a bias of another dtype than the weight."""
+def _begin(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor, Tensor | None, Arguments, Launch]:
+    """The inputs as the kernels can read them, to be held as long as these do, and the arguments that point at them.
+
+    Copies only a sliced x, a sliced weight, a bias of another dtype than the weight.
+    """
+    plan = recipe.plan
     x = x.contiguous(memory_format=recipe.layout)
     weight = weight.contiguous(memory_format=recipe.weight_layout)
-    a = Arguments.from_buffer_copy(recipe.plan.template)
+    a = Arguments.from_buffer_copy(plan.template)
     a.x, a.weight, a.mu = x.data_ptr(), weight.data_ptr(), kept.data_ptr()
-    a.pivot = a.mu + recipe.plan.pivot_offset
+    a.pivot = a.mu + plan.pivot_offset
     if bias is not None:
         bias = (bias if bias.dtype == weight.dtype else bias.to(weight.dtype)).contiguous()
         a.bias = bias.data_ptr()
-    return _Call(x, weight, bias, kept, a, recipe.launcher.bind(a), recipe)
+    return x, weight, bias, a, recipe.launcher.bind(a)

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     statistics: tuple[int, int, int, int]  # (N, G, H', W')
     output_padding: Pair  # of the transposed convolution that leads back to the size of x
     keeps_filters: bool  # whether W~ stays for the backward pass
-    weight_first: bool  # the smaller gradient comes first
+    order: tuple[str, str]  # of the gradients: the smaller one comes first
     # Buffers of statistics, in values, and what lies in them behind their first map, in bytes from their start:
     kept: int  # a centre per patch, a pivot per image and group; s where it is no output
     pivot_offset: int
@@ -88,7 +88,7 @@ def make_plan(
             (padded[1] - g.dilation[1] * (kw - 1) - 1) % g.stride[1],
         ),
         keeps_filters=keeps_filters(x, weight),
-        weight_first=math.prod(weight) < math.prod(x),
+        order=("weight", "input") if math.prod(weight) < math.prod(x) else ("input", "weight"),
         kept=patches + images * groups + (0 if moments else patches),
         pivot_offset=patches * wide.itemsize,
         std_offset=(patches + images * groups) * wide.itemsize,
