@@ -1,5 +1,6 @@
 """What is remembered per call signature: nothing stale, whatever changes between two calls of the CUDA backend."""
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
 from cuda_ops import cuda, cuda_operator, launch, normalized_conv, normalized_conv2d
+from cuda_ops.compile import SOURCE
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
@@ -301,3 +303,19 @@ def test_meta_tensors_need_no_kernels(seen: list[str]) -> None:
     assert y.shape == (2, 6, 9, 7)
     assert x.grad is not None and x.grad.is_meta
     assert not seen
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a GPU: the benchmark would measure that"
+)
+def test_the_benchmark_of_the_host_time_runs() -> None:
+    command = [sys.executable, "benchmarks/nc_host_time.py", "--rounds", "1"]
+    done = subprocess.run(command, cwd=SOURCE.parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("float32 ")]
+    assert [row[10:39].strip() for row in rows] == [
+        "conv + InstanceNorm2d + ReLU",
+        "nc",
+        "nc with its moments",
+    ]
+    assert "Not included: the launches themselves (6 a pass of nc" in done.stdout
