@@ -25,6 +25,16 @@ __device__ inline unsigned short float_to_half(float f) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
 }
+// The compiler would work out an address anew for every access rather than keep it: these two are beyond its sight.
+__device__ inline i64 kept(i64 distance) {
+    asm("" : "+l"(distance));
+    return distance;
+}
+template <typename T> __device__ inline T* kept(T* at) {
+    asm("" : "+l"(at));
+    __builtin_assume(__isGlobal(at));  // or it would no longer know the memory
+    return at;
+}
 #if __CUDA_ARCH__ >= 800
 #define HAS_BF16
 __device__ inline unsigned short float_to_bf16(float f) {
@@ -157,8 +167,8 @@ __device__ inline wide sum_over_block(wide value) {
 // Position of entry e of a filter when the order of (channel, tap) changes from one layout to the other.
 __device__ inline i64 reorder(i64 e, i64 channels, i64 taps, bool from_last, bool to_last) {
     if (from_last == to_last) return e;
-    if (from_last) return (e % channels) * taps + e / channels;
-    return (e % taps) * channels + e / taps;
+    const i64 inner = from_last ? channels : taps, outer = quotient(e, inner);
+    return (e - outer * inner) * (from_last ? taps : channels) + outer;
 }
 
 template <typename From> __device__ wide filter_mean(const From* from, i64 entries) {
@@ -196,7 +206,7 @@ __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channel
         const int size = threads / groups;
         wide handed = 0;
         for (int t = tid * size; t < (tid + 1) * size && t < entries; ++t) {
-            const i64 e = t + (entries - 1 - t) / threads * threads;  // the last entry of thread t
+            const i64 e = t + quotient(entries - 1 - t, threads) * threads;  // the last entry of thread t
             handed += errors[t];
             lasts[t] = round_with(lasts[t], &handed, to + reorder(e, channels, taps, from_last, to_last));
         }
@@ -206,7 +216,7 @@ __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channel
     if (tid == 0) {
         wide handed = 0;
         for (int t = 0; t < threads && t < entries; t += threads / groups) {
-            const i64 e = t + (entries - 1 - t) / threads * threads;
+            const i64 e = t + quotient(entries - 1 - t, threads) * threads;
             handed += errors[t];
             round_with(lasts[t], &handed, to + reorder(e, channels, taps, from_last, to_last));
         }
@@ -229,8 +239,8 @@ __device__ void prepare(const Args& a) {
 #pragma unroll 4
     for (i64 j = thread_index(); j < taken; j += thread_count()) {
         const i64 e = taken == count ? j : (i64)__umul64hi((unsigned long long)j * 0x9E3779B97F4A7C15ull, count);
-        const i64 c = g * channels + (LAST ? e % channels : e / area), at = LAST ? e / channels : e % area;
-        sum += widen(a.x[offset(n, c, at, a.channels, area)]);
+        const i64 inner = LAST ? channels : area, outer = quotient(e, inner), rest = e - outer * inner;
+        sum += widen(a.x[offset(n, g * channels + (LAST ? rest : outer), LAST ? outer : rest, a.channels, area)]);
     }
     wide mean = sum_over_block(sum) / (wide)taken;
     if (!(mean - mean == 0)) mean = 0;  // one infinite pixel must not spoil the whole image
@@ -249,18 +259,17 @@ __device__ void pixels(const Args& a) {
     const i64 row = quotient(at, width), y = row - a.ph, x = at - row * width - a.pw;
     const bool inside = live && y >= 0 && y < a.height && x >= 0 && x < a.width;
     const wide pivot = a.pivot[n * a.groups + g];
-    const x_t* from = a.x + offset(n, g * channels, inside ? y * a.width + x : 0, a.channels, inner);
-    c_t* to = a.padded + (a.padded ? offset(n, g * channels, at, a.channels, area) : 0);
+    const x_t* from = kept(a.x + offset(n, g * channels + t.c, inside ? y * a.width + x : 0, a.channels, inner));
+    c_t* to = a.padded + (a.padded ? offset(n, g * channels + t.c, at, a.channels, area) : 0);
 
     wide count = 0, mean = 0, squares = 0;
-    const i64 next_from = ahead(t.ct, inner), next_to = ahead(t.ct, area);
-    in_batches<DEPTH>(t.c, channels, t.ct, [&](auto batch, int c) {
+    const i64 next_from = kept(ahead(t.ct, inner)), next_to = kept(ahead(t.ct, area));
+    in_batches<DEPTH>(t.c, channels, t.ct, [&](auto batch, int) {
         constexpr int N = decltype(batch)::value;
         wide v[N], sum = 0, around = 0;
-        const x_t* at_from = from + ahead(c, inner);
-        for (int u = 0; u < N; ++u) v[u] = inside ? widen(at_from[u * next_from]) - pivot : -pivot;
+        for (int u = 0; u < N; ++u, from += next_from) v[u] = inside ? widen(*from) - pivot : -pivot;
         if (a.padded && live)
-            for (int u = 0; u < N; ++u) narrow(to + ahead(c, area) + u * next_to, v[u]);
+            for (int u = 0; u < N; ++u, to += next_to) narrow(to, v[u]);
         for (int u = 0; u < N; ++u) sum += v[u];
         const wide here = sum * (1 / (wide)N), gap = here - mean, weight = N / (count + N);
         for (int u = 0; u < N; ++u) around += (v[u] - here) * (v[u] - here);

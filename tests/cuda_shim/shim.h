@@ -29,6 +29,7 @@ static inline unsigned long long __umul64hi(unsigned long long a, unsigned long 
 }
 static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+template <typename T> static inline T kept(T value) { return value; }
 static inline float half_to_float(unsigned short h) {
     const int exponent = (h >> 10) & 31, fraction = h & 1023;
     float f = exponent == 31 ? (fraction ? NAN : INFINITY)
