@@ -171,10 +171,25 @@ __device__ inline i64 reorder(i64 e, i64 channels, i64 taps, bool from_last, boo
     return (e - outer * inner) * (from_last ? taps : channels) + outer;
 }
 
-template <typename From> __device__ wide filter_mean(const From* from, i64 entries) {
+// body(e, value) for this thread's entries of a filter, in their order. The loads of a batch come before its stores: the
+// compiler cannot know that they are of different memory, and would wait for each in turn.
+template <typename From, typename Body> __device__ inline void each_entry(const From* from, i64 entries, Body body) {
+    constexpr int MOST = 8;
+    const int threads = thread_count();
+#pragma unroll 1
+    for (i64 first = thread_index(); first < entries; first += MOST * threads) {
+        const int left = entries - first < MOST * threads ? (int)(entries - first) : MOST * threads;
+        const From* at = from + first;
+        wide v[MOST];
+        for (int u = 0; u < MOST; ++u) v[u] = widen(at[u * threads < left ? u * threads : 0]);
+        for (int u = 0; u < MOST; ++u)
+            if (u * threads < left) body(first + u * threads, v[u]);
+    }
+}
+
+template <typename From> __device__ inline wide filter_mean(const From* from, i64 entries) {
     wide sum = 0;
-#pragma unroll 4
-    for (i64 e = thread_index(); e < entries; e += thread_count()) sum += widen(from[e]);
+    each_entry(from, entries, [&](i64, wide v) { sum += v; });
     return sum_over_block(sum) / (wide)entries;
 }
 
@@ -191,24 +206,27 @@ template <typename To> __device__ inline wide round_with(wide value, wide* error
 // entry to entry, then 16 threads on from thread to thread, and one from those to the end (error diffusion).
 __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channels, bool from_last, bool to_last) {
     __shared__ wide errors[MAX_THREADS], lasts[MAX_THREADS];
+    __shared__ i64 places[MAX_THREADS];  // of each thread's last entry
     const int tid = thread_index(), threads = thread_count(), groups = threads < 16 ? threads : 16;
     const i64 taps = entries / channels;
     const wide mean = filter_mean(from, entries);
     wide error = 0, last = 0;
-#pragma unroll 4
-    for (i64 e = tid; e < entries; e += threads)
-        last = round_with(widen(from[e]) - mean, &error, to + reorder(e, channels, taps, from_last, to_last));
+    i64 place = 0;
+    each_entry(from, entries, [&](i64 e, wide v) {
+        place = reorder(e, channels, taps, from_last, to_last);
+        last = round_with(v - mean, &error, to + place);
+    });
     if (sizeof(c_t) > 2) return;
     errors[tid] = error;
     lasts[tid] = last;
+    places[tid] = place;
     __syncthreads();
     if (tid < groups) {
         const int size = threads / groups;
         wide handed = 0;
         for (int t = tid * size; t < (tid + 1) * size && t < entries; ++t) {
-            const i64 e = t + quotient(entries - 1 - t, threads) * threads;  // the last entry of thread t
             handed += errors[t];
-            lasts[t] = round_with(lasts[t], &handed, to + reorder(e, channels, taps, from_last, to_last));
+            lasts[t] = round_with(lasts[t], &handed, to + places[t]);
         }
         errors[tid * size] = handed;
     }
@@ -216,9 +234,8 @@ __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channel
     if (tid == 0) {
         wide handed = 0;
         for (int t = 0; t < threads && t < entries; t += threads / groups) {
-            const i64 e = t + quotient(entries - 1 - t, threads) * threads;
             handed += errors[t];
-            round_with(lasts[t], &handed, to + reorder(e, channels, taps, from_last, to_last));
+            round_with(lasts[t], &handed, to + places[t]);
         }
     }
 }
@@ -236,7 +253,7 @@ __device__ void prepare(const Args& a) {
     const i64 which = blockIdx.x - a.outputs, n = which / a.groups, g = which % a.groups;
     const i64 area = a.height * a.width, count = channels * area, taken = count < 4096 ? count : 4096;
     wide sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (i64 j = thread_index(); j < taken; j += thread_count()) {
         const i64 e = taken == count ? j : (i64)__umul64hi((unsigned long long)j * 0x9E3779B97F4A7C15ull, count);
         const i64 inner = LAST ? channels : area, outer = quotient(e, inner), rest = e - outer * inner;
@@ -452,11 +469,10 @@ __device__ inline void finish(const Args& a) {
     if (a.dweight) {
         const c_t* from = a.dfilters + o * entries;
         const wide mean = filter_mean(from, entries);
-#pragma unroll 4
-        for (i64 e = thread_index(); e < entries; e += thread_count()) {
+        each_entry(from, entries, [&](i64 e, wide v) {
             const i64 at = reorder(e, channels, a.kh * a.kw, a.filters_last, a.weight_last);
-            narrow(a.dweight + o * entries + at, widen(from[e]) - mean);
-        }
+            narrow(a.dweight + o * entries + at, v - mean);
+        });
     }
     if (!a.dbias) return;
     wide sum = 0;
