@@ -139,7 +139,7 @@ FAULTS = {
     ),
     "a value left out": ("a.mean[out] = mu + a.pivot[n * a.groups + g];", "", "memory", "values are NaN"),
     "cells of the bias gradient": ("__syncthreads();\n        }\n        dot", "}\n        dot", "races", "data race"),
-    "rounding errors": ("lasts[tid] = last;\n    __syncthreads();", "lasts[tid] = last;", "races", "data race"),
+    "rounding errors": ("places[tid] = place;\n    __syncthreads();", "places[tid] = place;", "races", "data race"),
     "blocks share an output": ("if (t.c == 0 && chunk == 0) {", "if (t.c == 0) {", "races", "data race"),
     "beyond the last pixel": (
         "if (live && t.c == 0) {\n        wide* out", "if (t.c == 0) {\n        wide* out", "races", "data race",
