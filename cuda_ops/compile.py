@@ -22,7 +22,14 @@ DTYPES = frozenset(_CTYPES)
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be built or loaded here; the text is the compiler's, or what is missing."""
+    """The kernels cannot be built or loaded here; the text is the compiler's, or what is missing.
+
+    passing: only now, because a CUDA graph is being captured.
+    """
+
+    def __init__(self, text: str, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 def definitions(

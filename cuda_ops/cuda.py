@@ -13,14 +13,17 @@ from torch import Tensor
 from cuda_ops import cuda_steps, direct
 from cuda_ops.compile import DTYPES, BuildError
 from cuda_ops.launch import LAUNCHERS, Unit
+from cuda_ops.windows import Pair
 
 _outcomes: dict[tuple[str, int, Unit], str | None] = {}
 _warned: set[str] = set()
 _MOST_GROUPS = 65535  # the second dimension of a grid
-_MOST_PIXELS = 2**30  # of one channel: such counts are 32 bits wide, whole tensors have 64-bit indices
+_MOST_PIXELS = 2**30  # of one padded channel: such counts are 32 bits wide, whole tensors have 64-bit indices
 
 
-def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: bool = False) -> str | None:
+def why_not(
+    x: Tensor, weight: Tensor, compute: torch.dtype, padding: Pair, groups: int, warn: bool = False
+) -> str | None:
     """None where the kernels can serve these tensors, else the reason. Builds them on first use.
 
     With `warn`, kernels that should run on this device but cannot be built are told once, as a UserWarning.
@@ -36,7 +39,7 @@ def why_not(x: Tensor, weight: Tensor, compute: torch.dtype, groups: int, warn: 
         return f"more than {_MOST_GROUPS} groups"
     if x.numel() == 0:
         return "x is empty"
-    if x.shape[-2] * x.shape[-1] >= _MOST_PIXELS:
+    if (x.shape[-2] + 2 * padding[0]) * (x.shape[-1] + 2 * padding[1]) >= _MOST_PIXELS:
         return f"{_MOST_PIXELS} pixels or more in one channel"
     last = cuda_steps.layout_of(x) == torch.channels_last
     return build_failure(x.device.type, x.device.index or 0, x.dtype, compute, weight.dtype, last, warn)
@@ -59,8 +62,8 @@ def build_failure(
         try:
             LAUNCHERS[device](index, unit)
         except BuildError as error:
-            if device == "cuda" and torch.cuda.is_current_stream_capturing():
-                raise  # the next call, outside the capture, will succeed
+            if error.passing:
+                raise
             _outcomes[key] = str(error)
         else:
             _outcomes[key] = None

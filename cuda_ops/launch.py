@@ -74,14 +74,18 @@ class CudaLauncher:
             if torch.cuda.is_current_stream_capturing():
                 raise BuildError(
                     "the normalized-convolution kernels would be compiled inside a CUDA graph capture; run the layer "
-                    "once with these dtypes and this memory format before the capture"
+                    "once with these dtypes and this memory format before the capture",
+                    passing=True,
                 )
             with torch.cuda.device(index):
-                torch.cuda.synchronize()  # makes the device's primary context current
                 code = compiled(unit.definitions(), architecture_for(torch.cuda.get_device_capability(index)))
                 self._driver = driver
                 self._start, self._success = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS
-                self._context = self._ask(driver.cuCtxGetCurrent())
+                # torch's context; asked for without waiting for the device, which would break another thread's capture
+                self._context = self._ask(
+                    driver.cuDevicePrimaryCtxRetain(self._ask(driver.cuDeviceGet(index)))
+                )
+                self._ask(driver.cuCtxSetCurrent(self._context))
                 self._module = self._ask(driver.cuModuleLoadData(code))
                 self._functions = {
                     name: self._ask(driver.cuModuleGetFunction(self._module, f"nc_{name}".encode()))
@@ -119,11 +123,12 @@ class CudaLauncher:
     def _launch_again(
         self, kernel: str, grid: Dims, block: Dims, stream: int, parameters: int, status: Any
     ) -> None:
-        """A thread that has not used CUDA yet has no context: it gets the device's. Else RuntimeError."""
+        """A thread that has no context yet, or another device's, gets the right one. Else RuntimeError."""
         driver = self._driver
         if status in (
             driver.CUresult.CUDA_ERROR_INVALID_CONTEXT,
             driver.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED,
+            driver.CUresult.CUDA_ERROR_INVALID_HANDLE,
         ):
             self._ask(driver.cuCtxSetCurrent(self._context))
             (status,) = driver.cuLaunchKernel(
@@ -137,7 +142,7 @@ class CudaLauncher:
     def _ask(self, answer: tuple[Any, ...]) -> Any:
         status, *values = answer
         if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise BuildError(f"the CUDA driver answered {status.name}")
+            raise BuildError(f"the CUDA driver answered {status.name}", passing="CAPTURE" in status.name)
         return values[0] if values else None
 
 

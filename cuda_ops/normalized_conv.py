@@ -158,7 +158,7 @@ def choose(
 ) -> str:
     """The backend that `auto` stands for on these tensors: the fastest that works."""
     if backend == "cuda" or (backend == "auto" and x.device.type in cuda.LAUNCHERS):
-        reason = cuda.why_not(x, weight, result_dtype(x), groups, warn=backend == "auto")
+        reason = cuda.why_not(x, weight, result_dtype(x), padding, groups, warn=backend == "auto")
         if reason is None:
             return "cuda"
         if backend == "cuda":

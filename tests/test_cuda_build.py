@@ -231,11 +231,15 @@ def test_the_launcher_against_a_stand_in_driver(tmp_path: Path, cache: Path) -> 
     command = [sys.executable, str(FOLDER / "drive.py"), str(library)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    first, second, third, fourth = json.loads(done.stdout)
+    first, second, third, fourth, fifth, refused, built = json.loads(done.stdout)
     assert first == [1, 5, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]
     assert second == [2, 206, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]  # launched again with a context
-    assert third == "launch of the kernel scale failed: CUDA_ERROR_INVALID_VALUE (grid (6, 6), block (32, 8))"
-    assert fourth == [3, 1, 2, 1, 3, 4, 1, 77, ord("c"), 5, 0]  # on its own device, and on the stream of now
+    assert third == [3, 405, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]
+    assert (
+        fourth == "launch of the kernel scale failed: CUDA_ERROR_INVALID_VALUE (grid (6, 6), block (32, 8))"
+    )
+    assert fifth == [4, 1, 2, 1, 3, 4, 1, 77, ord("c"), 5, 0]  # on its own device, and on the stream of now
+    assert (refused, built) == ("the CUDA driver answered CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "built")
 
 
 def test_report_of_what_is_available(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

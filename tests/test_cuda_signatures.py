@@ -187,8 +187,8 @@ def test_several_threads_at_once() -> None:
         sys.setswitchinterval(interval)
     for got, right in zip(results, wanted, strict=True):
         assert len(got) == 20
-        for one in got:
-            assert_same(one, right)
+        for one in got:  # not bit for bit: how many cores a convolution gets depends on the other threads
+            torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])

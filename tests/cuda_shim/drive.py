@@ -7,11 +7,13 @@ from contextlib import nullcontext
 
 import torch
 
-from cuda_ops import launch
+from cuda_ops import cuda, launch
 
 fake = ctypes.CDLL(sys.argv[1])
 torch.cuda.is_current_stream_capturing = lambda: False
-torch.cuda.synchronize = lambda *_: None
+torch.cuda.synchronize = lambda *_: sys.exit(
+    "waits for the device: another thread's graph capture would break"
+)
 guarded: list[int] = []
 torch.cuda.device = lambda index: guarded.append(index) or nullcontext()
 torch.accelerator.current_device_index = lambda: 0
@@ -23,7 +25,7 @@ arguments = launch.Arguments(x=0xABCDEF)
 go = launcher.bind(arguments)
 out = (ctypes.c_uint64 * 9)()
 seen = []
-for failure in (0, 201, 1):  # none, no context in this thread, an invalid value
+for failure in (0, 201, 400, 1):  # none, no context in this thread, another's, an invalid value
     fake.fake_fail(failure)
     try:
         go("scale", (5 + failure, 6), (32, 8))
@@ -36,4 +38,13 @@ torch._C._cuda_getCurrentRawStream = lambda index: 77 + index
 torch.accelerator.current_device_index = lambda: 1
 launcher.bind(launch.Arguments(x=5))("collect", (1, 2), (3, 4))
 seen.append([fake.fake_launches(out), *out, *guarded])
+# A graph is being captured in another thread: refused now, not for ever.
+unit = launch.Unit(*[torch.float16] * 3, False)
+for status in (900, 0):
+    fake.fake_refuse(status)
+    try:
+        cuda.build_failure("cuda", 0, *unit, False)
+        seen.append("built")
+    except launch.BuildError as error:
+        seen.append(str(error))
 print(json.dumps(seen))

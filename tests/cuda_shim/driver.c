@@ -7,11 +7,16 @@
 
 static unsigned launches, shape[6];
 static uint64_t stream, function, field;
-static int failure;
+static int failure, refusal;
 
 static int nothing(void) { return 0; }
-int cuCtxGetCurrent(void** context) { return *context = (void*)0x77, 0; }
-int cuModuleLoadData(void** module, const void* image) { return *module = (void*)(uintptr_t)(image != 0), 0; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
+int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)(uintptr_t)(0x77 + device), 0; }
+int cuCtxSetCurrent(void* context) { return context == (void*)0x77 ? 0 : 201; }
+int cuModuleLoadData(void** module, const void* image) {
+    if (refusal) return refusal;
+    return *module = (void*)(uintptr_t)(image != 0), 0;
+}
 int cuModuleGetFunction(void** f, void* module, const char* name) { return *f = (void*)(uintptr_t)name[3], 0; }
 int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* on, void** parameters, void** extra) {
@@ -28,6 +33,7 @@ int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, 
 }
 
 void fake_fail(int status) { failure = status; }
+void fake_refuse(int status) { refusal = status; }
 unsigned fake_launches(uint64_t* out) {
     for (int i = 0; i < 6; ++i) out[i] = shape[i];
     out[6] = stream, out[7] = function, out[8] = field;
