@@ -1,20 +1,23 @@
 """How long a report takes, against pytorch-fid's own command on the same pictures in the same run.
 
-    python -m benchmarks.evaluate --count 200 --size 64
+    python -m benchmarks.evaluate --count 200 --size 64 [--output benchmarks/results]
 
 Both sides are fresh processes with the same randomly initialised Inception (its published weights need not be there:
 the time does not depend on the values). Printed are seconds and ratios, and the time of the distance itself against
-scipy's matrix square root.
+scipy's matrix square root; with --output also as evaluate_cpu.md in that folder.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,41 +46,55 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="pictures on each side")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--folder", type=Path, help="where to put them; default: a temporary folder")
+    parser.add_argument("--output", type=Path, help="folder for evaluate_cpu.md")
     arguments = parser.parse_args()
+    count, size = arguments.count, arguments.size
+    heading = (
+        f"# How long a report takes, on a CPU\n\n{datetime.date.today()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, {count} + {count} pictures of {size} pixels\n"
+        "(`python -m benchmarks.evaluate`). Fresh processes; pytorch-fid's is its own command."
+    )
+    lines = [
+        heading,
+        "",
+        "| `--metrics fid` | wall s | against pytorch-fid | limit | CPU s | FID |",
+        "|" + "---|" * 6,
+    ]
     with tempfile.TemporaryDirectory() as temporary:
-        bench_reports(arguments.folder or Path(temporary), arguments.count, arguments.size)
-    bench_distance()
+        for line in bench_reports(arguments.folder or Path(temporary), count, size):
+            print(line, flush=True)
+            lines.append(line)
+    lines += ["", bench_distance()]
+    print(lines[-1])
+    if arguments.output:
+        (arguments.output / "evaluate_cpu.md").write_text("\n".join(lines) + "\n")
 
 
-def bench_reports(folder: Path, count: int, size: int) -> None:
-    """First report, new fakes against known reals, an unchanged report; each against pytorch-fid."""
+def bench_reports(folder: Path, count: int, size: int) -> Iterator[str]:
+    """Table rows: first report, new fakes against known reals, an unchanged report; each against pytorch-fid."""
     for name, seed in (("real", 1), ("fake", 2), ("other", 3)):
         write_pictures(folder / name, count, size, seed)
     weights = folder / "inception.pth"
     torch.save(random_state(), weights)
     real, fake, other = (str(folder / name) for name in ("real", "fake", "other"))
     theirs, their_cpu, their_value = timed([sys.executable, "-c", THEIRS, str(weights), fake, real])
-    print(f"{'':34}{'wall':>10}{'':8}{'CPU':>10}")
-    print(f"{'pytorch-fid':34}{theirs:8.1f} s{'':8}{their_cpu:8.1f} s{'':8}  FID {their_value:.6g}")
-
-    def ours(label: str, fakes: str, limit: float) -> None:
-        command = [
-            sys.executable, "-m", "evaluate", "--fake", fakes, "--real", real, "--metrics", "fid",
-            "--inception_weights", str(weights), "--allow_unverified", "--cache_dir", str(folder / "cache"),
-            "--output", str(folder / "report" / Path(fakes).name),
-        ]  # fmt: skip
-        wall, cpu, value = timed(command)
-        print(
-            f"{label:34}{wall:8.1f} s {wall / theirs:5.2f}x {cpu:9.1f} s {cpu / their_cpu:5.2f}x"
-            f"   FID {value:.6g}   (limit {limit}x)"
-        )
-
-    ours("first report", fake, 1.1)
-    ours("new fakes against known reals", other, 0.6)
-    ours("unchanged report again", other, 0.1)
+    yield f"| pytorch-fid | {theirs:.1f} | 1 | | {their_cpu:.1f} | {their_value:.6g} |"
+    for label, fakes, limit in (
+        ("first report", fake, 1.1),
+        ("new fakes against known reals", other, 0.6),
+        ("unchanged report again", other, 0.1),
+    ):
+        wall, cpu, value = timed(
+            [
+                sys.executable, "-m", "evaluate", "--fake", fakes, "--real", real, "--metrics", "fid",
+                "--inception_weights", str(weights), "--allow_unverified", "--cache_dir", str(folder / "cache"),
+                "--output", str(folder / "report" / Path(fakes).name),
+            ]
+        )  # fmt: skip
+        yield f"| {label} | {wall:.1f} | {wall / theirs:.2f} | {limit} | {cpu:.1f} | {value:.6g} |"
 
 
-def bench_distance(width: int = 2048) -> None:
+def bench_distance(width: int = 2048) -> str:
     """The Fréchet distance of two full-rank Gaussians against scipy.linalg.sqrtm."""
     import scipy.linalg
 
@@ -99,10 +116,9 @@ def bench_distance(width: int = 2048) -> None:
     theirs, their_cpu = time.perf_counter() - start, time.process_time() - cpu
     shift = mean - other_mean
     expected = float(shift @ shift + np.trace(first) + np.trace(second) - 2 * np.trace(root).real)
-    print(
-        f"Fréchet distance, {width} features: {ours:.2f} s ({our_cpu:.2f} s CPU), "
-        f"with sqrtm {theirs:.2f} s ({their_cpu:.2f} s CPU); "
-        f"they differ by {abs(found - expected) / expected:.1e} relative"
+    return (
+        f"Fréchet distance of {width} features: {ours:.2f} s ({our_cpu:.2f} s CPU, limit 1 s), with scipy's sqrtm "
+        f"{theirs:.2f} s ({their_cpu:.2f} s CPU); they differ by {abs(found - expected) / expected:.1e} relative."
     )
 
 

@@ -55,6 +55,5 @@ def _differences(options: EvaluateOptions) -> list[str]:
         parts.append(f"first-{options.num_test}")
     if options.size is not None:
         parts.append(f"size-{options.size}")
-    if options.grey:
-        parts.append("grey")
+    parts += [flag for flag in ("grey", "half") if getattr(options, flag)]
     return parts

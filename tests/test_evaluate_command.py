@@ -241,6 +241,7 @@ def test_reports_of_other_checkpoints_and_protocols_stand_beside_each_other(
     assert len(read(base / "last-best")["rows"]) == 2  # type: ignore[arg-type]
     folders = {"fake": fake, "real": fake}
     assert output_folder(options(**folders, size=64)) == output_folder(options(**folders)) / "size-64"
+    assert output_folder(options(**folders, half=True)) == output_folder(options(**folders)) / "half"
     capsys.readouterr()
     for epoch, text in (("9", "epoch 9"), ("first", "--epoch: is 'first'"), ("last,²", "--epoch")):
         assert text in _refusal(capsys, runs=(run,), epoch=epoch, metrics="l1")
