@@ -102,7 +102,7 @@ def _forward(
     if positions > 1:  # between the pixels of a window: sum (m - mu)^2
         sum_q = sum_q + weight.shape[1] * (sum_m2 - positions * mean.square()).clamp_min(0)
     std = (sum_q / (entries - g.correction) + g.eps).sqrt()
-    mean, std = mean.to(statistics_dtype(x)), std.to(statistics_dtype(x))
+    mean, std = _cast(mean, statistics_dtype(x)), _cast(std, statistics_dtype(x))
 
     y = _per_group(z, g.groups) * std.reciprocal().unsqueeze(2)
     if bias is not None:
@@ -113,7 +113,7 @@ def _forward(
         y = F.relu(y)
     elif g.activation == "leaky_relu":
         y = F.leaky_relu(y, g.negative_slope)
-    return y.to(g.compute), z, pivot, mean, std
+    return _cast(y, g.compute), z, pivot, mean, std
 
 
 def _backward(
@@ -275,6 +275,11 @@ def _pad_and_centre(x: Tensor, pivot: Tensor, g: Geometry) -> Tensor:
 def _crop(padded: Tensor, padding: Pair) -> Tensor:
     height, width = padded.shape[2:]
     return padded[:, :, padding[0] : height - padding[0], padding[1] : width - padding[1]]
+
+
+def _cast(output: Tensor, dtype: torch.dtype) -> Tensor:
+    """For outputs: torch 2.11's compiler loses the gradient of one that a cast without effect returns."""
+    return output if output.dtype == dtype else output.to(dtype)
 
 
 def _centre(weight: Tensor) -> Tensor:

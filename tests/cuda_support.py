@@ -1,10 +1,12 @@
 """The grid that the CUDA kernels are tested on, on a GPU and (compiled for the host) without one."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cuda_ops import cuda_operator
 from cuda_ops.direct import Geometry
 from cuda_ops.normalized_conv import normalized_conv2d, reference
 
@@ -17,6 +19,12 @@ TOLERANCE = {
     torch.float16: (2e-3, 5e-7),
     torch.bfloat16: (1e-2, 5e-7),
 }
+
+
+@cache
+def register_on_cpu() -> None:
+    """The operators for CPU tensors too: once in a process, torch refuses a second time."""
+    cuda_operator.register("cpu")
 
 
 class Case(NamedTuple):

@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_shim.launcher import COMPILER, HostLauncher, build, host_launchers
-from cuda_support import CASES, TOLERANCE, Case, assert_matches, distances, expected, make_inputs, run_backend
+from cuda_support import (
+    CASES,
+    TOLERANCE,
+    Case,
+    assert_matches,
+    distances,
+    expected,
+    make_inputs,
+    register_on_cpu,
+    run_backend,
+)
 
 import cuda_ops
-from cuda_ops import cuda, cuda_operator, launch
+from cuda_ops import cuda, launch
 from cuda_ops.compile import SOURCE
 
 pytestmark = pytest.mark.skipif(
@@ -267,7 +277,7 @@ def test_a_broken_kernel_is_noticed(
 
 @pytest.fixture(scope="module")
 def operator_on_cpu() -> None:
-    cuda_operator.register("cpu")
+    register_on_cpu()
 
 
 @layouts

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from cuda_shim.launcher import COMPILER, host_launchers
+from cuda_support import register_on_cpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from cuda_ops import cuda, cuda_operator, launch, normalized_conv, normalized_conv2d
+from cuda_ops import cuda, launch, normalized_conv, normalized_conv2d
 from cuda_ops.compile import SOURCE
 
 pytestmark = pytest.mark.skipif(
@@ -268,7 +269,7 @@ class Wrapper(torch.Tensor):
 
 @pytest.fixture(scope="module")
 def operator_on_cpu() -> None:
-    cuda_operator.register("cpu")
+    register_on_cpu()
 
 
 def test_a_wrapped_tensor_goes_through_the_operator(operator_on_cpu: None) -> None:
