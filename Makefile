@@ -1,13 +1,15 @@
 # make demo    see it work: data, two trainings, translation, evaluation, one page (no GPU, minutes)
 # make test    format, lint, types and the whole suite, as CI runs them
+# make lowest  the suite again, on the oldest packages that requirements.txt allows (CI runs this too)
 # make check   format, lint and types only        make bench   the CPU benchmarks
 # make setup   the virtual environment only       make format  put the code in order
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-dev demo test check suite bench format clean
+.PHONY: setup setup-dev demo test check suite lowest bench format clean
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
@@ -37,6 +39,17 @@ check: setup-dev
 suite: setup-dev
 	$(RUN) -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
+lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+$(LOWEST)/.ready: requirements.txt requirements-dev.txt build-constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.3"
+	sed -E 's/^([a-z-]+)>=([0-9.]+),<[^ ]*/\1==\2.*/' requirements.txt > $(LOWEST)/oldest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --build-constraint build-constraints.txt \
+		-r $(LOWEST)/oldest.txt -r requirements-dev.txt
+	touch $@
+
 bench: setup
 	$(RUN) benchmarks/nc_layer.py
 
@@ -45,4 +58,4 @@ format: setup-dev
 	$(RUN) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo results artefacts .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) demo results artefacts .mypy_cache .pytest_cache .ruff_cache
