@@ -1,7 +1,8 @@
 """The CUDA backend: `direct` with fused kernels around torch's own convolutions (cuda_ops/cuda_steps.py).
 
-Plain tensors go straight to the kernels. Under `torch.compile`, and for tensors that only stand for others (fake ones,
-wrappers), a call is an operator (cuda_ops/cuda_operator.py): one node to the dispatcher, at twice the host time.
+Plain tensors go straight to the kernels. Under `torch.compile` or a dispatch mode (tracers, selective checkpointing),
+and for tensors that only stand for others (fake ones, wrappers), a call is an operator (cuda_ops/cuda_operator.py): one
+node to the dispatcher, at twice the host time.
 """
 
 import warnings

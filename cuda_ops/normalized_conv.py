@@ -68,7 +68,7 @@ def normalized_conv2d(
         stride, padding, dilation, groups, eps, correction, activation, negative_slope, backend, return_moments,
     )  # fmt: skip
     plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
-    if torch.compiler.is_compiling() or not plain:
+    if torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack():
         call = _prepare(x, weight, bias, given, False)
     else:
         device = x.device.type
@@ -109,7 +109,11 @@ def _remember(signature: tuple[object, ...], call: _Call) -> _Call:
 
 
 def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
-    """Checks the arguments and chooses what serves them. What is not a plain tensor may have no memory to point at."""
+    """Checks the arguments and chooses what serves them.
+
+    plain: whether the kernels may be launched straight away. Other tensors may have no memory to point at, and a
+    dispatch mode (a tracer, selective checkpointing) would not see the launches.
+    """
     stride, padding, dilation, groups, eps, correction, activation, slope, backend, moments = given
     pairs = _pair(stride), _pair(padding), _pair(dilation)
     g = direct.Geometry(*pairs, groups, eps, correction, activation, slope, result_dtype(x))

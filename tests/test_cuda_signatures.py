@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from cuda_ops import cuda, launch, normalized_conv, normalized_conv2d
 from cuda_ops.compile import SOURCE
@@ -295,6 +297,27 @@ def test_fake_tensors_launch_nothing(operator_on_cpu: None, seen: list[str]) -> 
     for a, b in zip((y, *gradients), wanted, strict=True):
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
     assert len(seen) == launched
+
+
+def test_what_looks_at_every_operation_sees_the_layer(operator_on_cpu: None) -> None:
+    """Launches of its own would pass it by: z, kept here, would be y by the time it is used again."""
+    x, weight, bias = inputs = [v.requires_grad_() for v in tensors()]
+    seen: list[str] = []
+
+    def policy(context: object, op: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        seen.append(str(op))
+        keep = "convolution" in str(op)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    wanted = torch.autograd.grad(layer(*inputs, activation="relu").square().sum(), inputs)
+    y = checkpoint(
+        lambda v: layer(v, weight, bias, activation="relu").square(),
+        x,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, policy),
+    )
+    assert_same(list(torch.autograd.grad(y.sum(), inputs)), list(wanted))
+    assert "normalized_conv.forward.default" in seen
 
 
 def test_meta_tensors_need_no_kernels(seen: list[str]) -> None:
