@@ -7,6 +7,8 @@ from datasets.errors import UserError
 from evaluate.options import EvaluateOptions
 from evaluate.runs import find_run
 
+LONGEST = 80  # characters of a folder's name before a hash stands for the rest: many epochs
+
 
 def find_runs(options: EvaluateOptions) -> list[Path]:
     """The folders of the runs, each once."""
@@ -32,6 +34,8 @@ def output_folder(options: EvaluateOptions) -> Path:
     if options.output:
         return options.output
     kind = "-".join(_differences(options))
+    if len(kind) > LONGEST:
+        kind = f"{kind[:LONGEST]}-{_short_hash(kind)}"
     runs = find_runs(options)
     if len(runs) == 1:
         return runs[0] / "evaluation" / kind
@@ -41,8 +45,11 @@ def output_folder(options: EvaluateOptions) -> Path:
     else:
         compared = sorted(run.resolve() for run in runs)
         name = f"{len(compared)}-runs"
-    digest = hashlib.sha256("\0".join(map(str, compared)).encode("utf-8", "surrogateescape")).hexdigest()
-    return Path("results/evaluation") / f"{name}-{digest[:8]}" / kind
+    return Path("results/evaluation") / f"{name}-{_short_hash(*map(str, compared))}" / kind
+
+
+def _short_hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _differences(options: EvaluateOptions) -> list[str]:

@@ -242,6 +242,8 @@ def test_reports_of_other_checkpoints_and_protocols_stand_beside_each_other(
     folders = {"fake": fake, "real": fake}
     assert output_folder(options(**folders, size=64)) == output_folder(options(**folders)) / "size-64"
     assert output_folder(options(**folders, half=True)) == output_folder(options(**folders)) / "half"
+    many = [output_folder(options(runs=(run,), epoch=",".join(map(str, range(n))))).name for n in (98, 99)]
+    assert many[0] != many[1] and max(map(len, many)) < 100  # a file name has 255 bytes at most
     capsys.readouterr()
     for epoch, text in (("9", "epoch 9"), ("first", "--epoch: is 'first'"), ("last,²", "--epoch")):
         assert text in _refusal(capsys, runs=(run,), epoch=epoch, metrics="l1")
