@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put them; default: a temporary folder")
     parser.add_argument("--output", type=Path, help="folder for evaluate_cpu.md")
     arguments = parser.parse_args()
+    if arguments.output:  # now, not after minutes of measuring
+        arguments.output.mkdir(parents=True, exist_ok=True)
     count, size = arguments.count, arguments.size
     heading = (
         f"# How long a report takes, on a CPU\n\n{datetime.date.today()}, {os.cpu_count()} cores, "
