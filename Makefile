@@ -1,6 +1,6 @@
 # make demo    see it work: data, two trainings, translation, evaluation, one page (no GPU, minutes)
 # make test    format, lint, types and the whole suite, as CI runs them
-# make lowest  the suite again, on the oldest packages that requirements.txt allows (CI runs this too)
+# make lowest  the suite again, on the oldest packages that requirements.txt allows, Python 3.11 or 3.12 (in CI too)
 # make check   format, lint and types only        make bench   the CPU benchmarks
 # make setup   the virtual environment only       make format  put the code in order
 
