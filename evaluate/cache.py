@@ -47,10 +47,6 @@ class FeatureCache:
             elif (value := self._read(key)) is not None:
                 yield key, value
 
-    def get(self, keys: Iterable[str]) -> dict[str, NDArray]:
-        """The sound entries among these keys."""
-        return dict(self.stream(keys))
-
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without a sound entry, each once, in order."""
         wanted = list(dict.fromkeys(keys))

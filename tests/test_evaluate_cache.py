@@ -43,7 +43,7 @@ def test_without_a_place_it_works_in_memory(tmp_path: Path, capsys: pytest.Captu
     blocked.touch()
     cache = FeatureCache(blocked / "f.sqlite")
     cache.put({"a": np.ones(2)})
-    assert cache.get(["a"])["a"].tolist() == [1.0, 1.0]
+    assert dict(cache.stream(["a"]))["a"].tolist() == [1.0, 1.0]
     assert capsys.readouterr().err.count("warning") == 1
     silent = FeatureCache(None)
     silent.put({"a": np.ones(2)})

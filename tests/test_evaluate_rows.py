@@ -156,7 +156,7 @@ cache.put({"first": row})
 before = peak()
 for i in range(100):
     cache.put({f"{i} {j}": row + i + j for j in range(100)})
-print(peak() - before, cache.get(["99 99"])["99 99"][0])
+print(peak() - before, dict(cache.stream(["99 99"]))["99 99"][0])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     kilobytes, value = done.stdout.split()
