@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from browser_support import chromium, screenshot
 from PIL import Image
-from visdom_support import ROOT, install_page_files, real_server, wait_until
+from visdom_support import ROOT, FakeRun, install_page_files, real_server, wait_until
+
+from gan.viewers import Viewers
+from gan.viewers.visdom import Visdom
 
 pytestmark = pytest.mark.browser
 
@@ -57,6 +60,32 @@ def logged_curves(run: Path) -> dict[str, dict[int, float]]:
 
 def as_curves(points: dict[str, list]) -> dict[str, dict[int, float]]:
     return {name: dict(map(tuple, pairs)) for name, pairs in points.items() if name}
+
+
+@pytest.mark.usefixtures("page_files")
+def test_an_open_page_outlives_the_thinning_of_the_samples(tmp_path, monkeypatch):
+    """Its slider stands at the end when the list becomes shorter."""
+    monkeypatch.setattr("gan.viewers.visdom_panes.HISTORY", 4)
+    monkeypatch.setattr("gan.viewers.visdom_sender.PAUSE", 0.1)
+    run = FakeRun(tmp_path, "thinned")
+    errors: list[str] = []
+    with real_server(tmp_path / "server") as server, chromium() as browser:
+        viewers = Viewers([Visdom("auto", "http://127.0.0.1", server.port)])
+        viewers.start(run.info)
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for step in range(1, 11):
+            viewers.samples(*run.samples(step))
+            if step == 1:
+                wait_until(lambda: server.shows("thinned", "samples"))
+                page.goto(server.client.address.page("thinned"))
+            wait_until(lambda step=step: f"step {step}:" in page.inner_text("body"))
+        viewers.close()
+        wait_until(lambda: page.locator("img[src^='data:image/jpeg']").count() == 1)
+        panes = server.panes("thinned")
+    assert errors == []
+    (slider,) = (name for name in panes if name.startswith("samples"))
+    assert slider != "samples" and len(panes[slider]["content"]) <= 4
 
 
 @pytest.mark.usefixtures("page_files")

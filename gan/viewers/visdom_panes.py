@@ -20,8 +20,8 @@ Message = dict[str, Any]
 POINTS = 2000
 """Points of a curve that Visdom holds at most."""
 
-HISTORY = 24
-"""Moments in the slider of the samples pane; more are thinned to half, first and last kept."""
+HISTORY = 100
+"""Moments in the slider of the samples pane; more are thinned to half, first and last kept, in a new pane."""
 
 LONGEST_SIDE = 2048
 """Pixels; a larger picture is scaled down before it is sent."""
@@ -112,8 +112,15 @@ class Board:
     def __init__(self) -> None:
         self.panes: dict[str, CurvePane] = {}
         self.moments: list[Record] = []  # records of samples, oldest first
+        self.replaced: list[str] = []  # sliders that another has taken the place of
         self.moments_sent = 0
         self.epoch = 0
+        self._thinned = 0
+
+    @property
+    def slider(self) -> str:
+        """The samples' pane. A shorter list needs another: an open page goes blank where its slider is past the end."""
+        return f"{SAMPLES}-{self._thinned}" if self._thinned else SAMPLES
 
     def add(self, record: Record) -> None:
         """Take one record; what is known already changes nothing."""
@@ -141,6 +148,8 @@ class Board:
             if len(self.moments) > HISTORY:
                 self.moments = [*self.moments[:-1:2], self.moments[-1]]
                 self.moments_sent = 0
+                self.replaced.append(self.slider)
+                self._thinned += 1
 
     def forget_sent(self) -> None:
         """The server has lost everything, or may have."""
@@ -169,7 +178,9 @@ def loss_pane(loss: str) -> tuple[str, str]:
     return "losses_other", "other losses"
 
 
-def samples_message(run: RunInfo, env: str, record: Record, first: bool) -> tuple[str, Message]:
+def samples_message(
+    run: RunInfo, env: str, record: Record, first: bool, pane: str = SAMPLES
+) -> tuple[str, Message]:
     """Endpoint and message for one moment of the samples pane. Raises OSError if its picture is gone."""
     files = record["pictures"]
     path = run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))
@@ -179,7 +190,7 @@ def samples_message(run: RunInfo, env: str, record: Record, first: bool) -> tupl
     width = min(1000, max(480, size[0]))  # the picture is scaled to the pane's width
     height = min(1000, round(width * size[1] / size[0])) + 110  # room for title, caption and slider
     options = {"title": SAMPLES, "caption": caption, "width": width, "height": height}
-    return ("events" if first else "update"), {"win": SAMPLES, "eid": env, "data": data, "opts": options}
+    return ("events" if first else "update"), {"win": pane, "eid": env, "data": data, "opts": options}
 
 
 def placeholder_message(env: str) -> tuple[str, Message]:

@@ -10,13 +10,16 @@ def send_news(client: Client, run: RunInfo, env: str, board: Board) -> None:
     while board.moments_sent < len(board.moments):
         try:
             picture = samples_message(
-                run, env, board.moments[board.moments_sent], first=board.moments_sent == 0
+                run, env, board.moments[board.moments_sent], board.moments_sent == 0, board.slider
             )
         except OSError:  # its picture is gone: the slider has one moment less
             del board.moments[board.moments_sent]
             continue
         client.post(*picture)
         board.moments_sent += 1
+    while board.replaced:
+        client.post("close", {"win": board.replaced[0], "eid": env})
+        del board.replaced[0]
     for pane in board.panes.values():
         if message := pane.message(env):
             client.post(*message)

@@ -16,7 +16,6 @@ from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
 from gan.viewers.visdom_launch import missing_scripts
 from gan.viewers.visdom_panes import (
     ABOUT,
-    SAMPLES,
     Board,
     about_message,
     command_of,
@@ -219,7 +218,7 @@ class Sender:
 
         Options and buttons stay away until everything is sent again.
         """
-        if pane == SAMPLES:
+        if pane == self._board.slider:
             self._board.moments.clear()
             self._board.moments_sent = 0
         elif pane in self._board.panes:
