@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -196,10 +196,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int = 8) -> Iterator[Result]:
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], depth: int = 8, threads: int | None = None
+) -> Generator[Result, None, None]:
     """`function` of each item, in order, up to `depth` of them worked out in threads before they are asked for."""
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=threads or min(4, os.cpu_count() or 1)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

@@ -4,36 +4,42 @@ Two predictors, both fitted on the training pairs: the mean colour of all target
 colour to target colour with the least squared error.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.passes import PIXEL_METRICS
-from evaluate.pictures import Picture
-from evaluate.pixels import WINDOW
-
-PicturePair = tuple[Picture, Picture]  # (input, target)
+from evaluate.pictures import FilePicture, Pixels, Prediction
 
 
 @dataclass(frozen=True)
-class Baselines:
+class ColourFit:
     """mean: (3,) colour of the targets; affine: (4, 3), target = (input, 1) @ affine; both on the scale 0..255."""
 
     mean: NDArray[np.float64]
     affine: NDArray[np.float64]
 
-    def mean_colour(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def mean_colour(self, picture: Pixels) -> Pixels:
         """(H, W, 3) in the mean colour, whatever the input shows."""
         return _to_uint8(np.broadcast_to(self.mean, picture.shape))
 
-    def affine_colour(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def affine_colour(self, picture: Pixels) -> Pixels:
         """(H, W, 3): every pixel's colour mapped on its own."""
         return _to_uint8(picture.astype(np.float64) @ self.affine[:3] + self.affine[3])
 
+    def predictions(self, inputs: Sequence[FilePicture]) -> dict[str, list[Prediction]]:
+        """What both predictors make of these inputs, by the predictor's name."""
+        fit = hashlib.sha256(self.mean.tobytes() + self.affine.tobytes()).hexdigest()[:16]
+        functions = {"mean colour": self.mean_colour, "affine colour map": self.affine_colour}
+        return {
+            name: [Prediction(picture, function, f"{name} {fit}") for picture in inputs]
+            for name, function in functions.items()
+        }
 
-def fit_baselines(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Baselines:
+
+def fit_colours(pairs: Iterable[tuple[Pixels, Pixels]]) -> ColourFit:
     """Fit both on (input, target) pictures (H, W, 3) uint8, one pair in memory at a time.
 
     Normal equations in float64; where inputs do not vary in some direction (grey pictures) the least-norm solution.
@@ -47,32 +53,8 @@ def fit_baselines(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) 
         cross += x.T @ y
     if gram[3, 3] == 0:
         raise ValueError("no training pairs to fit a baseline on")
-    return Baselines(cross[3] / gram[3, 3], np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ cross)
+    return ColourFit(cross[3] / gram[3, 3], np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ cross)
 
 
-def baselines(
-    training_pairs: Sequence[PicturePair], test_pairs: Sequence[PicturePair]
-) -> dict[str, dict[str, float]]:
-    """ "mean colour" and "affine colour map" -> psnr (dB), ssim, l1, means over the test pairs.
-
-    Fitted on the training pairs. SSIM is left out where pictures are smaller than its window.
-    """
-    fitted = fit_baselines((a.load(), b.load()) for a, b in training_pairs)
-    predictors = {"mean colour": fitted.mean_colour, "affine colour map": fitted.affine_colour}
-    values: dict[str, dict[str, list[float]]] = {name: {} for name in predictors}
-    for a, b in test_pairs:
-        picture, target = a.load(), b.load()
-        for name, predict in predictors.items():
-            prediction = predict(picture)
-            for metric, function in PIXEL_METRICS.items():
-                if metric != "ssim" or min(target.shape[:2]) >= WINDOW:
-                    values[name].setdefault(metric, []).append(function(prediction, target))
-    return {name: _means(found) for name, found in values.items()}
-
-
-def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {metric: float(np.mean(found)) for metric, found in values.items()}
-
-
-def _to_uint8(picture: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _to_uint8(picture: NDArray[np.float64]) -> Pixels:
     return np.rint(picture.clip(0, 255)).astype(np.uint8)

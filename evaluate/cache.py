@@ -7,7 +7,6 @@ and damage is noticed (every entry carries a checksum) and leads to computing ag
 
 import contextlib
 import sqlite3
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,35 +15,32 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.errors import warn
+
 _TYPES: dict[bytes, type] = {b"f": np.float32, b"d": np.float64}
 
 
 class FeatureCache:
     """key -> one-dimensional float32 or float64 array. path None: for this process only.
 
-    A file that cannot be opened or written costs one warning and is then done without. What only this process needs
-    is in a file without a name that SQLite makes and removes, so that memory stays flat.
+    A file that cannot be opened or written costs one warning; the report goes on without it. What only this process
+    needs is in a file without a name that SQLite makes and removes, so that memory stays flat.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._memory: dict[str, NDArray] = {}  # what could not be written to the file
-        self._database: sqlite3.Connection | None = None
+        self._databases = [_open("")]  # the named one, if there is one, comes first
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._database = _open_or_replace(path)
+                self._databases.insert(0, _open_or_replace(path))
             except (OSError, sqlite3.Error) as error:
-                self._do_without(error)
-        if self._database is None:
-            self._database = _open("")
+                self._warn(error)
 
     def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, NDArray]]:
         """The sound entries among these keys, one at a time, in the order of the keys."""
         for key in keys:
-            if key in self._memory:
-                yield key, self._memory[key]
-            elif (value := self._read(key)) is not None:
+            if (value := self._read(key)) is not None:
                 yield key, value
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -55,37 +51,30 @@ class FeatureCache:
 
     def put(self, entries: Mapping[str, NDArray]) -> None:
         """Add entries; they are on disk, all of them, when this returns."""
-        if self._database is not None:
+        rows = [(key, *_packed(value)) for key, value in entries.items()]
+        for database in self._databases:
             try:
-                with self._database:
-                    self._database.executemany(
-                        "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
-                        [(key, *_packed(value)) for key, value in entries.items()],
-                    )
+                with database:
+                    database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
                 return
             except sqlite3.Error as error:
-                self._do_without(error, keep_reading=True)
-        self._memory.update(entries)
+                self._warn(error)
 
     def _read(self, key: str) -> NDArray | None:
-        if self._database is None:
-            return None
-        try:
-            row = self._database.execute("SELECT data, sum FROM entries WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
-            self._do_without(error)
-            return None
-        if row is None or zlib.crc32(row[0]) != row[1] or row[0][:1] not in _TYPES:
-            return None
-        return np.frombuffer(row[0][1:], _TYPES[row[0][:1]])
+        for database in self._databases:
+            try:
+                row = database.execute("SELECT data, sum FROM entries WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._warn(error)
+                continue
+            if row is not None and zlib.crc32(row[0]) == row[1] and row[0][:1] in _TYPES:
+                return np.frombuffer(row[0][1:], _TYPES[row[0][:1]])
+        return None
 
-    def _do_without(self, error: Exception, keep_reading: bool = False) -> None:
+    def _warn(self, error: Exception) -> None:
         if self._path is not None:
-            text = f"warning: {self._path}: {error}; features are computed again by the next report"
-            print(text, file=sys.stderr)
+            warn(self._path, f"{error}; features are computed again by the next report")
             self._path = None
-        if not keep_reading:
-            self._database = None
 
 
 def _packed(value: NDArray) -> tuple[bytes, int]:
@@ -95,7 +84,7 @@ def _packed(value: NDArray) -> tuple[bytes, int]:
 
 
 def _open_or_replace(path: Path) -> sqlite3.Connection:
-    """The database, a fresh one in the place of a file that is none any more."""
+    """The database; a corrupt file is replaced by an empty one."""
     try:
         return _open(path)
     except sqlite3.OperationalError:  # locked, read-only, no space: the file itself may be fine

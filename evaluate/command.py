@@ -1,238 +1,136 @@
-"""What `python -m evaluate` does: collect comparisons, find weights, one pass, a table, a report."""
+"""What `python -m evaluate` does: collect comparisons, refuse a place of another protocol, measure, report."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.errors import UserError
 from datasets.files import new_folder
-from evaluate.baseline_rows import baseline_rows
-from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
-from evaluate.folders import compare_folders
-from evaluate.half import LARGEST_ERROR, PICTURES, error_of_half
-from evaluate.metrics import (
-    FLAGS,
-    SEED,
-    Choice,
-    Comparison,
-    choose,
-    evaluate_row,
-    parse_flags,
-    wanted_by,
-)
-from evaluate.networks import Networks
+from evaluate.comparisons import Comparison, collect, find_run
+from evaluate.features import Networks
+from evaluate.measure import Measurements
+from evaluate.metrics import FLAGS, SEED, measure, metrics_of, networks_of, parse_metrics, problems_of
 from evaluate.options import EvaluateOptions
-from evaluate.passes import Measurements
-from evaluate.pictures import set_hash
-from evaluate.places import epochs, find_runs, output_folder
 from evaluate.protocol import Protocol
-from evaluate.report import Report, Row, check_place, with_groups, write_report
-from evaluate.runs import RunChoice, comparisons_of_run, protocol_of
-from evaluate.tables import terminal_table
-from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
-from gan.options import TrainOptions, from_dict
-from gan.run import RunFolder
+from evaluate.report import Report, refuse_another_protocol, rows_of
+from evaluate.weights import Weights, WeightsChoice, cache_folder, find_weights
 from gan.step import find_device
+
+LONGEST = 80  # characters of a folder's name before a hash stands for the rest: many epochs
+
+NO_BASELINES = "no baselines: they are fitted on training pairs, and these runs have none"
 
 
 def run_evaluation(options: EvaluateOptions) -> int:
     """Evaluate, print the table, write the report. Returns the exit code; raises UserError."""
-    check(options)
-    folder = output_folder(options)
-    with new_folder(folder):  # a call that is refused leaves nothing behind
-        report = build_report(options)
-        paths = write_report(report, folder, options.latex)
-    print(terminal_table(report.rows, report.columns))
-    first, *others = paths
+    options.check()
+    runs = [find_run(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
+    place = output_folder(options, runs)
+    with new_folder(place):  # a call that is refused leaves nothing behind
+        evaluation = prepare(options, runs)
+        refuse_another_protocol(place, evaluation.protocol)
+        report = evaluation.carry_out(options)
+        first, *others = report.write(place, options.latex)
+    print(report.table("simple"))
     print(f"\nprotocol {report.protocol.id}; {first}, {', '.join(path.name for path in others)}")
     for remark in report.remarks:
         print(remark)
     return 0
 
 
-def build_report(options: EvaluateOptions, elsewhere: bool = False) -> Report:
-    """Everything but printing and writing. Raises UserError.
+@dataclass(frozen=True)
+class Evaluation:
+    """What is compared, by which metrics and networks: everything but the numbers.
 
-    A report of another protocol in its place is told before anything is translated; elsewhere: it goes to no place
-    that is known here.
+    flags: of the metrics; not_computed: by flag, why a metric that applies is left out; weights: of the networks that
+    are used, by name.
     """
+
+    comparisons: Sequence[Comparison]
+    protocol: Protocol
+    flags: Sequence[str]
+    not_computed: Mapping[str, str]
+    weights: Mapping[str, Weights]
+    started: float
+
+    def carry_out(self, options: EvaluateOptions) -> Report:
+        """Translate what is not translated yet, measure, and put the numbers together. Raises UserError."""
+        kept = (options.cache_dir or cache_folder()) / "features.sqlite"
+        measurements = Measurements(
+            FeatureCache(None if options.no_cache else kept),
+            Networks(self.weights, find_device(options.device)),
+            batch_size=options.batch_size,
+            num_threads=options.num_threads,
+            progress=True,
+        )
+        measured = measure(self.comparisons, self.flags, measurements, options.bootstrap)
+        without = options.baselines and all(row.only is None for row in self.comparisons)
+        return Report(
+            self.protocol,
+            rows_of(self.comparisons, measured, self.not_computed),
+            self.not_computed,
+            dataclasses.asdict(options),
+            {name: {"sha256": w.digest, "verified": w.verified} for name, w in self.weights.items()},
+            SEED,
+            time.perf_counter() - self.started,
+            notes=[NO_BASELINES] if without else [],
+        )
+
+
+def prepare(options: EvaluateOptions, runs: Sequence[Path]) -> Evaluation:
+    """Find pictures and weights, and choose the metrics. Raises UserError; for a metric asked for by name as well."""
     started = time.perf_counter()
-    check(options)
-    asked = parse_flags(options.metrics) if options.metrics else None
-    weights, missing = weights_for(FLAGS if asked is None else asked, options)
-    for flag in asked or ():
-        if flag in missing:
-            raise missing[flag]
-    place = None if elsewhere else output_folder(options)
-    expected = protocol_of_runs(options)
-    if place and expected:
-        known = [expected]  # whether weights are used depends on the pictures, and whether float16 serves
-        if not all(found.verified for found in weights.values()):
-            known.append(dataclasses.replace(expected, verified=False))
-        if options.half:
-            known += [dataclasses.replace(protocol, half=True) for protocol in known]
-        check_place(place, *known)
-    rows, protocol, run_options = collect(options)
-    choice = choose(asked, rows, smallest_side(protocol), missing)
-    report = measure(options, choice, rows, protocol, weights, place)
-    if options.baselines:
-        extra = baseline_rows(run_options, run_choice(options, "last"), asked)
-        note = [] if extra else ["no baselines: they are fitted on training pairs, and these runs have none"]
-        report = dataclasses.replace(report, rows=[*report.rows, *extra], notes=[*report.notes, *note])
-    return dataclasses.replace(report, seconds=time.perf_counter() - started)
+    wanted = parse_metrics(options.metrics) if options.metrics else FLAGS
+    comparisons, protocol = collect(options, runs)
+    weights, missing = find_weights(networks_of(wanted), weights_choice(options))
+    problems = problems_of(wanted, comparisons, protocol.smallest_side, missing)
+    if options.metrics and problems:
+        raise next(iter(problems.values()))
+    flags = [flag for flag in wanted if flag not in problems]
+    used = {network: weights[network] for network in networks_of(flags)}
+    protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
+    reasons = {
+        flag: problem.reason if problem.subject == flag else str(problem)
+        for flag, problem in problems.items()
+        if any(metrics_of(comparison, [flag]) for comparison in comparisons)
+    }
+    return Evaluation(comparisons, protocol, flags, reasons, used, started)
 
 
-def weights_for(
-    flags: Sequence[str], options: EvaluateOptions
-) -> tuple[dict[str, Weights], dict[str, UserError]]:
-    """The weights that these metrics need, by network, and by metric why some cannot be had."""
-    choice = WeightsChoice(
+def weights_choice(options: EvaluateOptions) -> WeightsChoice:
+    """Where the weights may come from."""
+    return WeightsChoice(
         options.cache_dir or cache_folder(),
-        options.inception_weights,
-        options.lpips_weights,
+        {"inception": options.inception_weights, "alexnet": options.lpips_weights},
         options.offline,
         options.allow_unverified,
     )
-    return find_weights(flags, choice)
 
 
-def check(options: EvaluateOptions) -> None:
-    """Refuse flags that do not go together or are out of range. Raises UserError."""
-    if bool(options.runs) == bool(options.fake or options.real):
-        raise UserError("evaluate", "name runs, or --fake and --real", "see --help")
-    if bool(options.fake) != bool(options.real):
-        missing = "--real" if options.fake else "--fake"
-        raise UserError(missing, "is missing", "--fake and --real go together")
-    if options.metrics:
-        parse_flags(options.metrics)
-    for flag, low in (("size", 2), ("num_test", 1), ("bootstrap", 0), ("batch_size", 1), ("num_threads", 1)):
-        value = getattr(options, flag)
-        low = 20 if flag == "bootstrap" and value else low
-        if value is not None and value < low:
-            raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} or more")
-    for_folders = [flag for flag in ("size", "paired", "input", "grey") if getattr(options, flag)]
-    if options.runs and for_folders:
-        raise UserError(f"--{for_folders[0]}", "is for folders, not for runs", "leave it out")
-    if options.half and (device := find_device(options.device)).type != "cuda":
-        raise UserError("--half", f"is for CUDA GPUs, the device is {device.type}", "leave it out")
-    if options.baselines and not options.runs:
-        raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
+def output_folder(options: EvaluateOptions, runs: Sequence[Path]) -> Path:
+    """Where the report goes.
 
-
-def collect(options: EvaluateOptions) -> tuple[list[Comparison], Protocol, list[TrainOptions]]:
-    """The comparisons asked for, the one protocol they share, and the options of the runs."""
+    A short hash keeps other runs and folders of the same names apart, a folder below it other checkpoints and other
+    protocols of the same ones: `evaluation/best`, `evaluation/epoch-5-train`.
+    """
+    if options.output:
+        return options.output
+    kind = options.variant()
+    if len(kind) > LONGEST:
+        kind = f"{kind[:LONGEST]}-{_short_hash(kind)}"
+    if len(runs) == 1:
+        return runs[0] / "evaluation" / kind
     if options.fake and options.real:
-        return *compare_folders(options, options.fake, options.real), []
-    runs = find_runs(options)
-    choices = [run_choice(options, epoch) for epoch in epochs(options)]
-    comparisons: list[Comparison] = []
-    run_options: list[TrainOptions] = []
-    for run in runs:
-        for choice in choices:
-            found, trained = comparisons_of_run(run, choice)
-            comparisons += found
-        run_options.append(trained)
-    return comparisons, protocol_of(run_options[0], choices[0]), run_options
+        compared = [options.fake.resolve(), options.real.resolve()]
+        name = f"{compared[0].name}-{compared[1].name}"
+    else:
+        compared = sorted(run.resolve() for run in runs)
+        name = f"{len(compared)}-runs"
+    return Path("results/evaluation") / f"{name}-{_short_hash(*map(str, compared))}" / kind
 
 
-def protocol_of_runs(options: EvaluateOptions) -> Protocol | None:
-    """The protocol that the runs' stored options lead to, None without any. UserError where there are several."""
-    protocols: dict[Protocol, str] = {}
-    for run in find_runs(options):
-        if RunFolder(run).options.is_file():
-            trained = from_dict(RunFolder(run).read_options())
-            protocols[protocol_of(trained, run_choice(options, "last"))] = run.name
-    if len(protocols) > 1:
-        both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
-        raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
-    return next(iter(protocols), None)
-
-
-def run_choice(options: EvaluateOptions, epoch: str) -> RunChoice:
-    """The flags that concern runs."""
-    return RunChoice(epoch, options.test_mode, options.dataroot, options.num_test, options.device)
-
-
-def smallest_side(protocol: Protocol) -> int:
-    """Of the compared pictures, in pixels."""
-    return min(int(side) for side in protocol.size.split("x"))
-
-
-def measure(
-    options: EvaluateOptions,
-    choice: Choice,
-    rows: Sequence[Comparison],
-    protocol: Protocol,
-    weights: Mapping[str, Weights],
-    place: Path | None = None,
-) -> Report:
-    """Make one pass over the files, and put the numbers together."""
-    used = {name: found for name, found in weights.items() if uses(name, choice)}
-    protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
-    cache = FeatureCache(
-        None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
-    )
-    measurements = measurements_by(weights, cache, options)
-    note = ""
-    if options.half and "inception" in used:
-        half = measurements_by(weights, cache, options, half=True)
-        error = error_of_half(rows, choice.flags, measurements, half)
-        note = f"Inception in float16 moves FID of the first {PICTURES} pictures by {error:.1e} of its value"
-        if error <= LARGEST_ERROR:
-            measurements, protocol = half, dataclasses.replace(protocol, half=True)
-        else:
-            note += ": too much, computed in float32"
-    if place:
-        check_place(place, protocol)
-    measurements.compute(wanted_by(rows, choice.flags))
-    return Report(
-        protocol,
-        with_groups([to_row(row, choice, measurements, options.bootstrap) for row in rows]),
-        choice.reasons,
-        dataclasses.asdict(options),
-        {name: {"sha256": found.digest, "verified": found.verified} for name, found in used.items()},
-        SEED,
-        notes=[note] if note else [],
-    )
-
-
-def measurements_by(
-    weights: Mapping[str, Weights], cache: FeatureCache, options: EvaluateOptions, half: bool = False
-) -> Measurements:
-    """What computes and keeps the numbers, with the networks of these weights; half: Inception in float16."""
-    networks = Networks(
-        weights.get("inception"),
-        weights.get("alexnet"),
-        weights.get("heads"),
-        find_device(options.device),
-        half,
-    )
-    return Measurements(
-        cache, networks, batch_size=options.batch_size, num_threads=options.num_threads, progress=True
-    )
-
-
-def uses(network: str, choice: Choice) -> bool:
-    """Whether any chosen metric is computed by this network."""
-    return any(flag in choice.flags for flag in (INCEPTION_FLAGS if network == "inception" else ("lpips",)))
-
-
-def to_row(row: Comparison, choice: Choice, measurements: Measurements, resamples: int = 0) -> Row:
-    """The values of one comparison, with its counts and hashes."""
-    hashes = {"fake": set_hash(row.fakes), "real": set_hash(row.reals)}
-    if row.inputs is not None:
-        hashes["input"] = set_hash(row.inputs)
-    return Row(
-        row.label,
-        row.direction,
-        row.checkpoint,
-        len(row.fakes),
-        len(row.reals),
-        evaluate_row(row, choice.flags, measurements),
-        half_intervals(row, choice.flags, measurements, resamples) if resamples else {},
-        missing=[metric.name for metric in row.metrics(list(choice.reasons))],
-        hashes=hashes,
-        details=row.details,
-    )
+def _short_hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:8]

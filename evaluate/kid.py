@@ -7,14 +7,14 @@ mean over random subsets of both sets. Its expectation does not depend on the nu
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.rows import FeatureRows, Features, as_rows
+from evaluate.fid import FeatureRows
 
 SUBSETS = 100  # random subsets of which the mean is taken
 SUBSET_SIZE = 100  # images per subset, or all of the smaller set
 
 
 def squared_mmd(x: NDArray, y: NDArray) -> float:
-    """Unbiased estimate of the squared MMD between features (n, d) and (n, d); may be slightly negative.
+    """Unbiased estimate of the squared MMD between features (n, d) and (m, d); may be slightly negative.
 
     >>> squared_mmd(np.zeros((2, 1)), np.zeros((2, 1)))
     0.0
@@ -39,13 +39,17 @@ def polynomial_kernel(x: NDArray, y: NDArray) -> NDArray:
 
 
 def kid(
-    real: Features, fake: Features, *, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
+    fakes: FeatureRows,
+    reals: FeatureRows,
+    *,
+    subsets: int = SUBSETS,
+    size: int = SUBSET_SIZE,
+    seed: int = 0,
 ) -> float:
     """Mean of `squared_mmd` over random subsets of min(size, n_real, n_fake) rows, drawn without replacement.
 
     ValueError for fewer than 2 rows or for values that are not finite.
     """
-    reals, fakes = as_rows(real), as_rows(fake)
     size = min(size, reals.count, fakes.count)
     if size == reals.count == fakes.count:
         return squared_mmd(reals.all(), fakes.all())  # every subset is the whole set
@@ -61,7 +65,7 @@ def kid(
 
 
 def resampled_mmd(
-    x: Features, y: Features, x_repeats: NDArray[np.integer], y_repeats: NDArray[np.integer]
+    x: FeatureRows, y: FeatureRows, x_repeats: NDArray[np.integer], y_repeats: NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """`squared_mmd` of R resamples of both sets at once -> (R,).
 
@@ -70,9 +74,9 @@ def resampled_mmd(
     """
     within = [
         _kernel_sums(rows, rows, u, u) - _kernel_diagonals(rows, u)
-        for rows, u in ((as_rows(x), x_repeats), (as_rows(y), y_repeats))
+        for rows, u in ((x, x_repeats), (y, y_repeats))
     ]
-    across = _kernel_sums(as_rows(x), as_rows(y), x_repeats, y_repeats)
+    across = _kernel_sums(x, y, x_repeats, y_repeats)
     n, m = len(x_repeats), len(y_repeats)
     return within[0] / (n * (n - 1)) + within[1] / (m * (m - 1)) - 2.0 * across / (n * m)
 

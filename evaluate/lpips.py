@@ -21,6 +21,8 @@ CHANNELS = (64, 192, 384, 256, 256)
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
+SMALLEST_SIDE = 31  # pixels: the second pooling needs them
+
 EPSILON = 1e-10  # added to the norm over channels, as the published metric does
 
 

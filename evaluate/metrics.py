@@ -1,91 +1,216 @@
-"""Which metrics there are, which of them apply to a comparison, and their values.
+"""The metrics in one table: what they are called, what they compare, how they are computed.
 
-A comparison is one row of the table: generated pictures against real ones of the same domain. Where every
-output has a target the pairing stands in the column's name, as it does where it has none.
+A new metric is one row, and one pure function: of two sets of features (`SetMetric`) or of two pictures
+(`PairMetric`). Where every output has a target the pairing stands in the column's name, as it does where it has none.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from datasets.errors import UserError
-from evaluate.batches import SMALLEST_LPIPS, Pair
-from evaluate.frechet import frechet_distance, gaussian_from_features
+from evaluate import pixels
+from evaluate.bootstrap import Resampler, Values, half_width, of_all_pairs, of_distance, of_kid, of_mean
+from evaluate.comparisons import Comparison
+from evaluate.features import FEATURES
+from evaluate.fid import FeatureRows, fid
 from evaluate.kid import kid
-from evaluate.lpips import all_pairs_mean, head_vector, map_sizes
-from evaluate.networks import FeatureName
-from evaluate.passes import Measurements, Wanted
-from evaluate.pictures import Picture
-from evaluate.pixels import WINDOW
-from evaluate.rows import FeatureRows
-from evaluate.weights import INCEPTION_FLAGS
+from evaluate.lpips import SMALLEST_SIDE, all_pairs_mean, head_vector, map_sizes
+from evaluate.measure import Measurements, Wanted
+from evaluate.pictures import PicturePair, set_hash
 
 SEED = 0  # of KID's subsets and of the bootstrap
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One column. name: in report.json; flag: its name in --metrics; digits: decimals in tables."""
+@dataclass(frozen=True, kw_only=True)
+class Metric(ABC):
+    """One column.
+
+    name: in report.json; flag: its name in --metrics, shared by columns that differ in what is compared; digits:
+    decimals in tables; definition: one line for reports; least_side, least_count: of the pictures and how many on each
+    side it needs.
+    """
 
     name: str
     flag: str
     title: str
     digits: int
+    definition: str
     lower_is_better: bool = True
+    least_side: int = 1  # pixels
+    least_count: int = 1
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Whose weights it needs: keys of `weights.SOURCES`."""
+        return ()
+
+    def applies(self, comparison: Comparison) -> bool:
+        """Whether the comparison has what is compared."""
+        return True
+
+    @abstractmethod
+    def request(self, comparison: Comparison, wanted: Wanted) -> None:
+        """Add what it is computed from to what the pass over the pictures computes."""
+
+    @abstractmethod
+    def value(self, comparison: Comparison, measured: Measurements) -> float:
+        """Its value, from what the pass has computed."""
+
+    @abstractmethod
+    def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
+        """Its values on resamples of the pictures."""
 
 
-METRICS = (
-    Metric("fid", "fid", "FID", 2),
-    Metric("fid_clean", "fid_clean", "FID (clean)", 2),
-    Metric("kid", "kid", "KID", 5),
-    Metric("lpips_target", "lpips", "LPIPS (to target)", 4),
-    Metric("lpips_all_pairs", "lpips", "LPIPS (all pairs)", 4),
-    Metric("lpips_input", "lpips", "LPIPS (to input)", 4),
-    Metric("psnr", "psnr", "PSNR (to target)", 2, lower_is_better=False),
-    Metric("ssim", "ssim", "SSIM (to target)", 4, lower_is_better=False),
-    Metric("l1", "l1", "L1 (to target)", 4),
-)
+@dataclass(frozen=True, kw_only=True)
+class SetMetric(Metric):
+    """A distance of two sets of features.
+
+    features: a key of `FEATURES`; resampler: None computes the distance again each time.
+    """
+
+    features: str
+    distance: Callable[[FeatureRows, FeatureRows], float]  # of fakes and reals
+    resampler: Resampler | None = None
+    least_count: int = 2
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return (FEATURES[self.features].network,)
+
+    def request(self, comparison: Comparison, wanted: Wanted) -> None:
+        wanted.features.setdefault(self.features, []).extend([*comparison.fakes, *comparison.reals])
+
+    def _sides(self, comparison: Comparison, measured: Measurements) -> tuple[FeatureRows, FeatureRows]:
+        return (
+            measured.features(self.features, comparison.fakes),
+            measured.features(self.features, comparison.reals),
+        )
+
+    def value(self, comparison: Comparison, measured: Measurements) -> float:
+        return self.distance(*self._sides(comparison, measured))
+
+    def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
+        resampler = self.resampler or of_distance(self.distance)
+        return resampler(*self._sides(comparison, measured), resamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMetric(Metric):
+    """A mean over (output, its target) or (output, its input). function: of two pictures, None for LPIPS."""
+
+    function: Callable[[pixels.Array, pixels.Array], float] | None = None
+    partner: Literal["target", "input"] = "target"
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return () if self.function else ("alexnet", "heads")
+
+    def applies(self, comparison: Comparison) -> bool:
+        if self.partner == "input":  # says how far a translation moves away, where no target says where to
+            return comparison.targets is None and comparison.inputs is not None
+        return comparison.targets is not None
+
+    def _pairs(self, comparison: Comparison) -> list[PicturePair]:
+        partners = comparison.targets if self.partner == "target" else comparison.inputs
+        return list(zip(comparison.fakes, partners or (), strict=True))
+
+    def request(self, comparison: Comparison, wanted: Wanted) -> None:
+        wanted.pairs.setdefault(self.flag, []).extend(self._pairs(comparison))
+        if self.function:
+            wanted.functions[self.flag] = self.function
+
+    def value(self, comparison: Comparison, measured: Measurements) -> float:
+        return float(np.mean(measured.pair_values(self.flag, self._pairs(comparison))))
+
+    def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
+        return of_mean(measured.pair_values(self.flag, self._pairs(comparison)), resamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllPairsLpips(Metric):
+    """The mean LPIPS over every (output, real picture), for what has no targets."""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("alexnet", "heads")
+
+    def applies(self, comparison: Comparison) -> bool:
+        return comparison.targets is None
+
+    def request(self, comparison: Comparison, wanted: Wanted) -> None:
+        wanted.lpips_sums += [comparison.fakes, comparison.reals]
+
+    def value(self, comparison: Comparison, measured: Measurements) -> float:
+        height, width = comparison.fakes[0].load().shape[:2]
+        heads = head_vector([head.cpu() for head in measured.networks.heads], map_sizes(height, width))
+        return all_pairs_mean(
+            measured.lpips_sum(comparison.fakes), measured.lpips_sum(comparison.reals), heads
+        )
+
+    def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
+        fakes, reals = comparison.fakes, comparison.reals
+        fake_hash, real_hash = set_hash(fakes), set_hash(reals)
+        fake_sum, real_sum = measured.lpips_sum(fakes), measured.lpips_sum(reals)
+        to_reals = [(picture, real_sum, real_hash) for picture in fakes]
+        to_fakes = [(picture, fake_sum, fake_hash) for picture in reals]
+        measured.compute(Wanted(lpips_to_sets=to_reals + to_fakes))
+        return of_all_pairs(
+            measured.lpips_to_set(fakes, real_hash), measured.lpips_to_set(reals, fake_hash), resamples
+        )
+
+
+METRICS: tuple[Metric, ...] = (
+    SetMetric(
+        name="fid", flag="fid", title="FID", digits=2, features="fid", distance=fid,
+        definition="TF-2015 Inception pool features, torch bilinear resize to 299 without antialiasing, "
+        "float64 statistics",
+    ),
+    SetMetric(
+        name="fid_clean", flag="fid_clean", title="FID (clean)", digits=2, features="fid_clean", distance=fid,
+        definition="as FID, with an antialiased bicubic resize to 299 in floating point (PIL)",
+    ),
+    SetMetric(
+        name="kid", flag="kid", title="KID", digits=5, features="fid", distance=partial(kid, seed=SEED),
+        resampler=of_kid,
+        definition="unbiased squared MMD, kernel (x.y/d + 1)^3, mean of 100 subsets of min(100, n) images, "
+        "FID's features",
+    ),
+    PairMetric(
+        name="lpips_target", flag="lpips", title="LPIPS (to target)", digits=4, least_side=SMALLEST_SIDE,
+        definition="LPIPS v0.1, AlexNet, inputs in [-1, 1], mean over (output, its target)",
+    ),
+    AllPairsLpips(
+        name="lpips_all_pairs", flag="lpips", title="LPIPS (all pairs)", digits=4, least_side=SMALLEST_SIDE,
+        definition="LPIPS v0.1, AlexNet, mean over all (output, real image of the target domain) pairs",
+    ),
+    PairMetric(
+        name="lpips_input", flag="lpips", title="LPIPS (to input)", digits=4, least_side=SMALLEST_SIDE, partner="input",
+        definition="LPIPS v0.1, AlexNet, mean over (output, its input)",
+    ),
+    PairMetric(
+        name="psnr", flag="psnr", title="PSNR (to target)", digits=2, lower_is_better=False, function=pixels.psnr,
+        definition="8-bit pixels, data range 255, mean of the pictures' values in dB",
+    ),
+    PairMetric(
+        name="ssim", flag="ssim", title="SSIM (to target)", digits=4, lower_is_better=False, function=pixels.ssim,
+        least_side=pixels.WINDOW,
+        definition="8-bit pixels, Gaussian window 11x11 with sigma 1.5, mean over channels, window positions, pictures",
+    ),
+    PairMetric(
+        name="l1", flag="l1", title="L1 (to target)", digits=4, function=pixels.l1,
+        definition="mean absolute difference; black against white is 1",
+    ),
+)  # fmt: skip
 FLAGS = tuple(dict.fromkeys(metric.flag for metric in METRICS))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The pictures of one row. targets and inputs, where there are any, are as long as fakes and in their order."""
-
-    label: str
-    direction: str
-    fakes: Sequence[Picture]
-    reals: Sequence[Picture]
-    targets: Sequence[Picture] | None = None
-    inputs: Sequence[Picture] | None = None
-    checkpoint: str = ""  # "last (epoch 4, step 412)"
-    details: Mapping[str, object] = field(default_factory=dict)  # for report.json
-
-    def metrics(self, flags: Sequence[str]) -> list[Metric]:
-        """The columns that apply here among those chosen."""
-        paired = self.targets is not None
-        applies = {
-            "lpips_target": paired,
-            "lpips_all_pairs": not paired,
-            "lpips_input": not paired and self.inputs is not None,
-            "psnr": paired,
-            "ssim": paired,
-            "l1": paired,
-        }
-        return [m for m in METRICS if m.flag in flags and applies.get(m.name, True)]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The metrics to compute, and for those left out the sentence that says why (by flag)."""
-
-    flags: tuple[str, ...]
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-
-def parse_flags(text: str, option: str = "--metrics") -> tuple[str, ...]:
+def parse_metrics(text: str, option: str = "--metrics") -> tuple[str, ...]:
     """`fid,psnr` -> ("fid", "psnr"). UserError, naming the option, for an unknown name."""
     flags = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for flag in flags:
@@ -96,111 +221,91 @@ def parse_flags(text: str, option: str = "--metrics") -> tuple[str, ...]:
     return flags
 
 
-def choose(
-    asked: Sequence[str] | None,
-    comparisons: Sequence[Comparison],
-    smallest_side: int,
-    unavailable: Mapping[str, UserError],
-) -> Choice:
-    """Decide what is computed. asked None: all that apply, and what cannot be computed gets its reason.
+def metrics_of(comparison: Comparison, flags: Iterable[str]) -> list[Metric]:
+    """The columns that a comparison has among those chosen, in their fixed order."""
+    return [
+        metric
+        for metric in METRICS
+        if metric.flag in flags
+        and metric.applies(comparison)
+        and (comparison.only is None or metric.flag in comparison.only)
+    ]
 
-    unavailable: by flag, why its weights cannot be had. A metric that was asked for by name and cannot be computed
-    raises the error instead.
+
+def networks_of(flags: Iterable[str]) -> list[str]:
+    """Whose weights the metrics of these flags need, each once."""
+    chosen = [metric for metric in METRICS if metric.flag in flags]
+    return list(dict.fromkeys(network for metric in chosen for network in metric.networks))
+
+
+def without_weights(flags: Iterable[str], missing: Mapping[str, UserError]) -> dict[str, UserError]:
+    """By flag, why a metric's weights cannot be had. missing: by network, as `find_weights` says it."""
+    return {flag: missing[n] for flag in flags for n in reversed(networks_of([flag])) if n in missing}
+
+
+def problems_of(
+    flags: Sequence[str],
+    comparisons: Sequence[Comparison],
+    side: int,
+    missing: Mapping[str, UserError],
+) -> dict[str, UserError]:
+    """By flag, why a metric cannot be computed for these comparisons.
+
+    side: the smaller one of the compared pictures, in pixels; missing: by network, why its weights cannot be had.
     """
-    problems: dict[str, UserError] = dict(unavailable)
-    paired = any(c.targets is not None for c in comparisons)
-    fewest = min(min(len(c.fakes), len(c.reals)) for c in comparisons)
-    for flag in FLAGS:
+    problems = without_weights(flags, missing)
+    fewest = min(min(len(comparison.fakes), len(comparison.reals)) for comparison in comparisons)
+    for flag in flags:
+        columns = [metric for metric in METRICS if metric.flag == flag]
+        least_side = max(metric.least_side for metric in columns)
+        least_count = max(metric.least_count for metric in columns)
         if flag in problems:
             continue
-        if flag in ("psnr", "ssim", "l1") and not paired:
+        if not any(metrics_of(comparison, [flag]) for comparison in comparisons):
             problems[flag] = UserError(f"--metrics {flag}", "outputs have no targets", "folders: --paired")
-        elif flag == "ssim" and smallest_side < WINDOW:
-            problems[flag] = UserError("ssim", f"needs {WINDOW}x{WINDOW} pixels, not {smallest_side}")
-        elif flag == "lpips" and smallest_side < SMALLEST_LPIPS:
-            needed = f"needs {SMALLEST_LPIPS}x{SMALLEST_LPIPS} pixels, not {smallest_side}"
-            problems[flag] = UserError("lpips", needed)
-        elif flag in INCEPTION_FLAGS and fewest < 2:
-            problems[flag] = UserError(flag, f"needs at least 2 images on both sides, there is {fewest}")
-    if asked is not None:
-        for flag in asked:
-            if flag in problems:
-                raise problems[flag]
-        return Choice(tuple(asked))
-    silent = {"psnr", "ssim", "l1"} if not paired else set()
-    reasons = {
-        flag: error.reason if error.subject == flag else str(error)
-        for flag, error in problems.items()
-        if flag not in silent
-    }
-    return Choice(tuple(flag for flag in FLAGS if flag not in problems), reasons)
+        elif side < least_side:
+            problems[flag] = UserError(flag, f"needs {least_side}x{least_side} pixels, not {side}")
+        elif fewest < least_count:
+            reason = f"needs at least {least_count} images on both sides, there is {fewest}"
+            problems[flag] = UserError(flag, reason)
+    return problems
 
 
-def wanted_by(comparisons: Sequence[Comparison], flags: Sequence[str]) -> Wanted:
-    """Everything these rows need, for one pass over the files."""
+@dataclass(frozen=True)
+class MeasuredValues:
+    """The numbers of one comparison by metric name; widths: half of the 95 % intervals, without infinite ones."""
+
+    values: Mapping[str, float]
+    widths: Mapping[str, float]
+
+
+def measure(
+    comparisons: Sequence[Comparison], flags: Sequence[str], measurements: Measurements, resamples: int = 0
+) -> list[MeasuredValues]:
+    """All numbers of these comparisons, after one pass over their pictures.
+
+    Raises UserError naming a picture that cannot be read, or a metric that is not a number.
+    """
     wanted = Wanted()
-    for row in comparisons:
-        for metric in row.metrics(flags):
-            if metric.name in ("fid", "kid"):
-                wanted.features.setdefault("fid", []).extend([*row.fakes, *row.reals])
-            elif metric.name == "fid_clean":
-                wanted.features.setdefault("fid_clean", []).extend([*row.fakes, *row.reals])
-            elif metric.name == "lpips_all_pairs":
-                wanted.lpips_sums += [tuple(row.fakes), tuple(row.reals)]
-            else:
-                wanted.pairs.setdefault(metric.flag, []).extend(pairs_of(row, metric))
-    return wanted
+    for comparison in comparisons:
+        for metric in metrics_of(comparison, flags):
+            metric.request(comparison, wanted)
+    measurements.compute(wanted)
+    return [_measured(comparison, flags, measurements, resamples) for comparison in comparisons]
 
 
-def evaluate_row(row: Comparison, flags: Sequence[str], measurements: Measurements) -> dict[str, float]:
-    """Metric name -> value, from measurements that were computed before. UserError for one that is no number."""
-    values = {}
-    for metric in row.metrics(flags):
-        value = _VALUES.get(metric.name, _mean)(row, metric, measurements)
+def _measured(
+    comparison: Comparison, flags: Sequence[str], measurements: Measurements, resamples: int
+) -> MeasuredValues:
+    values: dict[str, float] = {}
+    widths: dict[str, float] = {}
+    for metric in metrics_of(comparison, flags):
+        value = metric.value(comparison, measurements)
         if math.isnan(value):
             reason = f"{metric.title} is not a number: the features are not finite"
-            raise UserError(row.label, reason, "check the files of weights")
+            raise UserError(comparison.label, reason, "check the files of weights")
         values[metric.name] = value
-    return values
-
-
-def pairs_of(row: Comparison, metric: Metric) -> list[Pair]:
-    partners = row.inputs if metric.name == "lpips_input" else row.targets
-    assert partners is not None
-    return list(zip(row.fakes, partners, strict=True))
-
-
-def _mean(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    return float(np.mean(measurements.pair_values(metric.flag, pairs_of(row, metric))))
-
-
-def features_of(
-    row: Comparison, metric: Metric, measurements: Measurements
-) -> tuple[FeatureRows, FeatureRows]:
-    """(fakes, reals): what fid, fid_clean and kid are computed from."""
-    name: FeatureName = "fid_clean" if metric.name == "fid_clean" else "fid"
-    return measurements.features(name, row.fakes), measurements.features(name, row.reals)
-
-
-def _frechet(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    fakes, reals = features_of(row, metric, measurements)
-    return frechet_distance(gaussian_from_features(fakes), gaussian_from_features(reals))
-
-
-def _kid(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    fakes, reals = features_of(row, metric, measurements)
-    return kid(reals, fakes, seed=SEED)
-
-
-def _all_pairs(row: Comparison, metric: Metric, measurements: Measurements) -> float:
-    height, width = row.fakes[0].load().shape[:2]
-    weights = head_vector([h.cpu() for h in measurements.networks.heads], map_sizes(height, width))
-    return all_pairs_mean(measurements.lpips_sum(row.fakes), measurements.lpips_sum(row.reals), weights)
-
-
-_VALUES: Mapping[str, Callable[[Comparison, Metric, Measurements], float]] = {
-    "fid": _frechet,
-    "fid_clean": _frechet,
-    "kid": _kid,
-    "lpips_all_pairs": _all_pairs,
-}
+        if resamples:
+            width = half_width(metric.resampled(comparison, measurements, resamples))
+            widths |= {} if width is None else {metric.name: width}
+    return MeasuredValues(values, widths)

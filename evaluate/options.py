@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from datasets.errors import UserError
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -59,11 +61,47 @@ class EvaluateOptions:
     """Keep no features on disk."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
-    half: bool = False
-    """On a CUDA GPU: Inception in float16, if it keeps FID of the first pictures within 0.1 % (other protocol id)."""
     batch_size: int = 16
     """Pictures that pass a network together."""
     num_threads: int = 2
     """Threads that decode pictures."""
     debug: bool = False
     """Show the traceback of an error as well."""
+
+    def check(self) -> None:
+        """Refuse flags that do not go together or are out of range. Raises UserError."""
+        if bool(self.runs) == bool(self.fake or self.real):
+            raise UserError("evaluate", "name runs, or --fake and --real", "see --help")
+        if bool(self.fake) != bool(self.real):
+            missing = "--real" if self.fake else "--fake"
+            raise UserError(missing, "is missing", "--fake and --real go together")
+        least = {"size": 2, "num_test": 1, "bootstrap": 20, "batch_size": 1, "num_threads": 1}
+        for flag, low in least.items():
+            value = getattr(self, flag)
+            if value is not None and value < low and (flag, value) != ("bootstrap", 0):
+                raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} or more")
+        for_folders = [flag for flag in ("size", "paired", "input", "grey") if getattr(self, flag)]
+        if self.runs and for_folders:
+            raise UserError(f"--{for_folders[0]}", "is for folders, not for runs", "leave it out")
+        if self.baselines and not self.runs:
+            raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
+        self.epochs()
+
+    def epochs(self) -> list[str]:
+        """--epoch as a list without repetitions: "last", "best" or digits. UserError for anything else."""
+        found = list(dict.fromkeys(part.strip() for part in self.epoch.split(",")))
+        for epoch in found:
+            if epoch not in ("last", "best") and not (epoch.isascii() and epoch.isdecimal()):
+                allowed = "allowed: last, best, the number of a kept epoch, or several with commas"
+                raise UserError("--epoch", f"is {self.epoch!r}", allowed)
+        return found
+
+    def variant(self) -> str:
+        """What is asked for beyond the defaults and makes other numbers, as a folder's name: `epoch-5-train`."""
+        wanted = self.epochs()
+        parts = [f"epoch-{epoch}" if epoch.isdecimal() else epoch for epoch in wanted if wanted != ["last"]]
+        parts += [] if self.test_mode == "eval" else [self.test_mode]
+        parts += [] if self.num_test is None else [f"first-{self.num_test}"]
+        parts += [] if self.size is None else [f"size-{self.size}"]
+        parts += ["grey"] if self.grey else []
+        return "-".join(parts)

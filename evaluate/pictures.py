@@ -1,9 +1,9 @@
-"""The pictures of an evaluation: which file, which half of it, at which size; known by their content."""
+"""The pictures of an evaluation: anything with a key and a `load()` - a file, an array, a prediction."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -12,29 +12,41 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.errors import UserError, error_from_os
+from datasets.files import sha256_of
 from datasets.images import find_images, load_image
 from datasets.layouts import Sources, half
 from datasets.transforms import evaluation_resize
 
 DECODING = 1  # raised when datasets.images turns a file into other pixels than before
 
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture. part: which half of a side-by-side file; size: side it is stretched to, None as it is."""
+class FilePicture:
+    """A file, or half of one.
+
+    part: which half of a side-by-side file; size: side that it is stretched to, None as it is; channels: 1 is seen in
+    grey, as a network with grey output is trained.
+    """
 
     path: Path
     content: str  # SHA-256 of the file
     part: Literal["whole", "left", "right"] = "whole"
     size: int | None = None
-    channels: int = 3  # 1: seen in grey, as a network with grey output is trained
+    channels: int = 3
 
     @property
     def key(self) -> str:
         """What determines the pixels of `load`."""
         return f"{self.content}:{self.part}:{self.size}:{self.channels}:{DECODING}"
 
-    def load(self) -> NDArray[np.uint8]:
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path)
+
+    def load(self) -> Pixels:
         """(H, W, 3) uint8. Raises UserError naming the file."""
         return np.asarray(self.load_image().convert("RGB"))
 
@@ -48,23 +60,62 @@ class Picture:
         return picture
 
 
-def pictures_of(paths: Iterable[Path], size: int | None = None, channels: int = 3) -> list[Picture]:
+@dataclass(frozen=True, eq=False)
+class ArrayPicture:
+    """Pixels in memory, such as a sample of a training."""
+
+    pixels: Pixels
+    name: str
+
+    @cached_property
+    def key(self) -> str:
+        return f"{self.pixels.shape}:{hashlib.sha256(self.pixels.tobytes()).hexdigest()}"
+
+    def load(self) -> Pixels:
+        return self.pixels
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a function makes of another picture. predictor: what identifies the function, in the cache's keys."""
+
+    source: FilePicture
+    function: Callable[[Pixels], Pixels]
+    predictor: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.predictor}:{self.source.key}"
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def load(self) -> Pixels:
+        return self.function(self.source.load())
+
+
+Picture = FilePicture | ArrayPicture | Prediction
+PicturePair = tuple[Picture, Picture]
+
+
+def pictures_of(paths: Iterable[Path], size: int | None = None, channels: int = 3) -> list[FilePicture]:
     """Whole files as pictures."""
-    return [Picture(path, content_of(path), "whole", size, channels) for path in paths]
+    return [FilePicture(path, content_of(path), "whole", size, channels) for path in paths]
 
 
 def pictures_of_side(
     sources: Sources, side: Literal["a", "b"], size: int | None, channels: int = 3
-) -> list[Picture]:
+) -> list[FilePicture]:
     """A or B of a split, halves of side-by-side files included."""
     paths = sources.a if side == "a" else sources.b
     part: Literal["whole", "left", "right"] = "whole"
     if sources.layout == "aligned":
         part = "right" if (side == "b") != sources.is_swapped else "left"
-    return [Picture(path, content_of(path), part, size, channels) for path in paths]
+    return [FilePicture(path, content_of(path), part, size, channels) for path in paths]
 
 
-def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[Picture]:
+def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[FilePicture]:
     """The pictures of one folder, sorted by name.
 
     Without a size all must have one size already; UserError names the first that differs, or the folder
@@ -82,7 +133,7 @@ def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[P
     return pictures
 
 
-def require_one_size(pictures: Sequence[Picture]) -> tuple[int, int]:
+def require_one_size(pictures: Sequence[FilePicture]) -> tuple[int, int]:
     """(width, height) that all of these pictures have, from their headers. UserError for mixed sizes."""
     first = _header_size(pictures[0].path)
     for picture in pictures[1:]:
@@ -108,8 +159,8 @@ def _header_size(path: Path) -> tuple[int, int]:
         return load_image(path).size
 
 
-def all_stored_in_grey(pictures: Iterable[Picture]) -> bool:
-    """Whether no file says that it holds colours, told from the headers; files that cannot be read are not asked."""
+def all_stored_in_grey(pictures: Iterable[FilePicture]) -> bool:
+    """True if every readable header says greyscale."""
     return all(_header_mode(picture.path) in ("1", "L", "LA", "I", "F", "I;16", "") for picture in pictures)
 
 
@@ -122,8 +173,8 @@ def _header_mode(path: Path) -> str:
 
 
 def match_by_stem(
-    a: Sequence[Picture], b: Sequence[Picture], folder_a: Path, folder_b: Path
-) -> list[Picture]:
+    a: Sequence[FilePicture], b: Sequence[FilePicture], folder_a: Path, folder_b: Path
+) -> list[FilePicture]:
     """For every picture of a, the one of b with the same stem. UserError with the names that have no partner."""
     stems_a, stems_b = _by_stem(a, folder_a), _by_stem(b, folder_b)
     lonely = [f"{folder_a.name}/{p.path.name}" for stem, p in stems_a.items() if stem not in stems_b]
@@ -135,8 +186,8 @@ def match_by_stem(
     return [stems_b[p.path.stem] for p in a]
 
 
-def _by_stem(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
-    stems: dict[str, Picture] = {}
+def _by_stem(pictures: Sequence[FilePicture], folder: Path) -> dict[str, FilePicture]:
+    stems: dict[str, FilePicture] = {}
     for picture in pictures:
         stem = picture.path.stem
         if stem in stems:
@@ -147,7 +198,7 @@ def _by_stem(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
 
 
 def set_hash(pictures: Iterable[Picture]) -> str:
-    """SHA-256 of a list of pictures: their contents, parts and sizes in order (64 hex digits)."""
+    """SHA-256 of a list of pictures: their keys in order (64 hex digits)."""
     total = hashlib.sha256()
     for picture in pictures:
         total.update(picture.key.encode() + b"\n")
@@ -158,13 +209,12 @@ def content_of(path: Path) -> str:
     """SHA-256 of a file; remembered while the file keeps its size and time of change."""
     try:
         stat = path.stat()
-        return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
+        return _content_of(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         unknown = UserError(path, f"cannot be read: {error.strerror}", "replace or remove it")
         raise error_from_os(error, path) or unknown from error
 
 
 @lru_cache(maxsize=100_000)
-def _sha256_of(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _content_of(path: Path, size: int, changed: int) -> str:
+    return sha256_of(path)

@@ -7,18 +7,6 @@ from dataclasses import dataclass
 
 VERSION = "i2i-1"  # raised when the definition of any metric or resize changes
 
-METRIC_DEFINITIONS = {
-    "fid": "TF-2015 Inception pool features, torch bilinear resize to 299 without antialiasing, float64 statistics",
-    "fid_clean": "as FID, with an antialiased bicubic resize to 299 in floating point (PIL)",
-    "kid": "unbiased squared MMD, kernel (x.y/d + 1)^3, mean of 100 subsets of min(100, n) images, FID's features",
-    "lpips_target": "LPIPS v0.1, AlexNet, inputs in [-1, 1], mean over (output, its target)",
-    "lpips_all_pairs": "LPIPS v0.1, AlexNet, mean over all (output, real image of the target domain) pairs",
-    "lpips_input": "LPIPS v0.1, AlexNet, mean over (output, its input)",
-    "psnr": "8-bit pixels, data range 255, mean of the pictures' values in dB",
-    "ssim": "8-bit pixels, Gaussian window 11x11 with sigma 1.5, mean over channels, window positions, pictures",
-    "l1": "mean absolute difference; black against white is 1",
-}
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -26,15 +14,14 @@ class Protocol:
 
     mode: how outputs were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of
     pictures. first: only so many test inputs, None for all; reals are never cut. verified: all weights are the
-    published ones. half: Inception's features were computed in float16. colours: what outputs and reals are compared
-    in, "RGB" or "L" (grey), or domain A's and domain B's where they differ, as in "L-RGB".
+    published ones. colours: what outputs and reals are compared in, "RGB" or "L" (grey), or domain A's and domain B's
+    where they differ, as in "L-RGB".
     """
 
     size: str
     mode: str
     first: int | None = None
     verified: bool = True
-    half: bool = False
     colours: str = "RGB"
 
     @property
@@ -49,11 +36,14 @@ class Protocol:
         parts = [VERSION, self.size, self.mode, *([self.colours] if self.colours != "RGB" else [])]
         if self.first is not None:
             parts.append(f"first{self.first}")
-        if self.half:
-            parts.append("float16")
         if not self.verified:
             parts.append("unverified-weights")
         return "/".join(parts)
+
+    @property
+    def smallest_side(self) -> int:
+        """Of the compared pictures, in pixels."""
+        return min(int(side) for side in self.size.split("x"))
 
     def sentences(self) -> list[str]:
         """What the id stands for, in words."""
@@ -71,8 +61,6 @@ class Protocol:
             _seen(self.colours),
             *self._counted(),
         ]
-        if self.half:
-            sentences.append("Inception in float16, statistics in float64")
         if not self.verified:
             sentences.append("WEIGHTS NOT VERIFIED: these numbers compare with no others")
         return sentences

@@ -1,5 +1,7 @@
-"""A report: rows of numbers and everything that is needed to quote them."""
+"""A report: rows of numbers and everything that is needed to quote them, as JSON, Markdown, CSV and LaTeX."""
 
+import csv
+import io
 import json
 import math
 import platform
@@ -9,15 +11,19 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from tabulate import tabulate
 
 from datasets.errors import UserError
 from datasets.files import require_writable, write_atomically
-from evaluate.metrics import METRICS, Metric
-from evaluate.protocol import METRIC_DEFINITIONS, Protocol
-from evaluate.tables import csv_table, latex_table, markdown_table
+from evaluate.comparisons import Comparison
+from evaluate.metrics import METRICS, MeasuredValues, Metric, metrics_of
+from evaluate.pictures import FilePicture, set_hash
+from evaluate.protocol import Protocol
 
 FEATURES = 2048  # with fewer images the covariances of FID are singular
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")
+FIXED = ("run", "direction", "checkpoint", "n_fake", "n_real")
+TEXTS = 3  # the first three columns are left-aligned text
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Row:
     """One line of the table. values, errors and spreads are by metric name.
 
     errors: half width of the 95 % bootstrap interval; spreads: standard deviation over `seeds` runs, whose mean the
-    values then are.
+    values then are; missing: metrics that apply here but could not be computed; hashes: of the lists of files.
     """
 
     label: str
@@ -37,64 +43,68 @@ class Row:
     errors: Mapping[str, float] = field(default_factory=dict)
     spreads: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
-    missing: Sequence[str] = ()  # metrics that apply here but could not be computed
-    hashes: Mapping[str, str] = field(default_factory=dict)  # of the lists of files
+    missing: Sequence[str] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)
 
+    def cell(self, metric: Metric) -> str:
+        """`12.34`, with the spread over seeds or else the interval behind it; - where it could not be computed."""
+        if metric.name not in self.values:
+            return "-" if metric.name in self.missing else ""
+        text = f"{self.values[metric.name]:.{metric.digits}f}"
+        width = self.width(metric)
+        return text if width is None else f"{text} ± {width:.{metric.digits}f}"
 
-@dataclass(frozen=True)
-class Report:
-    """reasons: by metric flag, why a column is missing; weights: by network, file hash and whether it is verified."""
+    def width(self, metric: Metric) -> float | None:
+        return self.spreads.get(metric.name, self.errors.get(metric.name))
 
-    protocol: Protocol
-    rows: Sequence[Row]
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, object] = field(default_factory=dict)
-    weights: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    seed: int = 0
-    seconds: float = 0.0
-    notes: Sequence[str] = ()  # more remarks, of how the numbers were made
 
-    @property
-    def columns(self) -> list[Metric]:
-        """The metrics any row has, or would have but for the reason given, in their fixed order."""
-        names = {name for row in self.rows for name in (*row.values, *row.missing)}
-        return [metric for metric in METRICS if metric.name in names]
-
-    @property
-    def remarks(self) -> list[str]:
-        """One sentence for every reason why columns are empty, and about FID of few images."""
-        by_reason: dict[str, list[str]] = {}
-        for flag, reason in self.reasons.items():
-            by_reason.setdefault(reason, []).append(flag)
-        remarks = [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
-        fewest = min(
-            (min(row.n_fake, row.n_real) for row in self.rows if "fid" in row.values), default=FEATURES
+def rows_of(
+    comparisons: Sequence[Comparison], measured: Sequence[MeasuredValues], not_computed: Mapping[str, str]
+) -> list[Row]:
+    """The table: a row for each comparison, and for configurations with several seeds their mean and spread."""
+    rows = []
+    for row, found in zip(comparisons, measured, strict=True):
+        missing = [metric.name for metric in metrics_of(row, not_computed)]
+        rows.append(
+            Row(
+                row.label,
+                row.direction,
+                row.checkpoint,
+                len(row.fakes),
+                len(row.reals),
+                found.values,
+                found.widths,
+                missing=missing,
+                hashes=file_list_hashes(row),
+                details={**row.details, **row.made_by},
+            )
         )
-        if fewest < FEATURES:
-            text = f"FID of {fewest} images is biased upwards: compare it at equal counts only, or use KID"
-            remarks.append(text)
-        remarks += [str(row.details["remark"]) for row in self.rows if "remark" in row.details]
-        return [*remarks, *self.notes]
+    return with_groups(rows)
+
+
+def file_list_hashes(row: Comparison) -> dict[str, str]:
+    """Of the lists of files that are compared; none for predictions, which are no files."""
+    if not isinstance(row.fakes[0], FilePicture):
+        return {}
+    sides = {"fake": row.fakes, "real": row.reals, "input": row.inputs}
+    return {name: set_hash(pictures) for name, pictures in sides.items() if pictures is not None}
 
 
 def with_groups(rows: Sequence[Row]) -> list[Row]:
-    """The rows, and after them mean and standard deviation of every configuration that has several seeds.
+    """The rows of runs, then mean and standard deviation of every configuration with several seeds, then the others.
 
     Seeds of one configuration are rows of equal data, direction and epoch (or each its best), all of another seed.
     """
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        if "configuration" in row.details:
-            data, kind = row.details.get("data"), row.details.get("checkpoint")
-            epoch = (
-                "best" if kind == "best" else row.details.get("epoch")
-            )  # each run's best is at its own epoch
-            key = json.dumps(
-                [row.details["configuration"], data, kind, epoch, row.direction], sort_keys=True, default=str
-            )
-            groups.setdefault(key, []).append(row)
-    return [*rows, *(_grouped(group) for group in groups.values() if _are_seeds(group))]
+    runs = [row for row in rows if "configuration" in row.details]
+    for row in runs:
+        data, kind = row.details.get("data"), row.details.get("checkpoint")
+        epoch = "best" if kind == "best" else row.details.get("epoch")  # each run's best is at its own epoch
+        same = [row.details["configuration"], data, kind, epoch, row.direction]
+        groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(row)
+    means = [_mean_of(group) for group in groups.values() if _are_seeds(group)]
+    return [*runs, *means, *(row for row in rows if row not in runs)]
 
 
 def _are_seeds(rows: Sequence[Row]) -> bool:
@@ -102,9 +112,9 @@ def _are_seeds(rows: Sequence[Row]) -> bool:
     return len(rows) > 1 and len({row.details.get("seed") for row in rows}) == len(rows)
 
 
-def _grouped(rows: Sequence[Row]) -> Row:
-    names = [name for name in rows[0].values if all(name in row.values for row in rows)]
+def _mean_of(rows: Sequence[Row]) -> Row:
     kind = str(rows[0].details.get("checkpoint", ""))
+    names = [name for name in rows[0].values if all(name in row.values for row in rows)]
     by_name = {name: np.array([row.values[name] for row in rows]) for name in names}
     return Row(
         label=f"{_common_start([row.label for row in rows])} (mean ± sd of {len(rows)})",
@@ -127,43 +137,142 @@ def _common_start(labels: Sequence[str]) -> str:
     return start.rstrip("_- ") or labels[0]
 
 
-def to_json(report: Report) -> str:
-    """report.json: strict JSON, an infinite PSNR as the text "inf"."""
-    content = {
-        "protocol": {
-            "id": report.protocol.id,
-            "in_words": report.protocol.sentences(),
-            "metrics": {metric.name: METRIC_DEFINITIONS[metric.name] for metric in report.columns},
-        },
-        "rows": [
-            {
-                "label": row.label,
-                "direction": row.direction,
-                "checkpoint": row.checkpoint,
-                "n_fake": row.n_fake,
-                "n_real": row.n_real,
-                "values": _plain(row.values),
-                "interval_95": _plain(row.errors),
-                "sd": _plain(row.spreads),
-                "seeds": row.seeds,
-                "file_list_hashes": dict(row.hashes),
-                **dict(row.details),
-            }
-            for row in report.rows
-        ],
-        "not_computed": dict(report.reasons),
-        "notes": list(report.notes),
-        "options": dict(report.options),
-        "weights": {name: dict(found) for name, found in report.weights.items()},
-        "versions": versions(),
-        "seed": report.seed,
-        "seconds": round(report.seconds, 3),
-    }
-    return json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"
+@dataclass(frozen=True)
+class Report:
+    """not_computed: by metric flag, why a column is missing; weights: by network, hash and whether it is verified."""
+
+    protocol: Protocol
+    rows: Sequence[Row]
+    not_computed: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+    notes: Sequence[str] = ()  # more remarks, of how the numbers were made
+
+    @property
+    def columns(self) -> list[Metric]:
+        """The metrics any row has, or would have but for the reason given, in their fixed order."""
+        names = {name for row in self.rows for name in (*row.values, *row.missing)}
+        return [metric for metric in METRICS if metric.name in names]
+
+    @property
+    def remarks(self) -> list[str]:
+        """One sentence for every reason why columns are empty, and about FID of few images."""
+        by_reason: dict[str, list[str]] = {}
+        for flag, reason in self.not_computed.items():
+            by_reason.setdefault(reason, []).append(flag)
+        remarks = [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
+        counts = [min(row.n_fake, row.n_real) for row in self.rows if "fid" in row.values]
+        if counts and min(counts) < FEATURES:
+            text = (
+                f"FID of {min(counts)} images is biased upwards: compare it at equal counts only, or use KID"
+            )
+            remarks.append(text)
+        remarks += [str(row.details["remark"]) for row in self.rows if "remark" in row.details]
+        return [*remarks, *self.notes]
+
+    def write(self, folder: Path, latex: bool = False) -> list[Path]:
+        """Write report.json, .md, .csv (and .tex) and return their paths. OSError if the folder cannot be written."""
+        texts = {"report.json": self.json(), "report.md": self.markdown(), "report.csv": self.csv()}
+        if latex:
+            texts["report.tex"] = f"% protocol {self.protocol.id}\n{self.table('latex_booktabs')}\n"
+        for name, text in texts.items():
+            write_atomically(folder / name, text.encode())
+        return [folder / name for name in texts]
+
+    def table(self, form: str) -> str:
+        """The rows as a table of `tabulate`: "simple" for a terminal, "pipe" (Markdown), "latex_booktabs".
+
+        Columns without content are left out. In a terminal the pairing of a metric stands in a second line of the head.
+        """
+        heads = [*FIXED, *(metric.title for metric in self.columns)]
+        if form == "simple":
+            heads = [head.replace(" (", "\n(") for head in heads]
+        lines = []
+        for row in self.rows:
+            fixed = [row.label, row.direction, row.checkpoint, str(row.n_fake or ""), str(row.n_real or "")]
+            lines.append([*fixed, *(row.cell(metric) for metric in self.columns)])
+        used = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+        return as_table(
+            [heads[i] for i in used],
+            [[line[i] for i in used] for line in lines],
+            form,
+            sum(i < TEXTS for i in used),
+        )
+
+    def markdown(self) -> str:
+        """report.md: the table, what its columns mean, why some are missing."""
+        columns = [
+            f"{metric.title}, {'lower' if metric.lower_is_better else 'higher'} is better: {metric.definition}"
+            for metric in self.columns
+        ]
+        sentences = [*self.protocol.sentences(), *columns, *self.remarks]
+        listed = "\n".join(f"- {sentence}" for sentence in sentences)
+        return f"# Evaluation, protocol `{self.protocol.id}`\n\n{self.table('pipe')}\n\n{listed}\n"
+
+    def csv(self) -> str:
+        """Full precision; two columns a metric (value, sd or half interval), the protocol id in every line."""
+        names = [name for m in self.columns for name in (m.name, f"{m.name}_plus_minus")]
+        lines: list[list[object]] = [["protocol", *FIXED, "seeds", *names]]
+        for row in self.rows:
+            fixed = [row.label, row.direction, row.checkpoint, row.n_fake, row.n_real, row.seeds]
+            numbers = [value for m in self.columns for value in (row.values.get(m.name), row.width(m))]
+            lines.append([self.protocol.id, *fixed, *numbers])
+        return as_csv(lines)
+
+    def json(self) -> str:
+        """report.json: strict JSON, an infinite PSNR as the text "inf"."""
+        content = {
+            "protocol": {
+                "id": self.protocol.id,
+                "in_words": self.protocol.sentences(),
+                "metrics": {metric.name: metric.definition for metric in self.columns},
+            },
+            "rows": [
+                {
+                    "label": row.label,
+                    "direction": row.direction,
+                    "checkpoint": row.checkpoint,
+                    "n_fake": row.n_fake,
+                    "n_real": row.n_real,
+                    "values": _plain(row.values),
+                    "interval_95": _plain(row.errors),
+                    "sd": _plain(row.spreads),
+                    "seeds": row.seeds,
+                    "file_list_hashes": dict(row.hashes),
+                    **dict(row.details),
+                }
+                for row in self.rows
+            ],
+            "not_computed": dict(self.not_computed),
+            "notes": list(self.notes),
+            "options": dict(self.options),
+            "weights": {name: dict(found) for name, found in self.weights.items()},
+            "versions": versions(),
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+        }
+        return json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"
 
 
 def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+
+
+def as_table(heads: Sequence[str], lines: Sequence[Sequence[str]], form: str, texts: int) -> str:
+    """A table of `tabulate`, cells as they are; the first `texts` columns on the left, numbers on the right."""
+    if form == "pipe":
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    sides = ["left"] * texts + ["right"] * (len(heads) - texts)
+    return tabulate(lines, heads, form, disable_numparse=True, colalign=sides if lines else None)
+
+
+def as_csv(lines: Sequence[Sequence[object]]) -> str:
+    """Lines of cells; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 def versions() -> dict[str, str]:
@@ -177,54 +286,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_report(report: Report, folder: Path, latex: bool = False) -> list[Path]:
-    """Write report.json, .md, .csv (and .tex) and return their paths.
-
-    Raises UserError where the folder holds a report of another protocol, or cannot be written to.
-    """
-    check_place(folder, report.protocol)
-    texts = {
-        "report.json": to_json(report),
-        "report.md": markdown(report),
-        "report.csv": csv_table(report.rows, report.columns, report.protocol.id),
-    }
-    if latex:
-        texts["report.tex"] = latex_table(report.rows, report.columns, report.protocol.id)
-    for name, text in texts.items():
-        write_atomically(folder / name, text.encode())
-    return [folder / name for name in texts]
-
-
-def check_place(folder: Path, *protocols: Protocol) -> None:
-    """UserError where the folder cannot be written to or holds a report of a protocol that is none of these."""
+def refuse_another_protocol(folder: Path, protocol: Protocol) -> None:
+    """UserError where the folder cannot be written to, or holds a report of another protocol, or no report."""
     require_writable(folder)
-    existing = read_protocol_id(folder / "report.json")
-    if existing is not None and existing not in [protocol.id for protocol in protocols]:
-        reason = f"holds a report of protocol {existing}, this one is {protocols[-1].id}"
-        raise UserError(folder / "report.json", reason, "name another folder with --output")
-
-
-def read_protocol_id(path: Path) -> str | None:
-    """The protocol of a report.json, None where there is none. UserError for a file that is no report."""
+    path, fix = folder / "report.json", "name another folder with --output"
     try:
-        return str(json.loads(path.read_bytes())["protocol"]["id"])
+        existing = str(json.loads(path.read_bytes())["protocol"]["id"])
     except FileNotFoundError:
-        return None
+        return
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            path, "is not a report of this program", "name another folder with --output"
-        ) from error
-
-
-def markdown(report: Report) -> str:
-    """report.md: the table, what its columns mean, why some are missing."""
-    lines = [
-        f"# Evaluation, protocol `{report.protocol.id}`",
-        "",
-        markdown_table(report.rows, report.columns),
-        "",
-    ]
-    lines += [f"- {sentence}" for sentence in report.protocol.sentences()]
-    lines += [f"- {metric.title}: {METRIC_DEFINITIONS[metric.name]}" for metric in report.columns]
-    lines += [f"- {remark}" for remark in report.remarks]
-    return "\n".join(lines) + "\n"
+        raise UserError(path, "is not a report of this program", fix) from error
+    if existing != protocol.id:
+        raise UserError(path, f"holds a report of protocol {existing}, this one is {protocol.id}", fix)

@@ -2,93 +2,88 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from datasets.errors import RunError, UserError
 from datasets.files import require_writable, write_atomically
+from datasets.images import save_png
 from datasets.synthetic import write_dataset
-from evaluate.command import build_report, weights_for
-from evaluate.metrics import FLAGS
+from evaluate.command import Evaluation, prepare, weights_choice
+from evaluate.comparisons import Comparison
+from evaluate.metrics import FLAGS, networks_of, without_weights
 from evaluate.options import EvaluateOptions
-from evaluate.report import to_json
-from evaluate.table3_figures import write_figures
-from evaluate.table3_options import Table3Options
-from evaluate.table3_plan import DATA_SETS, PRESETS, Preset, Training, command, options_of, trainings
-from evaluate.table3_results import (
-    csv_text,
-    explanations,
-    latex,
-    markdown,
-    protocol_of,
-    read_row,
-    table_rows,
-    title,
+from evaluate.report import as_csv, as_table, file_list_hashes
+from evaluate.table3 import (
+    NORMS,
+    PRESETS,
+    PUBLISHED,
+    SETTINGS,
+    PlannedTraining,
+    Preset,
+    Setting,
+    Table3Options,
+    count_notes,
+    missing_data,
+    parse_seeds,
+    plan_trainings,
+    print_plan,
 )
-from evaluate.table3_reuse import is_current
-from evaluate.table3_terminal import terminal_text
-from evaluate.table3_text import count_notes, missing_data, print_plan, progress
+from evaluate.weights import find_weights
 from gan.run import RunFolder
+from gan.viewers.samples import labelled_grid
 
 Execute = Callable[[Sequence[str]], int]
 """Runs train.py with these flags and returns its exit code."""
+
+StoredReport = Mapping[str, Any]
+"""The content of a report.json, with the `flags` of its training and the report's `remarks`."""
+
+COLUMNS = {"fid_ab": 2, "fid_ba": 2, "lpips_ab": 4, "lpips_ba": 4}
+"""Of the table, in the order of PUBLISHED, with their decimals."""
+
+CAPTION = 16  # pixels; height of a figure's captions
 
 
 def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     """Print the plan or carry it out. Returns the exit code of a training that failed or was stopped, else 0."""
     preset = PRESETS[options.preset]
-    plan = trainings(preset, parse_seeds(options.seeds), options.only)
+    plan = plan_trainings(preset, parse_seeds(options.seeds), options.only)
     output = options.output or Path("results") / f"table3_{preset.name}"
     data_dir = output / "data" if preset.synthetic else options.data_dir
     if not options.run:
         print_plan(plan, options, data_dir)
         return 0
-    check(plan, options)
-    require_data(plan, data_dir)
-    announce_missing_weights(options)
+    evaluation = evaluate_options(options)
+    refuse_before_training(plan, options, data_dir)
+    announce_missing_weights(evaluation)
     require_writable(output / "rows")
     make_data(plan, preset, data_dir)
     notes = count_notes(plan, data_dir)
-    reports: dict[Training, Mapping[str, object]] = {}
+    reports: dict[PlannedTraining, StoredReport] = {}
+    pictures: dict[PlannedTraining, Sequence[Comparison]] = {}
     for number, training in enumerate(plan, start=1):
         print(f"\n[{number}/{len(plan)}] {training.name}", flush=True)
-        code = train(training, options, data_dir, execute or by_process)
+        flags = training.flags(data_dir, options.checkpoints_dir)
+        code = train(training, [*flags, "--device", options.device], options, execute or by_process)
         if code:
             return code
-        reports[training] = evaluate(training, options, data_dir, output / "rows" / f"{training.name}.json")
+        run = options.checkpoints_dir / training.name
+        request = replace(evaluation, runs=(str(run),), dataroot=data_dir / training.setting.data.name)
+        prepared = prepare(request, [run])
+        stored = output / "rows" / f"{training.name}.json"
+        reports[training] = report_of(prepared, request, [*flags, options.epoch], stored)
+        pictures[training] = prepared.comparisons
         text = write_table(reports, preset, output, notes, options.latex)
-    write_figures(reports, options, data_dir, output)
+    write_figures(pictures, options.pictures, output)
     print(f"\n{text}\n\n{output / 'table3.md'}, table3.csv, figure3.png, figure4.png")
     return 0
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` -> [0, 1, 2]. UserError otherwise."""
-    try:
-        seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UserError("--seeds", f"is {text!r}", "such as 0 or 0,1,2") from None
-    if min(seeds) < 0:
-        raise UserError("--seeds", f"is {text!r}", "0 or more")
-    return seeds
-
-
-def check(plan: Sequence[Training], options: Table3Options) -> None:
-    """Refuse, before hours of training, what could not be evaluated after it. Raises UserError."""
-    if options.epoch == "best" and any(training.setting.model == "cycle_gan" for training in plan):
-        fix = "leave it out, or --only pix2pix"
-        raise UserError("--epoch", "cycle_gan trainings have no best checkpoint", fix)
-    if options.pictures < 1:
-        raise UserError("--pictures", f"is {options.pictures}", "allowed: 1 or more")
-
-
-def announce_missing_weights(options: Table3Options) -> None:
-    """Find the weights before training, and say which columns will stay empty. UserError for unusable files."""
-    _, missing = weights_for(FLAGS, evaluate_options(options))
-    for reason in dict.fromkeys(str(error) for error in missing.values()):
-        flags = ", ".join(flag for flag, error in missing.items() if str(error) == reason)
-        print(f"{flags} cannot be computed: {reason}; the table is filled in by a later call", flush=True)
 
 
 def evaluate_options(options: Table3Options) -> EvaluateOptions:
@@ -104,43 +99,60 @@ def evaluate_options(options: Table3Options) -> EvaluateOptions:
     )
 
 
-def require_data(plan: Sequence[Training], data_dir: Path) -> None:
-    """UserError naming the first real data set that is missing."""
+def refuse_before_training(plan: Sequence[PlannedTraining], options: Table3Options, data_dir: Path) -> None:
+    """Refuse, before hours of training, what could not be trained or evaluated after it. Raises UserError."""
+    if options.epoch == "best" and any(training.setting.model == "cycle_gan" for training in plan):
+        fix = "leave it out, or --only pix2pix"
+        raise UserError("--epoch", "cycle_gan trainings have no best checkpoint", fix)
+    if options.pictures < 1:
+        raise UserError("--pictures", f"is {options.pictures}", "allowed: 1 or more")
     missing = missing_data(plan, data_dir)
     if missing and plan[0].preset.synthetic is None:
         raise UserError(missing[0], "no such data set", "python -m datasets.prepare, or see --data_dir")
 
 
-def make_data(plan: Sequence[Training], preset: Preset, data_dir: Path) -> None:
+def announce_missing_weights(options: EvaluateOptions) -> None:
+    """Find the weights before training, and say which columns will stay empty. UserError for unusable files."""
+    _, missing = find_weights(networks_of(FLAGS), weights_choice(options))
+    by_reason: dict[str, list[str]] = {}
+    for flag, error in without_weights(FLAGS, missing).items():
+        by_reason.setdefault(str(error), []).append(flag)
+    for reason, flags in by_reason.items():
+        print(
+            f"{', '.join(flags)} cannot be computed: {reason}; the table is filled in by a later call",
+            flush=True,
+        )
+
+
+def make_data(plan: Sequence[PlannedTraining], preset: Preset, data_dir: Path) -> None:
     """Draw the embedded data of a small preset where it is not there yet."""
     if preset.synthetic is None:
         return
     count, size = preset.synthetic
+    names = list(dict.fromkeys(setting.data.name for setting in SETTINGS))
     layouts = {training.setting.data.name: training.setting.data.layout for training in plan}
     for folder in missing_data(plan, data_dir):
-        write_dataset(folder, count, size, layouts[folder.name], seed=DATA_SETS.index(folder.name))
+        write_dataset(folder, count, size, layouts[folder.name], seed=names.index(folder.name))
 
 
-def train(training: Training, options: Table3Options, data_dir: Path, execute: Execute) -> int:
-    """Train, or go on with an interrupted training, unless all its epochs are done. Returns the exit code."""
-    flags = [*training.flags(data_dir, options.checkpoints_dir), "--device", options.device]
-    done = progress(training, options.checkpoints_dir)
-    if done >= training.preset.epochs:
+def train(training: PlannedTraining, flags: list[str], options: Table3Options, execute: Execute) -> int:
+    """Train, or resume an interrupted training, unless all its epochs are done. Returns the exit code."""
+    if training.epochs_done(options.checkpoints_dir) >= training.preset.epochs:
         print("trained already", flush=True)
         return 0
     if RunFolder.at(options.checkpoints_dir, training.name).exists:
-        flags.append("--continue_train")
+        flags = [*flags, "--continue_train"]
     code = execute(flags)
     if code in (0, 2) or code >= 128:  # done, refused with its own line, or stopped by a signal
         return code
-    raise RunError(
-        training.name, f"training ended with exit code {code}", "the same command goes on from there"
-    )
+    raise RunError(training.name, f"training ended with exit code {code}", "the same command resumes it")
 
 
 def by_process(flags: Sequence[str]) -> int:
     """Run train.py as a process of its own. The terminal sends it Ctrl-C as well: it saves and ends, we wait."""
-    process = subprocess.Popen(command(flags))
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve().parents[1] / "train.py"), *flags]
+    )
     while True:
         try:
             code = process.wait()
@@ -149,25 +161,144 @@ def by_process(flags: Sequence[str]) -> int:
             print("waiting for the training to save", flush=True)
 
 
-def evaluate(training: Training, options: Table3Options, data_dir: Path, path: Path) -> Mapping[str, object]:
-    """The training's report, from its file where nothing that it was computed from has changed, else computed."""
-    run = options.checkpoints_dir / training.name
-    flags = [*training.flags(data_dir, options.checkpoints_dir), options.epoch]
-    dataroot = data_dir / training.setting.data.name
-    evaluation = replace(evaluate_options(options), runs=(str(run),), dataroot=dataroot)
-    stored = read_row(path)
-    trained = options_of(training.flags(data_dir, options.checkpoints_dir))
-    if stored is not None and stored["flags"] == flags and is_current(stored, run, trained, evaluation):
+def report_of(evaluation: Evaluation, options: EvaluateOptions, flags: list[str], path: Path) -> StoredReport:
+    """The training's report: what is stored, where nothing that it was computed from has changed, else computed."""
+    stored = read_report(path)
+    if stored is not None and stored["flags"] == flags and is_current(stored, evaluation):
         print("evaluated already", flush=True)
         return stored
-    report = build_report(evaluation, elsewhere=True)
-    content: dict[str, object] = {**json.loads(to_json(report)), "flags": flags, "remarks": report.remarks}
+    report = evaluation.carry_out(options)
+    content = {**json.loads(report.json()), "flags": flags, "remarks": report.remarks}
     write_atomically(path, json.dumps(content, indent=1).encode())
     return content
 
 
+def read_report(path: Path) -> StoredReport | None:
+    """A finished training's stored report, None where there is none or it cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "rows" in content and "flags" in content else None
+
+
+def is_current(stored: StoredReport, evaluation: Evaluation) -> bool:
+    """Compare protocol, weights, checkpoint, and by their hashes the inputs, outputs and real pictures.
+
+    Weights that cannot be had now say nothing against a row that was computed with them. Outputs that are gone are made
+    again, which changes no number.
+    """
+    protocols = [replace(evaluation.protocol, verified=verified).id for verified in (True, False)]
+    if stored["not_computed"] or stored["protocol"]["id"] not in protocols:
+        return False
+    weights = {name: found["sha256"] for name, found in stored["weights"].items()}
+    if any(weights.get(name) != found.digest for name, found in evaluation.weights.items()):
+        return False
+    known = [
+        (row["direction"], row.get("checkpoint_sha256"), row["file_list_hashes"]) for row in stored["rows"]
+    ]
+    return known == [
+        (row.direction, row.made_by.get("checkpoint_sha256"), file_list_hashes(row))
+        for row in evaluation.comparisons
+    ]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Ours: mean and standard deviation over seeds (None for one seed), or nothing; and the published number.
+
+    counts: (n_fake, n_real) of every seed, each once; of both models for their difference.
+    """
+
+    mean: float | None
+    sd: float | None
+    published: float
+    counts: tuple[tuple[int, int], ...] = ()
+
+    def text(self, digits: int) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.{digits}f}" + ("" if self.sd is None else f" ± {self.sd:.{digits}f}")
+
+    @property
+    def counts_text(self) -> str:
+        """`1098/1098`: n_fake and n_real."""
+        return ", ".join(f"{fakes}/{reals}" for fakes, reals in self.counts) or "-"
+
+    def texts(self, column: str) -> list[str]:
+        """Ours, the published number, and between them the counts that an FID depends on."""
+        digits = COLUMNS[column]
+        counts = [self.counts_text] if column.startswith("fid") else []
+        return [self.text(digits), *counts, f"{self.published:.{digits}f}"]
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One of the eight rows, or a difference (norm "NC − PONO"). cells: by column."""
+
+    setting: Setting
+    norm: str
+    cells: Mapping[str, Cell]
+
+
+def table_rows(reports: Mapping[PlannedTraining, StoredReport]) -> list[TableRow]:
+    """All rows for which there is a training, each pair of norms followed by its difference.
+
+    UserError where the protocols of the reports differ.
+    """
+    protocol_of(reports)
+    rows = []
+    for setting in SETTINGS:
+        pair = []
+        for norm, title in NORMS.items():
+            found = [report for t, report in reports.items() if (t.setting, t.norm) == (setting, norm)]
+            published = PUBLISHED[setting.data.name, setting.model, norm]
+            if found:
+                cells = {
+                    column: _cell(column, setting, found, number)
+                    for column, number in zip(COLUMNS, published, strict=True)
+                }
+                pair.append(TableRow(setting, title, cells))
+        rows += pair
+        if len(pair) == 2:
+            pono, nc = (row.cells for row in pair)
+            rows.append(TableRow(setting, "NC − PONO", {c: _difference(pono[c], nc[c]) for c in COLUMNS}))
+    return rows
+
+
+def protocol_of(reports: Mapping[PlannedTraining, StoredReport]) -> str:
+    """The one protocol id of all reports. UserError where there are several."""
+    ids = {report["protocol"]["id"]: training.name for training, report in reports.items()}
+    if len(ids) > 1:
+        both = ", ".join(f"{identity} ({name})" for identity, name in ids.items())
+        raise UserError("table 3", f"rows of different protocols: {both}", "name another --output")
+    return str(next(iter(ids)))
+
+
+def _cell(column: str, setting: Setting, reports: Sequence[StoredReport], published: float) -> Cell:
+    metric, side = column.split("_")
+    direction = setting.data.ways[side == "ba"]
+    names = ("fid",) if metric == "fid" else ("lpips_target", "lpips_all_pairs")
+    rows = [row for report in reports for row in report["rows"] if row["direction"] == direction]
+    found = [(row, float(row["values"][name])) for row in rows for name in names if name in row["values"]]
+    if not found:
+        return Cell(None, None, published)
+    values = [value for _, value in found]
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    counts = tuple(dict.fromkeys((int(row["n_fake"]), int(row["n_real"])) for row, _ in found))
+    return Cell(float(np.mean(values)), sd, published, counts)
+
+
+def _difference(pono: Cell, nc: Cell) -> Cell:
+    published = nc.published - pono.published
+    if pono.mean is None or nc.mean is None:
+        return Cell(None, None, published)
+    counts = tuple(dict.fromkeys((*pono.counts, *nc.counts)))
+    return Cell(nc.mean - pono.mean, None, published, counts)
+
+
 def write_table(
-    reports: Mapping[Training, Mapping[str, object]],
+    reports: Mapping[PlannedTraining, StoredReport],
     preset: Preset,
     output: Path,
     notes: Sequence[str],
@@ -175,10 +306,124 @@ def write_table(
 ) -> str:
     """table3.md, .csv (and .tex) of what there is so far. Returns the same for a terminal."""
     rows, protocol = table_rows(reports), protocol_of(reports)
-    remarks = [*notes, *dict.fromkeys(text for report in reports.values() for text in report["remarks"])]  # type: ignore[attr-defined]
-    write_atomically(output / "table3.md", markdown(rows, protocol, preset.epochs, remarks).encode())
-    write_atomically(output / "table3.csv", csv_text(rows, protocol).encode())
+    title = f"Table 3, protocol `{protocol}`, {preset.epochs} epochs"
+    below = [
+        "Lower is better everywhere; a negative difference is in favour of NC.",
+        "LPIPS: to the target on paired data; over all pairs on Horse2Zebra.",
+        *notes,
+        *dict.fromkeys(text for report in reports.values() for text in report["remarks"]),
+    ]
+    if preset.synthetic:
+        below.append("A miniature on invented data: its numbers say that everything runs, and nothing else.")
+    texts = {"table3.md": f"# {title}\n\n{wide_table(rows, 'pipe')}\n\n" + "\n".join([*below, ""])}
+    texts["table3.csv"] = csv_text(rows, protocol)
     if with_latex:
-        write_atomically(output / "table3.tex", latex(rows, protocol).encode())
-    head, below = title(protocol, preset.epochs), explanations(preset.epochs, remarks)
-    return "\n".join([head.strip("# "), "", terminal_text(rows), "", *below])
+        texts["table3.tex"] = f"% protocol {protocol}\n{wide_table(rows, 'latex_booktabs')}\n"
+    for name, text in texts.items():
+        write_atomically(output / name, text.encode())
+    return "\n".join([title, "", terminal_text(rows), "", *below])
+
+
+def wide_table(rows: Sequence[TableRow], form: str) -> str:
+    """The paper's layout: a line for each row, both directions beside each other."""
+    heads = ["data, model", "norm"]
+    for metric, kinds in (("FID", ("", " n_fake/n_real", " (published)")), ("LPIPS", ("", " (published)"))):
+        heads += [f"{metric} {way}{kind}" for way in ("A→B", "B→A") for kind in kinds]
+    lines = []
+    for row in rows:
+        data = row.setting.data
+        label = f"{row.setting.title} (A→B: {data.a_to_b}, B→A: {data.b_to_a})"
+        lines.append([label, row.norm, *(text for c in COLUMNS for text in row.cells[c].texts(c))])
+    return as_table(heads, lines, form, texts=2)
+
+
+def terminal_text(rows: Sequence[TableRow]) -> str:
+    """A line for each direction, so that it fits a screen; what repeats the line above is left out."""
+    lines: list[list[str]] = []
+    above = ("", "")
+    for setting in dict.fromkeys(row.setting for row in rows):
+        for side, way in (("ab", f"A→B: {setting.data.a_to_b}"), ("ba", f"B→A: {setting.data.b_to_a}")):
+            for row in (row for row in rows if row.setting == setting):
+                numbers = [text for c in (f"fid_{side}", f"lpips_{side}") for text in row.cells[c].texts(c)]
+                name, shown = setting.title, (setting.title, way)
+                lines.append(
+                    ["" if name == above[0] else name, "" if shown == above else way, row.norm, *numbers]
+                )
+                above = shown
+    heads = ["", "", "", "FID", "n_fake/n_real", "published", "LPIPS", "published"]
+    return as_table(heads, lines, "simple", texts=3)
+
+
+def csv_text(rows: Sequence[TableRow], protocol: str) -> str:
+    """table3.csv, full precision."""
+    heads = ["protocol", "data", "model", "norm"]
+    for column in COLUMNS:
+        kinds = ("", "_sd", "_published", *(("_n_fake", "_n_real") if column.startswith("fid") else ()))
+        heads += [column + kind for kind in kinds]
+    keys = {title: norm for norm, title in NORMS.items()}
+    lines: list[list[object]] = [list(heads)]
+    for row in rows:
+        line: list[object] = [
+            protocol,
+            row.setting.data.name,
+            row.setting.model,
+            keys.get(row.norm, row.norm),
+        ]
+        for column in COLUMNS:
+            cell = row.cells[column]
+            line += [cell.mean, cell.sd, cell.published]
+            if column.startswith("fid"):
+                line += [" ".join(str(counts[side]) for counts in cell.counts) for side in (0, 1)]
+        lines.append(line)
+    return as_csv(lines)
+
+
+def write_figures(pictures: Mapping[PlannedTraining, Sequence[Comparison]], count: int, output: Path) -> None:
+    """figure3.png (CycleGAN) and figure4.png (Pix2Pix): columns input, PONO+MS, NC+MS, and the target if there is one.
+
+    Of the first seed; `count` pictures, evenly spread over the test split.
+    """
+    for figure in sorted({setting.figure for setting in SETTINGS}):
+        blocks = []
+        for setting in (setting for setting in SETTINGS if setting.figure == figure):
+            for way in setting.data.ways:
+                if columns := _figure_columns(setting, way, pictures, count):
+                    title = f"{setting.title}: {setting.data.words(way)}".replace("→", " to ")
+                    blocks.append(_with_title(title, labelled_grid(columns)))
+        if blocks:
+            width = max(block.width for block in blocks)
+            sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
+            top = 0
+            for block in blocks:
+                sheet.paste(block, (0, top))
+                top += block.height
+            save_png(sheet, output / f"figure{figure}.png")
+
+
+def _figure_columns(
+    setting: Setting, way: str, pictures: Mapping[PlannedTraining, Sequence[Comparison]], count: int
+) -> dict[str, list[Image.Image]]:
+    """Caption -> pictures for one direction of one setting."""
+    columns: dict[str, list[Image.Image]] = {}
+    targets: list[Image.Image] = []
+    for training, comparisons in pictures.items():
+        row = next((row for row in comparisons if row.direction == way), None)
+        if training.setting != setting or row is None or NORMS[training.norm] in columns:
+            continue
+        last, shown = len(row.fakes) - 1, min(count, len(row.fakes))
+        chosen = [round(i * last / max(shown - 1, 1)) for i in range(shown)]
+        columns.setdefault(
+            "input", [Image.fromarray(row.inputs[i].load()) for i in chosen] if row.inputs else []
+        )
+        columns[NORMS[training.norm]] = [Image.fromarray(row.fakes[i].load()) for i in chosen]
+        targets = [Image.fromarray(row.targets[i].load()) for i in chosen] if row.targets else []
+    return columns | ({"target": targets} if targets else {})
+
+
+def _with_title(title: str, grid: Image.Image) -> Image.Image:
+    """The grid with a line of text above it."""
+    font = ImageFont.load_default(CAPTION - 3)
+    block = Image.new("RGB", (max(grid.width, round(font.getlength(title))), grid.height + CAPTION), "white")
+    ImageDraw.Draw(block).text((0, 0), title, fill=(40, 40, 40), font=font)
+    block.paste(grid, (0, CAPTION))
+    return block

@@ -5,8 +5,7 @@ anyway, and the features of the real ones are computed once. The trainer does no
 the function to it.
 """
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +13,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.errors import UserError
-from evaluate import lpips
-from evaluate.batches import SMALLEST_LPIPS, resize_clean
-from evaluate.frechet import frechet_distance, gaussian_from_features
-from evaluate.kid import kid
-from evaluate.metrics import SEED, parse_flags
-from evaluate.networks import FeatureName, Networks
-from evaluate.passes import PIXEL_METRICS
-from evaluate.pixels import WINDOW
-from evaluate.weights import INCEPTION_FLAGS, WeightsChoice, cache_folder, find_weights
+from datasets.errors import UserError, say
+from evaluate.cache import FeatureCache
+from evaluate.comparisons import Comparison
+from evaluate.features import FEATURES, Networks
+from evaluate.measure import Measurements
+from evaluate.metrics import (
+    METRICS,
+    measure,
+    metrics_of,
+    networks_of,
+    parse_metrics,
+    problems_of,
+    without_weights,
+)
+from evaluate.pictures import ArrayPicture
+from evaluate.weights import WeightsChoice, cache_folder, find_weights
 from gan.step import find_device
 
 Evaluator = Callable[[Mapping[str, Tensor]], dict[str, float]]
 
-BATCH = 16  # pictures that pass a network together
+FLAG_OF = {metric.name: metric.flag for metric in METRICS}
 
 
 def make_evaluator(
@@ -46,118 +51,76 @@ def make_evaluator(
     targets. A metric whose weights cannot be had costs one warning now; UserError if it is best_by's. Global random
     states stay as they are.
     """
-    flags = list(parse_flags(metrics, "--eval_metrics"))
-    weights, missing = find_weights(flags, WeightsChoice(cache_dir or cache_folder(), offline=offline))
-    for flag, error in missing.items():
+    flags = parse_metrics(metrics, "--eval_metrics")
+    choice = WeightsChoice(cache_dir or cache_folder(), offline=offline)
+    weights, missing = find_weights(networks_of(flags), choice)
+    absent = without_weights(flags, missing)
+    for flag, error in absent.items():
         if best_by is not None and best_by.split("_")[0] == flag.split("_")[0]:
             raise error
-    if missing:
-        _warn(f"{', '.join(missing)} left out of --eval_metrics: {next(iter(missing.values()))}")
-    kept = [flag for flag in flags if flag not in missing]
-    networks = Networks(
-        weights.get("inception"), weights.get("alexnet"), weights.get("heads"), find_device(device)
-    )
-    return _Evaluator(kept, networks)
+    if absent:
+        _warn(f"{', '.join(absent)} left out of --eval_metrics: {next(iter(absent.values()))}")
+    kept = [flag for flag in flags if flag not in absent]
+    return TrainingMetrics(kept, Networks(weights, find_device(device)))
 
 
-class _Evaluator:
-    def __init__(self, flags: list[str], networks: Networks) -> None:
+class TrainingMetrics:
+    """Measures validation pictures by the metrics of these flags."""
+
+    def __init__(self, flags: Sequence[str], networks: Networks) -> None:
         self.flags, self.networks = flags, networks
-        self._reals: dict[
-            tuple[str, str], tuple[NDArray, NDArray]
-        ] = {}  # (kind, feature) -> pixels, features
+        self._reals: dict[str, NDArray] = {}  # features of the real pictures, which stay the same
         self._warned: set[str] = set()
 
     def __call__(self, images: Mapping[str, Tensor]) -> dict[str, float]:
-        with torch.inference_mode():
-            if "target" in images:
-                return self._compare(images, "fake", "target", paired=True)
-            sides = {
-                side: self._compare(images, f"fake_{side}", f"input_{side}", paired=False) for side in "AB"
-            }
-        both = {f"{name}_{side}": value for side, found in sides.items() for name, value in found.items()}
-        return both | {
-            name: (sides["A"][name] + sides["B"][name]) / 2 for name in sides["A"] if name in sides["B"]
+        if "target" in images:
+            fakes, targets = as_pictures(images["fake"], "output"), as_pictures(images["target"], "target")
+            return self._measure([Comparison("outputs", "", fakes, targets, targets)])[0]
+        sides = self._measure(
+            [
+                Comparison(
+                    side,
+                    "",
+                    as_pictures(images[f"fake_{side}"], side),
+                    as_pictures(images[f"input_{side}"], side),
+                )
+                for side in "AB"
+            ]
+        )
+        values = {
+            f"{name}_{side}": v for side, found in zip("AB", sides, strict=True) for name, v in found.items()
         }
+        return values | {name: (sides[0][name] + sides[1][name]) / 2 for name in sides[0]}
 
-    def _compare(self, images: Mapping[str, Tensor], fake: str, real: str, paired: bool) -> dict[str, float]:
-        fakes, reals = to_bytes(images[fake]), to_bytes(images[real])
-        return {
-            flag: self._value(flag, fakes, reals, real, paired)
-            for flag in self.flags
-            if self._applies(flag, fakes, paired)
-        }
+    def _measure(self, comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
+        """The values of each comparison by flag."""
+        side = min(comparisons[0].fakes[0].load().shape[:2])
+        flags = [flag for flag in self.flags if metrics_of(comparisons[0], [flag])]
+        problems = problems_of(flags, comparisons, side, {})
+        self._leave_out(problems)
+        cache = FeatureCache(None)  # of this call: outputs of other epochs are other pictures
+        cache.put(self._reals)
+        measurements = Measurements(cache, self.networks)
+        measured = measure(comparisons, [flag for flag in flags if flag not in problems], measurements)
+        reals = [picture for comparison in comparisons for picture in comparison.reals]
+        kinds = [kind for kind in FEATURES if FEATURES[kind].network in self.networks.weights]
+        self._reals = dict(cache.stream(measurements.feature_key(kind, p) for kind in kinds for p in reals))
+        by_flag = [{FLAG_OF[name]: value for name, value in found.values.items()} for found in measured]
+        return [{flag: found[flag] for flag in self.flags if flag in found} for found in by_flag]
 
-    def _applies(self, flag: str, fakes: NDArray, paired: bool) -> bool:
-        side = min(fakes.shape[1:3])
-        if flag in PIXEL_METRICS and not paired:
-            return False
-        if flag in INCEPTION_FLAGS and len(fakes) < 2:
-            return self._leave_out(flag, "needs at least 2 validation pictures: --val_count")
-        if (flag == "lpips" and side < SMALLEST_LPIPS) or (flag == "ssim" and side < WINDOW):
-            return self._leave_out(flag, f"pictures of {side} pixels are too small for it")
-        return True
-
-    def _leave_out(self, flag: str, reason: str) -> bool:
-        if flag not in self._warned:
-            self._warned.add(flag)
-            _warn(f"{flag} left out: {reason}")
-        return False
-
-    def _value(self, flag: str, fakes: NDArray, reals: NDArray, real: str, paired: bool) -> float:
-        if flag in PIXEL_METRICS:
-            return float(np.mean([PIXEL_METRICS[flag](a, b) for a, b in zip(fakes, reals, strict=True)]))
-        if flag == "lpips":
-            return self._lpips(fakes, reals, paired)
-        name: FeatureName = "fid_clean" if flag == "fid_clean" else "fid"
-        ours, theirs = self._features(name, fakes), self._real_features(name, reals, real)
-        if not np.isfinite(ours).all():
-            raise UserError("--eval_metrics", f"features of {flag} are not finite", "check the weights")
-        if flag == "kid":
-            return kid(theirs, ours, seed=SEED)
-        return frechet_distance(gaussian_from_features(ours), gaussian_from_features(theirs))
-
-    def _features(self, name: FeatureName, pictures: NDArray) -> NDArray:
-        rows = []
-        for start in range(0, len(pictures), BATCH):
-            part = pictures[start : start + BATCH]
-            part = np.stack([resize_clean(p) for p in part]) if name == "fid_clean" else part
-            rows.append(
-                self.networks.inception_features(name, torch.from_numpy(part).permute(0, 3, 1, 2)).numpy()
-            )
-        return np.concatenate(rows)
-
-    def _real_features(self, name: FeatureName, pictures: NDArray, kind: str) -> NDArray:
-        known = self._reals.get((kind, name))
-        if known is None or not np.array_equal(known[0], pictures):
-            known = pictures, self._features(name, pictures)
-            self._reals[kind, name] = known
-        return known[1]
-
-    def _lpips(self, fakes: NDArray, reals: NDArray, paired: bool) -> float:
-        networks, heads = self.networks, self.networks.heads
-        values, sums = [], []
-        for start in range(0, max(len(fakes), len(reals)), BATCH):
-            parts = [torch.from_numpy(x[start : start + BATCH]).permute(0, 3, 1, 2) for x in (fakes, reals)]
-            maps = [networks.lpips_maps(part) for part in parts]
-            if paired:
-                values += lpips.distance(maps[0], maps[1], heads).tolist()
-            else:
-                sums.append([lpips.feature_sum(m, heads) for m in maps])
-                sizes = [(x.shape[2], x.shape[3]) for x in maps[0]]
-        if paired:
-            return float(np.mean(values))
-        totals = [sums[0][0], sums[0][1]]
-        for more in sums[1:]:
-            totals = [totals[0] + more[0], totals[1] + more[1]]
-        return lpips.all_pairs_mean(totals[0], totals[1], lpips.head_vector(heads, sizes))
+    def _leave_out(self, problems: Mapping[str, UserError]) -> None:
+        for flag, problem in problems.items():
+            if flag not in self._warned:
+                self._warned.add(flag)
+                _warn(f"{flag} left out: {problem.reason}; see --val_count and --crop_size")
 
 
-def to_bytes(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in [-1, 1], C 1 or 3 -> (N, H, W, 3) uint8, as pictures are written to files."""
+def as_pictures(images: Tensor, name: str) -> list[ArrayPicture]:
+    """(N, C, H, W) in [-1, 1], C 1 or 3 -> pictures with the pixels that a file of them would have."""
     pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    return np.ascontiguousarray(pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    arrays = np.ascontiguousarray(pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    return [ArrayPicture(array, f"{name} {number}") for number, array in enumerate(arrays, start=1)]
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    say(f"warning: {text}")

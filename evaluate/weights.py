@@ -1,15 +1,18 @@
-"""Where the weights of Inception and AlexNet come from, and how they are known to be the right ones.
+"""Where the weights of the metrics' networks come from, and how they are known to be the right ones.
 
-Searched in this order: the file named by the flag, the folder I2I_WEIGHTS, our cache and torch.hub's, a download.
+Searched in this order: the file named by a flag, the folder I2I_WEIGHTS, our cache and torch.hub's, a download.
 """
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datasets.download import discard, fetch
 from datasets.errors import UserError, error_from_os
@@ -20,41 +23,59 @@ WEIGHTS_FOLDER_VARIABLE = "I2I_WEIGHTS"
 OFFLINE_VARIABLE = "I2I_OFFLINE"
 IDLE_SECONDS = 15.0  # without a byte from the server: a report should not wait long for one column
 
-INCEPTION_FLAGS = ("fid", "fid_clean", "kid")  # the metrics, as --metrics names them, that need Inception
-
-ALEXNET_FINGERPRINT = "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc"
-"""SHA-256 over the float32 bytes of the five convolutions' weights and biases (torchvision's ImageNet AlexNet)."""
-
-HEADS_FINGERPRINT = "718a8b40b0d22f96192d34ab93c0db5c7943558ff6c2407f44812dce2f29b5f4"
-"""The same over the five linear heads of LPIPS v0.1 for AlexNet. Computed from lpips/weights/v0.1/alex.pth of the
-wheel lpips 0.1.4, whose list of contents gives that file the SHA-256 df73285e...0835c0."""
-
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """One published file. `hash_prefix` is the part of its SHA-256 that its published name states."""
+    """One published file of weights.
+
+    digest: its SHA-256, or the part of it that its published name states. With `tensors` it is one over the float32
+    values of just these, in this order, so that other layers in the file do not matter. package: installed package
+    that brings the file, at the first of `file_names`; otherwise these are looked for in folders.
+    """
 
     network: str
-    flag: str
-    url: str
-    hash_prefix: str
-    file_names: tuple[str, ...]  # names looked for in folders; the first is the published one
+    what: str
+    remedy: str
+    digest: str
+    file_names: tuple[str, ...]
+    url: str = ""
+    flag: str = ""
+    tensors: tuple[str, ...] = ()
+    package: str = ""
 
 
-INCEPTION = WeightsSource(
-    "Inception",
-    "--inception_weights",
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "6726825d",
-    ("pt_inception-2015-12-05-6726825d.pth",),
-)
-ALEXNET = WeightsSource(
-    "AlexNet",
-    "--lpips_weights",
-    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    "7be5be79",
-    ("alexnet-owt-7be5be79.pth", "alexnet_features.pth"),
-)
+SOURCES = {
+    "inception": WeightsSource(
+        network="Inception",
+        what="the Inception weights of pytorch-fid",
+        remedy="get pt_inception-2015-12-05-6726825d.pth",
+        digest="6726825d",
+        file_names=("pt_inception-2015-12-05-6726825d.pth",),
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        flag="--inception_weights",
+    ),
+    "alexnet": WeightsSource(
+        network="AlexNet",
+        what="torchvision's ImageNet AlexNet",
+        remedy="get alexnet-owt-7be5be79.pth",
+        digest="2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc",
+        file_names=("alexnet-owt-7be5be79.pth", "alexnet_features.pth"),
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        flag="--lpips_weights",
+        tensors=tuple(f"features.{place}.{kind}" for place in CONVOLUTIONS for kind in ("weight", "bias")),
+    ),
+    "heads": WeightsSource(
+        network="LPIPS",
+        what="the heads of LPIPS v0.1",
+        remedy="install lpips 0.1.4 again",
+        # Computed from the wheel lpips 0.1.4, whose list of contents gives the file the SHA-256 df73285e...0835c0.
+        digest="718a8b40b0d22f96192d34ab93c0db5c7943558ff6c2407f44812dce2f29b5f4",
+        file_names=("weights/v0.1/alex.pth",),
+        tensors=tuple(f"lin{layer}.model.1.weight" for layer in range(len(CONVOLUTIONS))),
+        package="lpips",
+    ),
+}
+"""By the network that they are for."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +90,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsChoice:
-    """Where weights may come from, as told by flags: cache folder, named files, downloads, unverified ones."""
+    """Where weights may come from, as told by flags. named: files by network, None for a search."""
 
     cache: Path
-    inception: Path | None = None
-    alexnet: Path | None = None
+    named: Mapping[str, Path | None] = field(default_factory=dict)
     offline: bool = False
     allow_unverified: bool = False
 
@@ -89,12 +109,50 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "i2i"
 
 
+def find_weights(
+    networks: Iterable[str], choice: WeightsChoice
+) -> tuple[dict[str, Weights], dict[str, UserError]]:
+    """The weights of these networks, and why some cannot be had. A file that is named must be usable: UserError."""
+    weights: dict[str, Weights] = {}
+    missing: dict[str, UserError] = {}
+    for network in networks:
+        try:
+            weights[network] = load_weights(SOURCES[network], choice, choice.named.get(network))
+        except UserError as error:
+            if choice.named.get(network):
+                raise
+            missing[network] = error
+    return weights, missing
+
+
+def load_weights(source: WeightsSource, choice: WeightsChoice, given: Path | None = None) -> Weights:
+    """Find the file, verify and read it. UserError for one that is unknown, unless unverified ones are allowed."""
+    path = find_file(source, given, choice.cache, choice.offline)
+    if source.tensors:
+        state = _load_state(path)
+        if absent := [name for name in source.tensors if name not in state]:
+            raise UserError(path, f"no {absent[0]} in it: not {source.what}", source.remedy)
+        digest, kind = fingerprint(state, source.tensors), "fingerprint"
+    else:
+        state, digest, kind = None, sha256_of(path), "SHA-256 begins"
+    verified = digest.startswith(source.digest)
+    if not verified and not choice.allow_unverified:
+        reason = f"{kind} {digest[:8]}, not {source.digest[:8]}: not {source.what}"
+        raise UserError(path, reason, f"{source.remedy}, or --allow_unverified")
+    return Weights(_load_state(path) if state is None else state, digest, path, verified)
+
+
 def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: bool = False) -> Path:
     """The file to load, downloaded into cache/weights if need be. WeightsMissing where there is none."""
     if given is not None:
         if not given.is_file():
             raise UserError(given, f"no such file of {source.network} weights", f"see {source.flag}")
         return given
+    if source.package:
+        spec = find_spec(source.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(source.package, "the package is not installed", "pip install -r requirements.txt")
+        return Path(spec.submodule_search_locations[0], source.file_names[0])
     own = cache / "weights"
     torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
     folders = [own, torch_home / "hub" / "checkpoints"]
@@ -102,18 +160,23 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
         if not Path(named).is_dir():
             raise UserError(WEIGHTS_FOLDER_VARIABLE, f"{named} is no folder", "name a folder, or unset it")
         folders.insert(0, Path(named))
-    for folder in folders:
-        for name in source.file_names:
-            if (folder / name).is_file():
-                return folder / name
+    for place in (folder / name for folder in folders for name in source.file_names):
+        if place.is_file():
+            return place
     target = own / source.file_names[0]
-    if offline or os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
-        raise _missing(source, target, "downloads are off")
     try:
+        if offline or os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
+            raise UserError(source.url, "downloads are off")
         _download(source, target)
     except UserError as error:
-        raise _missing(source, target, error.reason) from error
+        reason = f"missing; {source.url} (SHA-256 {_published(source)}...): {error.reason}"
+        raise WeightsMissing(target, reason, f"put it there, or {source.flag}") from error
     return target
+
+
+def _published(source: WeightsSource) -> str:
+    """The part of a file's SHA-256 that its published name ends with."""
+    return Path(source.file_names[0]).stem.rsplit("-", 1)[-1]
 
 
 def _download(source: WeightsSource, target: Path) -> None:
@@ -122,7 +185,7 @@ def _download(source: WeightsSource, target: Path) -> None:
     try:
         fetch(source.url, arriving, IDLE_SECONDS)
         found = sha256_of(arriving)
-        if not found.startswith(source.hash_prefix):
+        if not found.startswith(_published(source)):
             discard(arriving)
             raise UserError(source.url, f"SHA-256 begins {found[:8]}; removed")
         arriving.replace(target)
@@ -130,74 +193,11 @@ def _download(source: WeightsSource, target: Path) -> None:
         with contextlib.suppress(OSError):  # another process may be downloading into it
             arriving.parent.rmdir()
     except OSError as error:
-        raise error_from_os(error, arriving) or UserError(
-            arriving, f"cannot be written: {error.strerror}"
-        ) from error
+        unknown = UserError(arriving, f"cannot be written: {error.strerror}")
+        raise error_from_os(error, arriving) or unknown from error
 
 
-def _missing(source: WeightsSource, target: Path, reason: str) -> WeightsMissing:
-    return WeightsMissing(
-        target,
-        f"missing; {source.url} (SHA-256 {source.hash_prefix}...): {reason}",
-        f"put it there, or {source.flag}",
-    )
-
-
-def load_inception_weights(
-    given: Path | None, cache: Path, *, offline: bool = False, allow_unverified: bool = False
-) -> Weights:
-    """pytorch-fid's Inception weights, known by the hash prefix in the published name."""
-    path = find_file(INCEPTION, given, cache, offline)
-    digest = sha256_of(path)
-    verified = digest.startswith(INCEPTION.hash_prefix)
-    if not verified and not allow_unverified:
-        raise UserError(
-            path,
-            f"SHA-256 begins {digest[:8]}, not {INCEPTION.hash_prefix}: not the Inception weights of pytorch-fid",
-            f"get {INCEPTION.file_names[0]}, or --allow_unverified",
-        )
-    return Weights(_load_state(path), digest, path, verified)
-
-
-def load_alexnet_weights(
-    given: Path | None, cache: Path, *, offline: bool = False, allow_unverified: bool = False
-) -> Weights:
-    """AlexNet's five convolutions, known by a fingerprint of exactly these: other layers in the file do not matter."""
-    path = find_file(ALEXNET, given, cache, offline)
-    names = [f"features.{place}.{kind}" for place in CONVOLUTIONS for kind in ("weight", "bias")]
-    network = "torchvision's ImageNet AlexNet", f"get {ALEXNET.file_names[0]}"
-    return _load_known(path, names, ALEXNET_FINGERPRINT, network, allow_unverified)
-
-
-def load_lpips_heads(*, allow_unverified: bool = False) -> Weights:
-    """The linear heads of LPIPS v0.1 for AlexNet, from the installed lpips package, known by their fingerprint."""
-    from importlib.util import find_spec
-
-    spec = find_spec("lpips")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("lpips", "the package is not installed", "pip install -r requirements.txt")
-    path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
-    names = [f"lin{layer}.model.1.weight" for layer in range(len(CONVOLUTIONS))]
-    network = "the heads of LPIPS v0.1", "install lpips 0.1.4 again"
-    return _load_known(path, names, HEADS_FINGERPRINT, network, allow_unverified)
-
-
-def _load_known(
-    path: Path, names: list[str], expected: str, network: tuple[str, str], allow_unverified: bool
-) -> Weights:
-    """A file whose tensors of these names have the expected fingerprint. network: what it is, and how to get it."""
-    what, remedy = network
-    state = _load_state(path)
-    if missing := [name for name in names if name not in state]:
-        raise UserError(path, f"no {missing[0]} in it: not {what}", remedy)
-    digest = fingerprint(state, names)
-    if digest != expected and not allow_unverified:
-        reason = f"fingerprint {digest[:8]}, not {expected[:8]}: not {what}"
-        raise UserError(path, reason, f"{remedy}, or --allow_unverified")
-    return Weights(state, digest, path, digest == expected)
-
-
-def fingerprint(state: Mapping[str, Any], names: list[str]) -> str:
+def fingerprint(state: Mapping[str, Any], names: Sequence[str]) -> str:
     """SHA-256 over the float32 values of these tensors, in this order."""
     total = hashlib.sha256()
     for name in names:
@@ -205,37 +205,7 @@ def fingerprint(state: Mapping[str, Any], names: list[str]) -> str:
     return total.hexdigest()
 
 
-def find_weights(
-    flags: Collection[str], choice: WeightsChoice
-) -> tuple[dict[str, Weights], dict[str, UserError]]:
-    """The weights that these metrics need (inception, alexnet, heads), and by metric why some cannot be had.
-
-    A file that is named must be usable: its error is raised.
-    """
-    weights: dict[str, Weights] = {}
-    missing: dict[str, UserError] = {}
-    how = {"offline": choice.offline, "allow_unverified": choice.allow_unverified}
-    if flags_of_inception := [flag for flag in flags if flag in INCEPTION_FLAGS]:
-        try:
-            weights["inception"] = load_inception_weights(choice.inception, choice.cache, **how)
-        except UserError as error:
-            if choice.inception:
-                raise
-            missing |= dict.fromkeys(flags_of_inception, error)
-    if "lpips" in flags:
-        try:
-            weights["alexnet"] = load_alexnet_weights(choice.alexnet, choice.cache, **how)
-            weights["heads"] = load_lpips_heads(allow_unverified=choice.allow_unverified)
-        except UserError as error:
-            if choice.alexnet:
-                raise
-            missing["lpips"] = error
-    return weights, missing
-
-
 def _load_state(path: Path) -> Mapping[str, Any]:
-    import torch
-
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -37,3 +37,12 @@ def real_data() -> Path:
             "real images not available: set I2I_REAL_DATA to a folder with maps/, facades/, horse2zebra/"
         )
     return Path(folder)
+
+
+@pytest.fixture
+def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For evaluations: own cache, no weights, no downloads."""
+    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("I2I_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("I2I_WEIGHTS", raising=False)

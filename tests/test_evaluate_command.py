@@ -6,74 +6,48 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluate_support import (
+    aligned_data,
+    asked,
+    evaluate,
+    make_run,
+    place,
+    random_inception_state,
+    random_trunk,
+    write_pictures,
+)
 from PIL import Image
-from test_evaluate_networks import random_inception_state
-from test_evaluate_passes import random_trunk, write_pictures
 
 from datasets.errors import UserError, run_command
+from datasets.images import load_image, to_picture, to_tensor
 from evaluate import pixels
 from evaluate.command import run_evaluation
-from evaluate.inception import InceptionPool
-from evaluate.options import EvaluateOptions
+from evaluate.comparisons import find_run
+from evaluate.features import InceptionPool
 from evaluate.outputs import make_outputs
 from evaluate.pictures import pictures_of
-from evaluate.places import output_folder
-from evaluate.runs import find_run
-from gan.launch import train
-from gan.options import TrainOptions, from_dict, resolve, to_dict
 from gan.translate import load_translator
 
 ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ["report.csv", "report.json", "report.md"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Own cache, no weights, no downloads."""
-    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("I2I_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+def elsewhere(nothing_from_outside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Flags that give random AlexNet weights."""
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
     torch.save(random_trunk(), path)
-    return path
-
-
-def options(**flags: object) -> EvaluateOptions:
-    return replace(EvaluateOptions(), offline=True, **flags)  # type: ignore[arg-type]
-
-
-def read(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "report.json").read_text())  # type: ignore[no-any-return]
-
-
-def aligned_data(root: Path, train_count: int = 4, test_count: int = 3) -> Path:
-    """Side-by-side files of 2 x 32 pixels; B is A with its colours turned around."""
-    for split, count, seed in (("train", train_count, 1), ("test", test_count, 2)):
-        for path in write_pictures(root / split, count, seed, (32, 32)).iterdir():
-            a = np.asarray(Image.open(path))
-            Image.fromarray(np.concatenate([a, 255 - a[:, :, ::-1]], axis=1)).save(path)
-    return root
-
-
-def make_run(folder: Path, data: Path, name: str, model: str, **more: object) -> Path:
-    """A run trained for one epoch with tiny networks."""
-    flags = {
-        "name": name, "checkpoints_dir": str(folder), "dataroot": str(data), "model": model, "netG": "resnet_6blocks",
-        "ngf": 2, "ndf": 2, "norm": "instance", "load_size": 32, "crop_size": 32, "n_epochs": 1, "n_epochs_decay": 0,
-        "num_threads": 0, "visdom": "off", "device": "cpu", "val_count": 2, **more,
-    }  # fmt: skip
-    trained: TrainOptions = resolve(from_dict(to_dict(TrainOptions()) | flags))
-    assert train(trained, None) == 0
-    return folder / name
+    return {"lpips_weights": path, "allow_unverified": True}
 
 
 @pytest.fixture(scope="module")
@@ -91,71 +65,67 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def outputs_and_targets(runs: Path, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What a Pix2Pix run's evaluation has written, and the right halves of the test files."""
+    made = sorted((runs / name / "evaluation").glob("epoch-1-step-4/AtoB/*.png"))
+    targets = [np.asarray(Image.open(runs / "data/test" / path.name))[:, 32:] for path in made]
+    return [np.asarray(Image.open(path)) for path in made], targets
+
+
 def test_a_paired_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path / "out")) == 0
+    report = evaluate(runs=runs / "p2p_0", output=tmp_path / "out")
     table = capsys.readouterr().out
     assert "PSNR" in table and "(to target)" in table and "i2i-1/32/eval" in table
     assert "fid, fid_clean, kid not computed" in table and "pt_inception-2015-12-05-6726825d.pth" in table
-    report = read(tmp_path / "out")
-    (row,) = report["rows"]  # type: ignore[misc]
+    (row,) = report["rows"]
     assert row["direction"] == "AtoB" and row["n_fake"] == row["n_real"] == 3 and row["epoch"] == 1
-    made = sorted((runs / "p2p_0" / "evaluation").glob("epoch-1-step-4/AtoB/*.png"))
-    assert len(made) == 3
-    targets = [np.asarray(Image.open(runs / "data/test" / path.name))[:, 32:] for path in made]
-    outputs = [np.asarray(Image.open(path)) for path in made]
-    expected = np.mean([pixels.psnr(a, b) for a, b in zip(outputs, targets, strict=True)])
-    assert row["values"]["psnr"] == pytest.approx(expected, rel=1e-9)
+    pairs = list(zip(*outputs_and_targets(runs, "p2p_0"), strict=True))
+    assert len(pairs) == 3
+    assert row["values"]["psnr"] == pytest.approx(np.mean([pixels.psnr(*pair) for pair in pairs]), rel=1e-9)
     assert (tmp_path / "out" / "report.csv").read_text().count("\n") == 2
     assert "PSNR (to target)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_outputs_are_the_translators(runs: Path, tmp_path: Path) -> None:
     """The PNG of a test picture equals the network's answer to its left half."""
-    from datasets.images import load_image, to_picture, to_tensor
-
-    run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
-    translator = load_translator(runs / "p2p_0")
+    evaluate(runs=runs / "p2p_0", output=tmp_path, metrics="psnr")
     picture = load_image(runs / "data/test/001.png").crop((0, 0, 32, 32))
-    expected = np.asarray(to_picture(translator(to_tensor(picture)[None])[0]))
-    written = np.asarray(Image.open(runs / "p2p_0/evaluation/epoch-1-step-4/AtoB/001.png"))
-    assert np.array_equal(expected, written)
+    expected = to_picture(load_translator(runs / "p2p_0")(to_tensor(picture)[None])[0])
+    assert np.array_equal(np.asarray(expected), outputs_and_targets(runs, "p2p_0")[0][1])
 
 
-def test_both_directions_of_an_unpaired_run(runs: Path, tmp_path: Path, trunk: Path) -> None:
-    flags = {"output": tmp_path / "out", "lpips_weights": trunk, "allow_unverified": True}
-    assert run_evaluation(options(runs=("cyc",), checkpoints_dir=runs, latex=True, **flags)) == 0
-    report = read(tmp_path / "out")
-    rows = {row["direction"]: row for row in report["rows"]}  # type: ignore[attr-defined]
+def test_both_directions_of_an_unpaired_run(runs: Path, tmp_path: Path, trunk: dict[str, object]) -> None:
+    report = evaluate(runs="cyc", checkpoints_dir=runs, latex=True, output=tmp_path / "out", **trunk)
+    rows = {row["direction"]: row for row in report["rows"]}
     assert (rows["AtoB"]["n_fake"], rows["AtoB"]["n_real"]) == (6, 7)
     assert (rows["BtoA"]["n_fake"], rows["BtoA"]["n_real"]) == (7, 6)
     assert set(rows["AtoB"]["values"]) == {"lpips_all_pairs", "lpips_input"}
-    assert report["protocol"]["id"] == "i2i-1/32/eval/unverified-weights"  # type: ignore[index]
-    assert r"\begin{tabular}" in (tmp_path / "out" / "report.tex").read_text()
+    assert report["protocol"]["id"] == "i2i-1/32/eval/unverified-weights"
+    assert r"\toprule" in (tmp_path / "out" / "report.tex").read_text()
 
 
 def test_outputs_are_made_again_only_where_needed(runs: Path, tmp_path: Path) -> None:
-    flags = options(runs=(str(runs / "p2p_1"),), output=tmp_path, metrics="psnr")
-    run_evaluation(flags)
     folder = runs / "p2p_1/evaluation/epoch-1-step-4/AtoB"
-    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+
+    def made_again(**flags: Any) -> list[str]:
+        """Names of the pictures that another evaluation writes."""
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+        evaluate(**{"runs": runs / "p2p_1", "output": tmp_path, "metrics": "psnr", **flags})
+        return [
+            path.name for path in sorted(folder.glob("*.png")) if path.stat().st_mtime_ns != before.get(path)
+        ]
+
+    assert len(made_again()) == 3 and made_again() == []
     (folder / "001.png").unlink()  # as after an interruption
-    run_evaluation(flags)
-    changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
-    assert changed == ["001.png"]
-    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
-    run_evaluation(replace(flags, num_test=1, output=tmp_path / "first"))  # a part of them
-    run_evaluation(flags)
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert made_again() == ["001.png"]
+    assert made_again(num_test=1, output=tmp_path / "first") == [] == made_again()
     content = json.loads((folder / "outputs.json").read_text())
-    content["inputs"]["002.png"] = "an input that has changed"
-    (folder / "outputs.json").write_text(json.dumps(content))
-    run_evaluation(flags)
-    assert [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp] == ["002.png"]
+    changed = {**content["inputs"], "002.png": "an input that has changed"}
+    (folder / "outputs.json").write_text(json.dumps(content | {"inputs": changed}))
+    assert made_again() == ["002.png"]
     (folder / "outputs.json").write_text(json.dumps(content | {"made_by": "another checkpoint"}))
     (folder / "stale.png").write_bytes(b"")
-    run_evaluation(flags)
-    assert not (folder / "stale.png").exists()
-    assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
+    assert made_again() == ["000.png", "001.png", "002.png"]
 
 
 def test_outputs_of_an_older_version_are_made_again(
@@ -174,23 +144,15 @@ def test_outputs_of_an_older_version_are_made_again(
     assert old.read_bytes() == expected
 
 
-def test_the_first_so_many_inputs_of_a_run(runs: Path, tmp_path: Path, trunk: Path) -> None:
+def test_the_first_so_many_inputs_of_a_run(runs: Path, tmp_path: Path, trunk: dict[str, object]) -> None:
     """Inputs and targets are cut; the real pictures of the target domain are not."""
-    run_evaluation(
-        options(runs=(str(runs / "p2p_0"),), output=tmp_path / "a", metrics="l1", num_test=2, baselines=True)
-    )
-    row, *others = read(tmp_path / "a")["rows"]  # type: ignore[misc]
-    assert {(r["n_fake"], r["n_real"]) for r in (row, *others)} == {(2, 3)}
-    made = sorted((runs / "p2p_0" / "evaluation").glob("epoch-1-step-4/AtoB/*.png"))[:2]
-    targets = [np.asarray(Image.open(runs / "data/test" / path.name))[:, 32:] for path in made]
-    expected = [pixels.l1(np.asarray(Image.open(path)), b) for path, b in zip(made, targets, strict=True)]
-    assert row["values"]["l1"] == pytest.approx(np.mean(expected))
-    weights = {"lpips_weights": trunk, "allow_unverified": True}
-    run_evaluation(
-        options(runs=(str(runs / "cyc"),), output=tmp_path / "b", metrics="lpips", num_test=2, **weights)
-    )
-    counts = [(r["n_fake"], r["n_real"]) for r in read(tmp_path / "b")["rows"]]  # type: ignore[attr-defined]
-    assert counts == [(2, 7), (2, 6)]
+    first = evaluate(runs=runs / "p2p_0", output=tmp_path / "a", metrics="l1", num_test=2, baselines=True)
+    assert {(row["n_fake"], row["n_real"]) for row in first["rows"]} == {(2, 3)}
+    pairs = list(zip(*outputs_and_targets(runs, "p2p_0"), strict=True))[:2]
+    expected = np.mean([pixels.l1(*pair) for pair in pairs])
+    assert first["rows"][0]["values"]["l1"] == pytest.approx(expected)
+    both = evaluate(runs=runs / "cyc", output=tmp_path / "b", metrics="lpips", num_test=2, **trunk)
+    assert [(row["n_fake"], row["n_real"]) for row in both["rows"]] == [(2, 7), (2, 6)]
 
 
 def test_outputs_with_dropout_are_reproducible(runs: Path, tmp_path: Path) -> None:
@@ -212,21 +174,20 @@ def test_outputs_with_dropout_are_reproducible(runs: Path, tmp_path: Path) -> No
 def test_reports_of_others_go_elsewhere(runs: Path, tmp_path: Path) -> None:
     """Folders of equal names, and other sets of runs; the same ones in any order are in one place."""
     a, b, c = (write_pictures(tmp_path / side / "fake", 2, i) for i, side in enumerate("abc"))
-    places = {output_folder(options(fake=x, real=y)) for x, y in ((a, b), (b, a), (a, c))}
-    assert len(places) == 3 and {place.name[:-8] for place in places} == {"fake-fake-"}
-    first, second, third = (str(runs / name) for name in ("p2p_0", "p2p_1", "small"))
-    place = output_folder(options(runs=(first, second)))
-    assert place == output_folder(options(runs=("p2p_1", "p2p_0"), checkpoints_dir=runs))
-    assert place != output_folder(options(runs=(first, third))) and place.parent == Path("results/evaluation")
+    places = {place(fake=x, real=y) for x, y in ((a, b), (b, a), (a, c))}
+    assert len(places) == 3 and {found.name[:-8] for found in places} == {"fake-fake-"}
+    both = place(runs=(runs / "p2p_0", runs / "p2p_1"))
+    assert both == place(runs=("p2p_1", "p2p_0"), checkpoints_dir=runs)
+    assert both != place(runs=(runs / "p2p_0", runs / "small")) and both.parent == Path("results/evaluation")
 
 
 def test_reports_of_other_checkpoints_and_protocols_stand_beside_each_other(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The default stays in RUN/evaluation; nothing writes over it but the same call."""
-    run, fake = str(runs / "p2p_1"), write_pictures(tmp_path / "fake", 2, 1)
-    base = runs / "p2p_1" / "evaluation"
-    run_evaluation(options(runs=(run,), metrics="l1"))
+    run, fake = runs / "p2p_1", write_pictures(tmp_path / "fake", 2, 1)
+    base = run / "evaluation"
+    evaluate(runs=run, metrics="l1")
     first = (base / "report.json").read_bytes()
     more: tuple[tuple[dict[str, object], str], ...] = (
         ({"epoch": "1"}, "epoch-1"),
@@ -234,36 +195,35 @@ def test_reports_of_other_checkpoints_and_protocols_stand_beside_each_other(
         ({"test_mode": "train", "num_test": 2}, "train-first-2"),
     )
     for flags, name in more:
-        run_evaluation(options(runs=(run,), metrics="l1", **flags))
-        assert output_folder(options(runs=(run,), **flags)) == base / name
-        assert (base / name / "report.md").is_file()
+        report = evaluate(runs=run, metrics="l1", **flags)
+        assert place(runs=run, **flags) == base / name and (base / name / "report.md").is_file()
+        assert len(report["rows"]) == (2 if name == "last-best" else 1)
     assert (base / "report.json").read_bytes() == first
-    assert len(read(base / "last-best")["rows"]) == 2  # type: ignore[arg-type]
-    folders = {"fake": fake, "real": fake}
-    assert output_folder(options(**folders, size=64)) == output_folder(options(**folders)) / "size-64"
-    assert output_folder(options(**folders, half=True)) == output_folder(options(**folders)) / "half"
-    many = [output_folder(options(runs=(run,), epoch=",".join(map(str, range(n))))).name for n in (98, 99)]
+    assert place(fake=fake, real=fake, size=64) == place(fake=fake, real=fake) / "size-64"
+    many = [place(runs=run, epoch=",".join(map(str, range(n)))).name for n in (98, 99)]
     assert many[0] != many[1] and max(map(len, many)) < 100  # a file name has 255 bytes at most
     capsys.readouterr()
     for epoch, text in (("9", "epoch 9"), ("first", "--epoch: is 'first'"), ("last,²", "--epoch")):
-        assert text in _refusal(capsys, runs=(run,), epoch=epoch, metrics="l1")
+        assert text in _refusal(capsys, runs=run, epoch=epoch, metrics="l1")
     assert not (base / "epoch-9").exists()
 
 
 def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
-    both = (str(runs / "p2p_0"), str(runs / "p2p_1"))
-    run_evaluation(options(runs=both, output=tmp_path, metrics="psnr,l1"))
-    first, second, mean = read(tmp_path)["rows"]  # type: ignore[misc]
+    report = evaluate(
+        runs=(runs / "p2p_0", runs / "p2p_1"), output=tmp_path, metrics="psnr,l1", baselines=True
+    )
+    first, second, mean, *baselines = report["rows"]
     values = [row["values"]["psnr"] for row in (first, second)]
     assert mean["label"] == "p2p (mean ± sd of 2)" and mean["seeds"] == 2
     assert mean["values"]["psnr"] == pytest.approx(np.mean(values))
     assert mean["sd"]["psnr"] == pytest.approx(np.std(values, ddof=1))
+    assert len(baselines) == 2  # of the one data set
 
 
 def test_baselines_are_rows(runs: Path, tmp_path: Path) -> None:
     """The data's B is an affine map of A's colours, so that baseline is perfect."""
-    run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", baselines=True))
-    rows = {row["label"]: row["values"] for row in read(tmp_path)["rows"]}  # type: ignore[attr-defined]
+    report = evaluate(runs=runs / "p2p_0", output=tmp_path, metrics="psnr", baselines=True)
+    rows = {row["label"]: row["values"] for row in report["rows"]}
     assert rows["baseline: affine colour map"] == {"psnr": "inf"}
     train_b = np.stack([np.asarray(Image.open(p))[:, 32:] for p in sorted((runs / "data/train").iterdir())])
     colour = np.rint(train_b.mean(axis=(0, 1, 2)))
@@ -275,47 +235,40 @@ def test_baselines_are_rows(runs: Path, tmp_path: Path) -> None:
 def test_baselines_go_both_ways_where_the_run_does(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = make_run(tmp_path, runs / "data", "both", "cycle_gan")
-    run_evaluation(options(runs=(str(both),), metrics="l1", baselines=True))
-    found = [(row["label"], row["direction"]) for row in read(both / "evaluation")["rows"]]  # type: ignore[attr-defined]
+    report = evaluate(
+        runs=make_run(tmp_path, runs / "data", "both", "cycle_gan"), metrics="l1", baselines=True
+    )
+    found = [(row["label"], row["direction"]) for row in report["rows"]]
     names = ("baseline: mean colour", "baseline: affine colour map")
     assert found[2:] == [(name, direction) for direction in ("AtoB", "BtoA") for name in names]
     capsys.readouterr()
-    run_evaluation(options(runs=(str(runs / "cyc"),), output=tmp_path / "out", baselines=True))
+    evaluate(runs=runs / "cyc", output=tmp_path / "out", baselines=True)
     assert "no baselines: they are fitted on training pairs" in capsys.readouterr().out
 
 
 def test_other_protocols_are_not_put_together(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"different protocols: .*i2i-1/32/eval.*i2i-1/24/eval"):
-        run_evaluation(options(runs=(str(runs / "p2p_0"), str(runs / "small")), output=tmp_path))
-    run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
+        evaluate(runs=(runs / "p2p_0", runs / "small"), output=tmp_path)
+    flags = {"runs": runs / "p2p_0", "output": tmp_path, "metrics": "psnr"}
+    evaluate(**flags)
     before = (tmp_path / "report.json").read_bytes()
-    with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
-        run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", num_test=2))
+    for more in ({"num_test": 2}, {"test_mode": "train"}):
+        with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
+            evaluate(**flags, **more)
     assert (tmp_path / "report.json").read_bytes() == before
-    with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
-        run_evaluation(
-            options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr", test_mode="train")
-        )
     assert not list((runs / "p2p_0").glob("evaluation/*-train"))  # nothing was translated
-
-
-def test_a_broken_report_is_not_written_over(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(UserError, match="is not a report"):
-        run_evaluation(options(runs=(str(runs / "p2p_0"),), output=tmp_path, metrics="psnr"))
+        evaluate(**flags)
 
 
-def test_folders(tmp_path: Path, trunk: Path) -> None:
+def test_folders(tmp_path: Path, trunk: dict[str, object]) -> None:
     fake, real = write_pictures(tmp_path / "fake", 4, 1), write_pictures(tmp_path / "real", 4, 2)
-    flags = {"fake": fake, "real": real, "lpips_weights": trunk, "allow_unverified": True}
-    run_evaluation(options(**flags, paired=True, output=tmp_path / "a"))
-    values = read(tmp_path / "a")["rows"][0]["values"]  # type: ignore[index]
-    assert set(values) == {"lpips_target", "psnr", "ssim", "l1"}
-    run_evaluation(options(**flags, input=real, size=64, output=tmp_path / "b"))
-    report = read(tmp_path / "b")
-    assert set(report["rows"][0]["values"]) == {"lpips_all_pairs", "lpips_input"}  # type: ignore[index]
-    assert report["protocol"]["id"] == "i2i-1/64/files/unverified-weights"  # type: ignore[index]
+    paired = evaluate(fake=fake, real=real, paired=True, output=tmp_path / "a", **trunk)
+    assert set(paired["rows"][0]["values"]) == {"lpips_target", "psnr", "ssim", "l1"}
+    report = evaluate(fake=fake, real=real, input=real, size=64, output=tmp_path / "b", **trunk)
+    assert set(report["rows"][0]["values"]) == {"lpips_all_pairs", "lpips_input"}
+    assert report["protocol"]["id"] == "i2i-1/64/files/unverified-weights"
 
 
 def test_a_name_is_the_run_even_where_a_folder_has_it(runs: Path, tmp_path: Path) -> None:
@@ -325,29 +278,34 @@ def test_a_name_is_the_run_even_where_a_folder_has_it(runs: Path, tmp_path: Path
         find_run("p2p_9", runs)
 
 
+def test_a_run_without_its_options_file(runs: Path, tmp_path: Path) -> None:
+    """The checkpoint knows them as well."""
+    run = make_run(tmp_path, runs / "data", "alone", "pix2pix")
+    expected = evaluate(runs=run, metrics="l1")
+    (run / "options.yaml").unlink()
+    assert evaluate(runs=run, metrics="l1")["rows"] == expected["rows"]
+
+
 def test_the_first_so_many_of_paired_folders(tmp_path: Path) -> None:
     fake, real = write_pictures(tmp_path / "fake", 4, 1), write_pictures(tmp_path / "real", 4, 2)
-    flags = {"fake": fake, "real": real, "paired": True, "metrics": "l1", "num_test": 2}
-    run_evaluation(options(**flags, output=tmp_path / "out"))
-    report = read(tmp_path / "out")
+    report = evaluate(fake=fake, real=real, paired=True, metrics="l1", num_test=2, output=tmp_path / "out")
     pairs = [[np.asarray(Image.open(f / f"00{i}.png")) for f in (fake, real)] for i in range(2)]
-    assert report["rows"][0]["values"]["l1"] == pytest.approx(np.mean([pixels.l1(*pair) for pair in pairs]))  # type: ignore[index]
-    assert report["protocol"]["id"] == "i2i-1/40x32/files/first2"  # type: ignore[index]
+    assert report["rows"][0]["values"]["l1"] == pytest.approx(np.mean([pixels.l1(*pair) for pair in pairs]))
+    assert report["protocol"]["id"] == "i2i-1/40x32/files/first2"
 
 
 def test_identical_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Infinite PSNR is said as such, in the table and in strict JSON; no nan anywhere."""
     folder = write_pictures(tmp_path / "same", 3, 1)
-    run_evaluation(options(fake=folder, real=folder, paired=True, output=tmp_path / "out", bootstrap=20))
-    values = read(tmp_path / "out")["rows"][0]["values"]  # type: ignore[index]
-    assert values == {"psnr": "inf", "ssim": pytest.approx(1.0), "l1": 0.0}
+    report = evaluate(fake=folder, real=folder, paired=True, output=tmp_path / "out", bootstrap=20)
+    assert report["rows"][0]["values"] == {"psnr": "inf", "ssim": pytest.approx(1.0), "l1": 0.0}
     assert "nan" not in capsys.readouterr().out
 
 
 def _refusal(capsys: pytest.CaptureFixture[str], **flags: object) -> str:
     """The one line on stderr of a call that must end with exit code 2."""
     with pytest.raises(SystemExit) as end:
-        run_command(lambda: run_evaluation(options(**flags)))
+        run_command(lambda: run_evaluation(asked(**flags)))
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert end.value.code == 2 and line.startswith("error: ") and len(line) <= 300 and captured.out == ""
@@ -359,7 +317,7 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     fake, real = write_pictures(tmp_path / "fake", 3, 1), write_pictures(tmp_path / "real", 3, 2)
     both = {"fake": fake, "real": real, "output": tmp_path / "out"}
     assert "pt_inception-2015-12-05-6726825d.pth" in _refusal(capsys, **both, metrics="fid")  # E3: by name
-    assert run_evaluation(options(**both)) == 0  # E3: by default
+    evaluate(**both)  # E3: by default
     assert "lpips not computed" in capsys.readouterr().out
     (real / "001.png").rename(real / "x.png")
     assert "real/x.png" in _refusal(capsys, **both, paired=True)  # E2
@@ -369,64 +327,63 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "empty").mkdir()
     assert "no image in it" in _refusal(capsys, fake=tmp_path / "empty", real=real)  # E1
     assert "no such folder" in _refusal(capsys, fake=tmp_path / "none", real=real)
-    assert "no such run" in _refusal(capsys, runs=(str(tmp_path / "no_run"),))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "report.csv",
-        "report.json",
-        "report.md",
-    ]
+    assert "no such run" in _refusal(capsys, runs=tmp_path / "no_run")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORTS
 
 
 def test_the_command_itself(tmp_path: Path) -> None:
     """By subprocess: exit code, stdout, stderr."""
     fake = write_pictures(tmp_path / "fake", 3, 1)
-    command = [sys.executable, "-m", "evaluate", "--fake", str(fake), "--real"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    flags = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 120}
-    good = subprocess.run([*command, str(fake), "--paired", "--output", str(tmp_path / "out")], **flags)  # type: ignore[call-overload]
+
+    def call(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "evaluate", "--fake", str(fake), "--real", *flags]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    good = call(str(fake), "--paired", "--output", str(tmp_path / "out"))
     assert (good.returncode, good.stderr) == (0, "") and "SSIM" in good.stdout
-    bad = subprocess.run([*command, str(tmp_path / "none")], **flags)  # type: ignore[call-overload]
+    bad = call(str(tmp_path / "none"))
     assert bad.returncode == 2 and bad.stdout == ""
     assert bad.stderr == f"error: {tmp_path / 'none'}: no such folder (see --help)\n"
 
 
-def test_flags_that_do_not_fit(tmp_path: Path) -> None:
-    for flags, text in (
-        (options(), "name runs"),
-        (options(fake=tmp_path), "--real"),
-        (options(runs=("a",), paired=True), "is for folders"),
-        (options(runs=("a",), fake=tmp_path, real=tmp_path), "name runs"),
-        (options(runs=("a",), bootstrap=5), "allowed: 20"),
-        (options(fake=tmp_path, real=tmp_path, baselines=True), "needs a run"),
-        (options(runs=("a",), metrics="fud"), "unknown metric fud"),
-    ):
-        with pytest.raises(UserError, match=text):
-            run_evaluation(flags)
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({}, "name runs"),
+        ({"fake": Path()}, "--real"),
+        ({"runs": "a", "paired": True}, "is for folders"),
+        ({"runs": "a", "fake": Path(), "real": Path()}, "name runs"),
+        ({"runs": "a", "bootstrap": 5}, "allowed: 20"),
+        ({"fake": Path(), "real": Path(), "size": 1}, "--size: is 1 .allowed: 2 or more"),
+        ({"fake": Path(), "real": Path(), "baselines": True}, "needs a run"),
+        ({"fake": Path(), "real": Path(), "metrics": "fud"}, "unknown metric fud"),
+    ],
+)
+def test_flags_that_do_not_fit(flags: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        run_evaluation(asked(**flags))
 
 
 def test_missing_weights_are_told_before_anything_is_translated(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing; https://"):
-        run_evaluation(
-            options(runs=(str(runs / "small"),), metrics="fid", output=tmp_path, test_mode="train")
-        )
+        evaluate(runs=runs / "small", metrics="fid", output=tmp_path, test_mode="train")
     assert not list((runs / "small").glob("evaluation/*-train/AtoB"))
 
 
 @pytest.mark.slow
 def test_fid_of_folders_equals_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the files to the number: pytorch-fid's and clean-fid's own functions, one random network for all."""
-    inception, scores = (
-        pytest.importorskip("pytorch_fid.inception"),
-        pytest.importorskip("pytorch_fid.fid_score"),
-    )
+    inception = pytest.importorskip("pytorch_fid.inception")
+    scores = pytest.importorskip("pytorch_fid.fid_score")
     clean = pytest.importorskip("cleanfid.fid", reason="clean-fid is not installed")
     state = random_inception_state()
     torch.save(state, tmp_path / "inception.pth")
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
     fake, real = write_pictures(tmp_path / "fake", 12, 1), write_pictures(tmp_path / "real", 15, 2)
     weights = {"inception_weights": tmp_path / "inception.pth", "allow_unverified": True}
-    run_evaluation(options(fake=fake, real=real, metrics="fid,fid_clean", output=tmp_path / "out", **weights))
-    values = read(tmp_path / "out")["rows"][0]["values"]  # type: ignore[index]
+    report = evaluate(fake=fake, real=real, metrics="fid,fid_clean", output=tmp_path / "out", **weights)
+    values = report["rows"][0]["values"]
     theirs = scores.calculate_fid_given_paths([str(fake), str(real)], 5, "cpu", 2048, 0)
     assert values["fid"] == pytest.approx(float(theirs), rel=1e-3)
     assert "biased upwards" in (tmp_path / "out" / "report.md").read_text()
@@ -444,18 +401,21 @@ def test_too_few_images(tmp_path: Path) -> None:
     torch.save(random_inception_state(), inception)
     flags = {"fake": fake, "real": real, "inception_weights": inception, "allow_unverified": True}
     with pytest.raises(UserError, match="at least 2 images on both sides, there is 1"):
-        run_evaluation(options(**flags, metrics="fid"))
-    assert run_evaluation(options(**flags, output=tmp_path / "out")) == 0
+        evaluate(**flags, metrics="fid")
+    report = evaluate(**flags, output=tmp_path / "out")
     told = "fid, fid_clean, kid not computed: needs at least 2 images on both sides, there is 1\n"
     assert told in (tmp_path / "out" / "report.md").read_text()
-    assert read(tmp_path / "out")["rows"][0]["values"] == {}  # type: ignore[index]
+    assert report["rows"][0]["values"] == {}
 
 
 def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['evaluate', '--help']\n"
-        "try: runpy.run_module('evaluate', run_name='__main__')\n"
-        "except SystemExit as end: assert end.code == 0 and 'torch' not in sys.modules; print('ok')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.endswith("ok\n"), done.stderr
+    for module in ("evaluate", "evaluate.table3"):
+        code = (
+            f"import sys, runpy; sys.argv = ['x', '--help']\n"
+            f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+            "except SystemExit as end: assert end.code == 0 and 'torch' not in sys.modules; print('ok')"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.endswith("ok\n"), done.stderr

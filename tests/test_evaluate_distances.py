@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from evaluate.frechet import frechet_distance, gaussian_from_features, gaussian_from_moments
-from evaluate.kid import kid, squared_mmd
+from evaluate import kid as kernel
+from evaluate.fid import FeatureRows, fid, frechet_distance, gaussian_from_features, gaussian_from_moments
+from evaluate.kid import squared_mmd
 
 
 def _features(count: int, width: int, seed: int) -> np.ndarray:
@@ -16,7 +17,11 @@ def _features(count: int, width: int, seed: int) -> np.ndarray:
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    return frechet_distance(gaussian_from_features(a), gaussian_from_features(b))
+    return fid(FeatureRows.of(a), FeatureRows.of(b))
+
+
+def kid(fakes: np.ndarray, reals: np.ndarray, **options: int) -> float:
+    return kernel.kid(FeatureRows.of(fakes), FeatureRows.of(reals), **options)
 
 
 def _by_sqrtm(a: np.ndarray, b: np.ndarray) -> float:
@@ -75,7 +80,7 @@ def test_diagonal_gaussians() -> None:
 
 def test_large_sides_take_the_fast_way_and_agree() -> None:
     """1100 features: above SVD_LIMIT, against singular values computed directly."""
-    a, b = gaussian_from_features(_features(1300, 1100, 1)), gaussian_from_features(_features(1300, 1100, 2))
+    a, b = (gaussian_from_features(FeatureRows.of(_features(1300, 1100, seed))) for seed in (1, 2))
     nuclear = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
     shift = a.mean - b.mean
     expected = shift @ shift + (a.factor**2).sum() + (b.factor**2).sum() - 2 * nuclear
@@ -84,9 +89,9 @@ def test_large_sides_take_the_fast_way_and_agree() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        gaussian_from_features(np.zeros((1, 4)))
+        gaussian_from_features(FeatureRows.of(np.zeros((1, 4))))
     with pytest.raises(ValueError, match="finite"):
-        gaussian_from_features(np.array([[0.0, np.nan], [1.0, 1.0]]))
+        gaussian_from_features(FeatureRows.of(np.array([[0.0, np.nan], [1.0, 1.0]])))
     with pytest.raises(ValueError, match="finite"):
         kid(np.array([[np.inf], [0.0]]), np.zeros((2, 1)))
 

@@ -5,19 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluate_support import aligned_data, evaluate, make_run, write_pictures
 from PIL import Image
-from test_evaluate_command import aligned_data, make_run, nothing_from_outside, options, read
-from test_evaluate_passes import write_pictures
 
 from datasets.errors import UserError
 from evaluate import pixels
-from evaluate import runs as runs_module
-from evaluate.command import run_evaluation
-from evaluate.places import output_folder
-from evaluate.runs import RunChoice, protocol_of
+from evaluate.comparisons import EvaluatedRun
 from gan.options import TrainOptions, from_dict, to_dict
 
-__all__ = ["nothing_from_outside"]  # used by every test of this file
+pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +25,16 @@ def test_grey_outputs_are_compared_with_grey_pictures(data: Path, tmp_path: Path
     """Reals go through the conversion that training used, and the id says so: it is no number of the RGB kind."""
     run = make_run(tmp_path, data, "grey", "pix2pix", output_nc=1)
     colour = make_run(tmp_path, data, "colour", "pix2pix")
-    run_evaluation(options(runs=(str(run),), metrics="l1"))
-    report = read(run / "evaluation")
-    assert report["protocol"]["id"] == "i2i-1/32/eval/L"  # type: ignore[index]
+    report = evaluate(runs=run, metrics="l1")
+    assert report["protocol"]["id"] == "i2i-1/32/eval/L"
     made = sorted((run / "evaluation").glob("epoch-*/AtoB/*.png"))
     outputs = [np.asarray(Image.open(path)) for path in made]
     targets = [np.asarray(Image.open(data / "test" / path.name).convert("L"))[:, 32:] for path in made]
     assert outputs[0].ndim == 2
     expected = np.mean([pixels.l1(a, b) for a, b in zip(outputs, targets, strict=True)])
-    assert report["rows"][0]["values"]["l1"] == pytest.approx(expected, rel=1e-9)  # type: ignore[index]
+    assert report["rows"][0]["values"]["l1"] == pytest.approx(expected, rel=1e-9)
     with pytest.raises(UserError, match=r"different protocols: .*eval\).*eval/L\)"):
-        run_evaluation(options(runs=(str(colour), str(run)), metrics="l1"))
+        evaluate(runs=(colour, run), metrics="l1")
 
 
 @pytest.mark.parametrize(
@@ -50,13 +45,13 @@ def test_the_colours_of_both_domains_of_a_cyclegan(
 ) -> None:
     trained = from_dict(to_dict(TrainOptions()) | {"model": "cycle_gan", "crop_size": 32})
     trained = replace(trained, model=replace(trained.model, input_nc=input_nc, output_nc=output_nc))
-    choice = RunChoice(dataroot=tmp_path)
     for split in ("testA", "testB"):
         write_pictures(tmp_path / split, 2, 1)
-    protocol = protocol_of(trained, choice)
+    run = EvaluatedRun(tmp_path, trained, tmp_path)
+    protocol = run.protocol()
     assert protocol.id == f"i2i-1/32/eval/{colours}"
     for direction, channels in (("AtoB", output_nc), ("BtoA", input_nc)):
-        _, _, reals = runs_module.test_sides(trained, direction, choice)
+        _, _, reals = run.sides(direction)
         pixels_of_real = reals[0].load()
         assert (np.ptp(pixels_of_real, axis=2).max() == 0) == (channels == 1)
     assert any("grey" in sentence for sentence in protocol.sentences())
@@ -67,12 +62,11 @@ def test_folders_in_grey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for path in fake.iterdir():
         Image.open(path).convert("L").save(path)
     flags = {"fake": fake, "real": real, "paired": True, "metrics": "l1"}
-    run_evaluation(options(**flags))
+    evaluate(**flags, output=tmp_path / "out")
     assert "one folder is grey, the other is not: --grey compares both in grey" in capsys.readouterr().out
-    run_evaluation(options(**flags, grey=True))
+    report = evaluate(**flags, grey=True, output=tmp_path / "grey")
     assert "one folder is grey" not in capsys.readouterr().out
-    report = read(output_folder(options(**flags, grey=True)))
-    assert report["protocol"]["id"] == "i2i-1/40x32/files/L"  # type: ignore[index]
+    assert report["protocol"]["id"] == "i2i-1/40x32/files/L"
     pairs = [[np.asarray(Image.open(f / f"00{i}.png").convert("L")) for f in (fake, real)] for i in range(3)]
     expected = np.mean([pixels.l1(*pair) for pair in pairs])
-    assert report["rows"][0]["values"]["l1"] == pytest.approx(expected, rel=1e-9)  # type: ignore[index]
+    assert report["rows"][0]["values"]["l1"] == pytest.approx(expected, rel=1e-9)

@@ -7,27 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluate_support import lpips_heads, random_inception_state
 from PIL import Image
 from torch import Tensor, nn
 
 from evaluate import lpips
-from evaluate.batches import resize_clean
-from evaluate.inception import InceptionPool, build_inception, resize_bilinear, scale_clean
-from evaluate.weights import ALEXNET_FINGERPRINT, load_alexnet_weights, load_lpips_heads
-
-
-def random_inception_state(seed: int = 0) -> dict[str, Tensor]:
-    """Weights that keep the scale of what passes through, and batch statistics that are not trivial."""
-    draws = torch.Generator().manual_seed(seed)
-    net = build_inception()
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            module.weight.data = torch.randn(module.weight.shape, generator=draws) * (2 / fan_in) ** 0.5
-        elif isinstance(module, nn.BatchNorm2d):
-            module.running_mean = torch.randn(module.running_mean.shape, generator=draws) * 0.1
-            module.running_var = torch.rand(module.running_var.shape, generator=draws) + 0.5
-    return net.state_dict()
+from evaluate.features import InceptionPool, Networks, resize_bilinear, resize_clean, scale_clean
+from evaluate.weights import SOURCES, Weights, WeightsChoice, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +70,7 @@ def trunk_state() -> dict[str, Tensor]:
     """AlexNet's convolutions: the published ones if they are there, else random."""
     folder = os.environ.get("I2I_WEIGHTS")
     if folder and (Path(folder) / "alexnet_features.pth").exists():
-        return dict(load_alexnet_weights(Path(folder) / "alexnet_features.pth", Path(folder)).state)
+        return dict(load_weights(SOURCES["alexnet"], WeightsChoice(Path(folder))).state)
     from torchvision.models import alexnet
 
     torch.manual_seed(0)
@@ -111,7 +97,7 @@ def _picture_batch(count: int, seed: int, height: int = 64, width: int = 48) -> 
 def test_lpips_equals_the_package(
     trunk_state: dict[str, Tensor], theirs: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(load_lpips_heads().state)
+    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(lpips_heads().state)
     for size in ((64, 48), (31, 31), (77, 100)):
         a, b = _picture_batch(5, 1, *size), _picture_batch(5, 2, *size)
         with torch.inference_mode():
@@ -124,7 +110,7 @@ def test_lpips_equals_the_package(
 def test_all_pairs_mean_equals_every_pair(
     trunk_state: dict[str, Tensor], theirs: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(load_lpips_heads().state)
+    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(lpips_heads().state)
     a, b = _picture_batch(7, 3), _picture_batch(5, 4)
     with torch.inference_mode():
         expected = np.mean([float(theirs(x[None], y[None])) for x in a for y in b])
@@ -136,7 +122,7 @@ def test_all_pairs_mean_equals_every_pair(
 
 
 def test_lpips_of_a_picture_with_itself_is_zero(trunk_state: dict[str, Tensor]) -> None:
-    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(load_lpips_heads().state)
+    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(lpips_heads().state)
     maps = trunk(_picture_batch(2, 5))
     assert lpips.distance(maps, maps, heads).tolist() == [0.0, 0.0]
 
@@ -145,8 +131,8 @@ def test_fingerprint_is_that_of_the_published_weights() -> None:
     folder = os.environ.get("I2I_WEIGHTS")
     if not folder or not (Path(folder) / "alexnet_features.pth").exists():
         pytest.skip("AlexNet weights not available: set I2I_WEIGHTS to a folder with alexnet_features.pth")
-    weights = load_alexnet_weights(None, Path(folder), offline=True)
-    assert weights.verified and weights.digest == ALEXNET_FINGERPRINT
+    weights = load_weights(SOURCES["alexnet"], WeightsChoice(Path(folder), offline=True))
+    assert weights.verified and weights.digest == SOURCES["alexnet"].digest
 
 
 def test_the_authors_example_values(trunk_state: dict[str, Tensor]) -> None:
@@ -156,7 +142,7 @@ def test_the_authors_example_values(trunk_state: dict[str, Tensor]) -> None:
         pytest.skip(
             "set I2I_LPIPS_EXAMPLES to a folder with ex_ref.png, ex_p0.png, ex_p1.png, and I2I_WEIGHTS"
         )
-    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(load_lpips_heads().state)
+    trunk, heads = lpips.AlexNetTrunk(trunk_state), lpips.heads_from_state(lpips_heads().state)
 
     def maps(name: str) -> list[Tensor]:
         picture = np.asarray(Image.open(Path(examples) / name).convert("RGB"))
@@ -165,3 +151,12 @@ def test_the_authors_example_values(trunk_state: dict[str, Tensor]) -> None:
     reference = maps("ex_ref.png")
     assert float(lpips.distance(reference, maps("ex_p0.png"), heads)) == pytest.approx(0.722, abs=5e-4)
     assert float(lpips.distance(reference, maps("ex_p1.png"), heads)) == pytest.approx(0.138, abs=5e-4)
+
+
+@pytest.mark.cuda
+def test_features_on_a_gpu_agree_with_the_cpu(inception_state: dict[str, Tensor], images: Tensor) -> None:
+    weights = {"inception": Weights(inception_state, "3" * 64, Path("inception.pth"), False)}
+    with torch.inference_mode():
+        exact = Networks(weights).features("fid", images)
+        found = Networks(weights, torch.device("cuda")).features("fid", images)
+    assert torch.linalg.norm(found - exact) < 1e-5 * torch.linalg.norm(exact)

@@ -1,6 +1,9 @@
 """Rows of a report: which are seeds of one configuration, what spreads there are, and tables of them."""
 
+import csv
+import io
 import math
+import re
 import warnings
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from evaluate.metrics import METRICS
 from evaluate.protocol import Protocol
 from evaluate.report import Report, Row, with_groups
-from evaluate.tables import latex_table, markdown_table, terminal_table
+from gan.loop import HIGHER_IS_BETTER
 
 
 def row(label: str, seed: int, epoch: int, values: dict[str, float], kind: str = "last") -> Row:
@@ -47,30 +50,28 @@ def test_infinite_values_have_no_spread(other: float) -> None:
         warnings.simplefilter("error")
         mean = with_groups(rows)[2]
     assert mean.values["psnr"] == math.inf and set(mean.spreads) == {"l1"}
-    assert "nan" not in terminal_table([mean], METRICS)
-
-
-def test_latex_rows_are_whole_and_escaped() -> None:
-    found = [row("a_b^2~{x}\\", 0, 5, {"psnr": 10.0}), row("b", 1, 5, {"psnr": math.inf})]
-    lines = latex_table(found, [m for m in METRICS if m.name == "psnr"], "p").splitlines()
-    assert lines[1] == r"\begin{tabular}{lllrrr}"
-    assert lines[3].startswith(r"run & direction & checkpoint & n\_fake & n\_real & PSNR")
-    name = r"a\_b\textasciicircum{}2\textasciitilde{}\{x\}\textbackslash{}"
-    assert lines[5] == name + r" & AtoB & last (epoch 5) & 3 & 4 & 10.00 \\"
-    assert lines[6] == r"b & AtoB & last (epoch 5) & 3 & 4 & \textbf{inf} \\"
+    assert "nan" not in Report(Protocol("32", "eval"), [mean]).table("simple")
 
 
 def test_columns_without_content_are_left_out() -> None:
     """Folders have no direction and no checkpoint; the counts always stand there."""
-    found = [Row("a|b", "", "", 3, 4, {"fid": 10.0}), Row("c", "", "", 3, 4, {"fid": 12.0})]
-    columns = [metric for metric in METRICS if metric.name in ("fid", "kid")]
-    head, rule, first, _ = markdown_table(found, columns).splitlines()
-    assert (head, rule) == ("| run | n_fake | n_real | FID |", "| --- | ---: | ---: | ---: |")
-    assert first == r"| a\|b | 3 | 4 | 10.00 |"
-    tex = latex_table(found, columns, "p").splitlines()
-    assert tex[1] == r"\begin{tabular}{lrrr}" and tex[3] == r"run & n\_fake & n\_real & FID $\downarrow$ \\"
-    assert tex[5] == r"a|b & 3 & 4 & \textbf{10.00} \\"
-    assert terminal_table(found, columns).splitlines()[0] == "run  n_fake  n_real    FID"
+    found = [
+        Row("a|b_", "", "", 3, 4, {"fid": 10.0}, missing=["kid"]),
+        Row("c", "", "", 3, 4, {"fid": 12.0}, {"fid": 0.5}),
+    ]
+    report = Report(Protocol("32", "files"), found)
+    head, rule, first, second = [re.sub(" +", " ", line) for line in report.table("pipe").splitlines()]
+    assert head == "| run | n_fake | n_real | FID | KID |" and rule.count("-:") == 4
+    assert first == r"| a\|b_ | 3 | 4 | 10.00 | - |" and second == "| c | 3 | 4 | 12.00 ± 0.50 | |"
+    assert report.table("simple").splitlines()[0].split() == ["run", "n_fake", "n_real", "FID", "KID"]
+    assert r"a|b\_" in report.table("latex_booktabs")
+    lines = list(csv.reader(io.StringIO(report.csv())))
+    assert lines[0][-4:] == ["fid", "fid_plus_minus", "kid", "kid_plus_minus"]
+    assert lines[2][0] == "i2i-1/32/files" and lines[2][-4:] == ["12.0", "0.5", "", ""]
+
+
+def test_better_is_the_same_for_a_report_and_for_the_best_checkpoint() -> None:
+    assert {metric.flag for metric in METRICS if not metric.lower_is_better} == HIGHER_IS_BETTER
 
 
 def test_equal_reasons_are_told_once() -> None:

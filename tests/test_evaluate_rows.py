@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluate_support import FastMeasurements, FewFeatures, write_pictures
 from numpy.typing import NDArray
-from test_evaluate_passes import FewFeatures, write_pictures
+from torch import Tensor
 
-from evaluate import passes, rows
-from evaluate.bootstrap import half_intervals
-from evaluate.cache import FeatureCache
-from evaluate.frechet import gaussian_from_features
+from evaluate import fid, measure
+from evaluate.comparisons import Comparison
+from evaluate.fid import FeatureRows, gaussian_from_features
 from evaluate.kid import kid, resampled_mmd, squared_mmd
-from evaluate.metrics import Comparison, evaluate_row, wanted_by
-from evaluate.passes import Measurements
 from evaluate.pictures import folder_pictures
-from evaluate.rows import FeatureRows
 
 
 def made(count: int, width: int, seed: int = 0) -> FeatureRows:
@@ -48,37 +45,37 @@ def test_gaussian_of_rows_read_in_blocks(count: int) -> None:
     expected = features.all()
     np.testing.assert_allclose(found.mean, expected.mean(0), atol=1e-14)
     np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(expected, rowvar=False), atol=1e-12)
-    assert found.count == count
 
 
-@pytest.mark.parametrize("count", [30, 700])
-def test_repeated_rows_count_as_often(count: int) -> None:
-    features = made(count, 40)
-    repeats = np.bincount(np.random.default_rng(1).integers(0, count, count), minlength=count)
-    found = gaussian_from_features(features, repeats)
-    expected = np.repeat(features.all(), repeats, axis=0)
+def test_repeated_rows_count_as_often() -> None:
+    features = made(700, 40)
+    numbers = np.random.default_rng(1).integers(0, 700, 700)
+    found = gaussian_from_features(features.taken(numbers))
+    expected = features.all()[numbers]
     np.testing.assert_allclose(found.mean, expected.mean(0), atol=1e-14)
     np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(expected, rowvar=False), atol=1e-12)
 
 
 def test_kid_of_rows_is_kid_of_the_array() -> None:
     a, b = made(150, 16, 1), made(130, 16, 2)
-    assert kid(a, b, subsets=20) == kid(a.all(), b.all(), subsets=20)
+    assert kid(a, b, subsets=20) == kid(FeatureRows.of(a.all()), FeatureRows.of(b.all()), subsets=20)
 
 
 def test_kid_of_resamples_against_the_resampled_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BLOCK", 4)
+    monkeypatch.setattr(fid, "BLOCK", 4)
     a, b = made(9, 5, 1).all(), made(11, 5, 2).all()
     draw = np.random.default_rng(3)
     drawn = [(draw.integers(0, 9, 9), draw.integers(0, 11, 11)) for _ in range(3)]
     u = np.stack([np.bincount(i, minlength=9) for i, _ in drawn], axis=1)
     v = np.stack([np.bincount(j, minlength=11) for _, j in drawn], axis=1)
     expected = [squared_mmd(a[i], b[j]) for i, j in drawn]
-    np.testing.assert_allclose(resampled_mmd(a, b, u, v), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        resampled_mmd(FeatureRows.of(a), FeatureRows.of(b), u, v), expected, rtol=1e-12
+    )
 
 
 def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BLOCK", 64)
+    monkeypatch.setattr(fid, "BLOCK", 64)
     few, many = made(300, 64), made(1_200, 64)
     assert peak_memory(lambda: gaussian_from_features(many)) < 1.1 * peak_memory(
         lambda: gaussian_from_features(few)
@@ -96,28 +93,20 @@ def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch: pytest.Monkey
 
 def test_memory_of_a_report_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture costs its name, its hashes and its place in lists, far less than its features (8 KiB in earnest)."""
-    monkeypatch.setattr(passes, "ROWS_IN_MEMORY", 16)
-    monkeypatch.setattr(rows, "BLOCK", 16)
+    monkeypatch.setattr(measure, "ROWS_IN_MEMORY", 16)
+    monkeypatch.setattr(fid, "BLOCK", 16)
     wide = 2048
 
     class Wide(FewFeatures):
-        def inception_features(self, name, images):  # type: ignore[no-untyped-def]
-            return super().inception_features(name, images).repeat(1, wide // 8)
-
-    flags = ("fid", "kid", "lpips")
+        def features(self, kind: str, images: Tensor) -> Tensor:
+            return super().features(kind, images).repeat(1, wide // 8)
 
     def report(count: int) -> None:
         pictures = folder_pictures(tmp_path / str(count), None)
-        row = Comparison("row", "", pictures, pictures)
-        measurements = Measurements(FeatureCache(None), Wide(), batch_size=8, num_threads=1)
-        measurements.compute(wanted_by([row], flags))
-        for name in flags:
-            if name == "fid":  # 2048 wide in earnest: only its reading is of interest here
-                assert (
-                    sum(len(block) for _, block in measurements.features("fid", pictures).blocks()) == count
-                )
-            else:
-                evaluate_row(row, (name,), measurements)
+        measurements = FastMeasurements(batch_size=8, networks=Wide())
+        measurements.values(Comparison("row", "", pictures, pictures), ("kid", "lpips"))
+        blocks = measurements.features("fid", pictures).blocks()  # as an FID reads them, without its cost
+        assert sum(len(block) for _, block in blocks) == count
 
     for count in (120, 360):
         write_pictures(tmp_path / str(count), count, 1)
@@ -133,13 +122,11 @@ def test_intervals_do_not_depend_on_where_the_rows_are(
     row = Comparison("row", "", fakes, reals)
 
     def intervals() -> dict[str, float]:
-        measurements = Measurements(FeatureCache(None), FewFeatures())
-        measurements.compute(wanted_by([row], ("fid", "kid")))
-        return half_intervals(row, ("fid", "kid"), measurements, 20)
+        return FastMeasurements().widths(row, ("fid", "kid"), 20)
 
     in_memory = intervals()
-    monkeypatch.setattr(passes, "ROWS_IN_MEMORY", 0)
-    monkeypatch.setattr(rows, "BLOCK", 2)
+    monkeypatch.setattr(measure, "ROWS_IN_MEMORY", 0)
+    monkeypatch.setattr(fid, "BLOCK", 2)
     assert intervals() == pytest.approx(in_memory, rel=1e-6)
     assert set(in_memory) == {"fid", "kid"}
 

@@ -11,46 +11,44 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluate_support import random_trunk, write_pictures
 from PIL import Image
-from test_evaluate_passes import random_trunk, write_pictures
 
 from datasets.errors import RunError, UserError
 from evaluate import table3_run
-from evaluate.grids import picture_grid
-from evaluate.table3_options import Table3Options
-from evaluate.table3_plan import HORSES, MAPS, PRESETS, PUBLISHED, Training, trainings
-from evaluate.table3_results import csv_text, latex, markdown, table_rows
-from evaluate.table3_run import parse_seeds, run_table3
-from evaluate.table3_terminal import terminal_text
-from evaluate.table3_text import duration
+from evaluate.table3 import (
+    HORSES,
+    MAPS,
+    PRESETS,
+    PUBLISHED,
+    PlannedTraining,
+    Table3Options,
+    parse_seeds,
+    plan_trainings,
+)
+from evaluate.table3_run import csv_text, run_table3, table_rows, terminal_text, wide_table
 from gan.command_line import parse_train
 from gan.launch import train
 
-
-@pytest.fixture(autouse=True)
-def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("I2I_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 
 def test_the_plan_has_eight_rows() -> None:
-    plan = trainings(PRESETS["full"], [0])
+    plan = plan_trainings(PRESETS["full"], [0])
     assert len({(t.setting, t.norm) for t in plan}) == len(PUBLISHED) == 8
     assert len(plan) == 12  # Pix2Pix is trained once for each direction
-    assert len({t.name for t in trainings(PRESETS["full"], [0, 1])}) == 24
+    assert len({t.name for t in plan_trainings(PRESETS["full"], [0, 1])}) == 24
     flags = plan[0].flags(Path("data"), Path("checkpoints"))
     assert flags[flags.index("--dataroot") + 1] == "data/maps" and "--n_epochs" not in flags
     with pytest.raises(UserError, match="no training has"):
-        trainings(PRESETS["full"], [0], "nothing")
+        plan_trainings(PRESETS["full"], [0], "nothing")
 
 
 def test_directions_of_maps_are_turned_around() -> None:
     """On disk A is the photo; the table's A is the map."""
     assert MAPS.words("BtoA") == "map→photo" and MAPS.words("AtoB") == "photo→map"
     assert HORSES.words("AtoB") == "horse→zebra"
-    first, second = (t for t in trainings(PRESETS["full"], [0], "maps_pix2pix_nc_ms"))
+    first, second = (t for t in plan_trainings(PRESETS["full"], [0], "maps_pix2pix_nc_ms"))
     assert (first.direction, second.direction) == ("BtoA", "AtoB")
 
 
@@ -64,8 +62,8 @@ def _report(*rows: tuple[str, float, float], lpips: str = "lpips_target", n: int
     }
 
 
-def _named(text: str, seeds: Sequence[int] = (0,)) -> list[Training]:
-    return trainings(PRESETS["full"], seeds, text)
+def _named(text: str, seeds: Sequence[int] = (0,)) -> list[PlannedTraining]:
+    return plan_trainings(PRESETS["full"], seeds, text)
 
 
 def test_numbers_land_in_their_cells() -> None:
@@ -76,32 +74,26 @@ def test_numbers_land_in_their_cells() -> None:
             nc: _report(("AtoB", 11.0, 0.15), ("BtoA", 19.0, 0.25)),
         }
     )
-    assert [row.norm for row in rows] == ["pono_ms", "nc_ms", "NC − PONO"]
+    assert [row.norm for row in rows] == ["PONO+MS", "NC+MS", "NC − PONO"]
     first = rows[0].cells
     assert (first["fid_ab"].mean, first["fid_ba"].mean) == (20.0, 10.0)  # disk BtoA is the table's A -> B
     assert (first["lpips_ab"].mean, first["lpips_ba"].mean) == (0.2, 0.1)
     assert rows[2].cells["fid_ab"].mean == -1.0
     assert rows[2].cells["fid_ab"].published == pytest.approx(49.57 - 52.45)
-    text = re.sub(" +", " ", markdown(rows, "p", 200, []))
-    assert (
-        "map→photo" in text
-        and "| 20.00 | 7/8 | 52.45 | 10.00 | 7/7 | 64.13 |" in text
-        and "miniature" not in text
-    )
-    assert csv_text(rows, "p").count("\n") == 4 and r"\toprule" in latex(rows, "p")
+    text = re.sub(" +", " ", wide_table(rows, "pipe"))
+    assert "map→photo" in text and "| 20.00 | 7/8 | 52.45 | 10.00 | 7/7 | 64.13 |" in text
+    assert csv_text(rows, "p").count("\n") == 4 and r"\toprule" in wide_table(rows, "latex_booktabs")
 
 
 def test_counts_stand_beside_every_fid() -> None:
-    """In the table, its differences, the CSV and LaTeX; counts that differ between seeds or models are all told."""
+    """In the table, its differences and the CSV; counts that differ between seeds or models are all told."""
     (pono,), nc = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc", (0, 1))
     both = (("AtoB", 10.0, 0.1), ("BtoA", 20.0, 0.2))
     reports = {pono: _report(*both), nc[0]: _report(*both), nc[1]: _report(*both, n=5)}
     rows = table_rows(reports)
     assert [row.cells["fid_ab"].counts_text for row in rows] == ["7/8", "7/8, 5/6", "7/8, 5/6"]
     head, _, *lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in markdown(rows, "p", 200, []).splitlines()
-        if line.startswith("|")
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in wide_table(rows, "pipe").splitlines()
     ]
     places = [i for i, name in enumerate(head) if name in ("FID A→B", "FID B→A")]
     assert [head[i + 1] for i in places] == ["FID A→B n_fake/n_real", "FID B→A n_fake/n_real"]
@@ -111,11 +103,10 @@ def test_counts_stand_beside_every_fid() -> None:
     first, second, _ = csv.DictReader(io.StringIO(csv_text(rows, "p")))
     assert (first["fid_ab_n_fake"], first["fid_ab_n_real"], first["fid_ba_n_real"]) == ("7", "8", "7")
     assert (second["fid_ab_n_fake"], second["lpips_ba_published"]) == ("7 5", "0.177")
-    lines = [re.sub(" +", " ", line.strip()) for line in terminal_text(rows).splitlines()]
-    assert lines[1] == "Maps, CycleGAN A→B: map→photo PONO+MS 20.00 7/8 52.45 0.2000 0.3317"
-    assert lines[5] == "NC+MS 10.00 ± 0.00 7/7, 5/5 59.78 0.1000 ± 0.0000 0.1770" and len(lines) == 7
+    _, _, *lines = [re.sub(" +", " ", line.strip()) for line in terminal_text(rows).splitlines()]
+    assert lines[0] == "Maps, CycleGAN A→B: map→photo PONO+MS 20.00 7/8 52.45 0.2000 0.3317"
+    assert lines[4] == "NC+MS 10.00 ± 0.00 7/7, 5/5 59.78 0.1000 ± 0.0000 0.1770" and len(lines) == 6
     assert max(map(len, terminal_text(rows).splitlines())) <= 120
-    assert "20.00 (52.45; 7/8) & 10.00 (64.13; 7/7) & 0.2000 (0.3317)" in latex(rows, "p")
     (without,) = table_rows({pono: {"protocol": {"id": "p"}, "rows": []}})
     assert without.cells["fid_ab"].counts_text == "-"
     (empty,) = csv.DictReader(io.StringIO(csv_text([without], "p")))
@@ -202,7 +193,7 @@ def test_a_row_whose_makings_changed_is_made_again(
         preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
         allow_unverified=True, offline=True, device="cpu", pictures=2, only="maps_pix2pix_nc_ms_BtoA",
     )  # fmt: skip
-    (training,) = trainings(PRESETS["smoke"], [0], options.only)
+    (training,) = plan_trainings(PRESETS["smoke"], [0], options.only)
     row = tmp_path / "out" / "rows" / f"{training.name}.json"
     assert run_table3(options, Runner()) == 0
     whole = json.loads(row.read_text()) | {"not_computed": {}}  # as if all weights were there
@@ -219,8 +210,13 @@ def test_a_row_whose_makings_changed_is_made_again(
         '{"protocol": {"id": "of another report"}}'
     )  # is nobody's hindrance
     assert not used_again(replace(options, lpips_weights=other))
+    made = {path.name: path.read_bytes() for path in pictures.glob("epoch-*/BtoA/*.png")}
     shutil.rmtree(pictures)
-    assert not used_again() and list(pictures.glob("epoch-*/BtoA/*.png"))
+    assert used_again()  # made again, and the same ones
+    assert {path.name: path.read_bytes() for path in pictures.glob("epoch-*/BtoA/*.png")} == made
+    stored = whole["rows"][0]["file_list_hashes"].pop("fake")
+    assert not used_again()  # other outputs
+    whole["rows"][0]["file_list_hashes"]["fake"] = stored
     checkpoint = whole["rows"][0].pop("checkpoint_sha256")
     assert not used_again()
     whole["rows"][0]["checkpoint_sha256"] = checkpoint
@@ -310,12 +306,8 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "of training on this machine" in capsys.readouterr().out
 
 
-def test_small_parts() -> None:
+def test_seeds() -> None:
     assert parse_seeds("0,2,2") == [0, 2]
     for text in ("", "a", "-1"):
         with pytest.raises(UserError, match="--seeds"):
             parse_seeds(text)
-    assert [duration(s) for s in (20, 600, 7200, 400000)] == ["20 s", "10 min", "2.0 h", "4.6 days"]
-    red, blue = Image.new("RGB", (20, 10), "red"), Image.new("L", (20, 10), 0)
-    grid = picture_grid([("title", {"a row": [red, red], "b": [blue, blue]}), ("x", {"c": [red]})])
-    assert sum(count for count, colour in grid.getcolors(10_000) or [] if colour == (255, 0, 0)) == 3 * 200

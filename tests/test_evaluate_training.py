@@ -5,56 +5,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_evaluate_passes import FewFeatures
+from evaluate_support import FewFeatures
 from torch import Tensor
 from training_support import TINY, records, train, write_aligned
 
 from datasets.errors import UserError
 from datasets.images import to_picture
-from evaluate import pixels, training
-from evaluate.frechet import frechet_distance, gaussian_from_features
-from evaluate.training import make_evaluator, to_bytes
+from evaluate import pixels
+from evaluate.fid import FeatureRows, fid
+from evaluate.training import TrainingMetrics, as_pictures, make_evaluator
 from gan.viewers.visdom_panes import Board
 
-
-@pytest.fixture(autouse=True)
-def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("I2I_OFFLINE", "1")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("I2I_WEIGHTS", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 
 def _pictures(count: int, seed: int, channels: int = 3, side: int = 40) -> Tensor:
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def _evaluator(flags: str) -> training._Evaluator:
-    return training._Evaluator(flags.split(","), FewFeatures())
+def _evaluator(flags: str) -> TrainingMetrics:
+    return TrainingMetrics(flags.split(","), FewFeatures())
+
+
+def _arrays(images: Tensor) -> np.ndarray:
+    """(N, H, W, 3): as the pictures would be in files."""
+    return np.stack([picture.load() for picture in as_pictures(images, "x")])
 
 
 def test_bytes_are_those_of_the_written_picture() -> None:
     images = _pictures(2, 1) * 1.3
-    assert np.array_equal(to_bytes(images)[1], np.asarray(to_picture(images[1])))
-    assert to_bytes(_pictures(2, 1, channels=1)).shape == (2, 40, 40, 3)
+    assert np.array_equal(_arrays(images)[1], np.asarray(to_picture(images[1])))
+    assert _arrays(_pictures(2, 1, channels=1)).shape == (2, 40, 40, 3)
 
 
 def test_pix2pix_pictures() -> None:
     images = {"input": _pictures(5, 1), "fake": _pictures(5, 2), "target": _pictures(5, 3)}
     evaluator = _evaluator("fid,fid_clean,kid,lpips,psnr,ssim,l1")
     found = evaluator(images)
-    fakes, targets = to_bytes(images["fake"]), to_bytes(images["target"])
+    fakes, targets = _arrays(images["fake"]), _arrays(images["target"])
     assert found["psnr"] == pytest.approx(
         np.mean([pixels.psnr(a, b) for a, b in zip(fakes, targets, strict=True)])
     )
     networks = evaluator.networks
     features = [
-        networks.inception_features("fid", torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
-        for x in (fakes, targets)
+        networks.features("fid", torch.from_numpy(x).permute(0, 3, 1, 2)).numpy() for x in (fakes, targets)
     ]
-    distance = frechet_distance(*(gaussian_from_features(x) for x in features))
-    assert found["fid"] == pytest.approx(distance, rel=1e-9)
-    assert set(found) == {"fid", "fid_clean", "kid", "lpips", "psnr", "ssim", "l1"}
+    assert found["fid"] == pytest.approx(fid(*map(FeatureRows.of, features)), rel=1e-9)
+    assert list(found) == ["fid", "fid_clean", "kid", "lpips", "psnr", "ssim", "l1"]
 
 
 def test_cyclegan_pictures_have_both_sides_and_their_mean() -> None:
@@ -69,9 +66,8 @@ def test_real_features_are_computed_once() -> None:
     evaluator = _evaluator("fid,kid")
     images = {"fake": _pictures(5, 2), "target": _pictures(5, 3)}
     evaluator(images)
-    before = evaluator.networks.seen["fid"]  # type: ignore[attr-defined]
     evaluator({"fake": _pictures(5, 4), "target": images["target"]})
-    assert evaluator.networks.seen["fid"] - before == 2 * 5  # type: ignore[attr-defined]
+    assert evaluator.networks.seen["fid"] == 3 * 5  # type: ignore[attr-defined]
 
 
 def test_the_trainings_random_numbers_are_not_touched() -> None:

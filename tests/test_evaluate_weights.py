@@ -13,18 +13,20 @@ import torch
 
 from datasets.errors import UserError
 from datasets.files import sha256_of
-from evaluate import weights
 from evaluate.weights import (
+    SOURCES,
+    Weights,
+    WeightsChoice,
     WeightsMissing,
     WeightsSource,
     find_file,
-    load_alexnet_weights,
-    load_inception_weights,
-    load_lpips_heads,
+    find_weights,
+    load_weights,
 )
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
 PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]
+NAME = f"w-{PREFIX}.pth"
 
 
 @dataclass
@@ -76,20 +78,26 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _source(server: Server) -> WeightsSource:
-    return replace(weights.INCEPTION, url=server.address + "/w", hash_prefix=PREFIX, file_names=("w.pth",))
+    return replace(SOURCES["inception"], url=server.address + "/w", file_names=(NAME,))
+
+
+def load(network: str, path: Path | None = None, allow: bool = False, **changes: str) -> Weights:
+    """Weights from this file, or from the installed package; changes: of their source."""
+    source = replace(SOURCES[network], **changes)  # type: ignore[arg-type]
+    return load_weights(source, WeightsChoice(Path(), allow_unverified=allow), path)
 
 
 def test_search_order(server: Server, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, cache = _source(server), places / "cache"
-    assert find_file(source, None, cache) == cache / "weights" / "w.pth"  # downloaded
+    assert find_file(source, None, cache) == cache / "weights" / NAME  # downloaded
     assert len(server.ranges) == 1
-    assert find_file(source, None, cache) == cache / "weights" / "w.pth"  # found
+    assert find_file(source, None, cache) == cache / "weights" / NAME  # found
     assert len(server.ranges) == 1
     folder = places / "folder"
     folder.mkdir()
-    (folder / "w.pth").touch()
+    (folder / NAME).touch()
     monkeypatch.setenv("I2I_WEIGHTS", str(folder))
-    assert find_file(source, None, cache) == folder / "w.pth"
+    assert find_file(source, None, cache) == folder / NAME
     named = places / "named.pth"
     named.touch()
     assert find_file(source, named, cache) == named
@@ -100,11 +108,11 @@ def test_download_goes_on_where_it_was_cut(server: Server, places: Path) -> None
     server.cut = 300_000
     with pytest.raises(WeightsMissing):
         find_file(source, None, cache)
-    assert not (cache / "weights" / "w.pth").exists()
+    assert not (cache / "weights" / NAME).exists()
     server.cut = None
     assert find_file(source, None, cache).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=300000-"]
-    assert [path.name for path in (cache / "weights").iterdir()] == ["w.pth"]
+    assert [path.name for path in (cache / "weights").iterdir()] == [NAME]
 
 
 def test_download_beside_another(server: Server, places: Path) -> None:
@@ -117,7 +125,7 @@ def test_download_beside_another(server: Server, places: Path) -> None:
 
 
 def test_download_with_another_hash_is_removed(server: Server, places: Path) -> None:
-    source = replace(_source(server), hash_prefix="00000000")
+    source = replace(_source(server), file_names=("w-00000000.pth",))
     with pytest.raises(WeightsMissing, match=f"SHA-256 begins {PREFIX}; removed"):
         find_file(source, None, places / "cache")
     assert not [path for path in (places / "cache").rglob("*") if path.is_file()]
@@ -132,11 +140,11 @@ def test_cache_that_cannot_be_written(server: Server, places: Path) -> None:
 def test_variable_that_names_no_folder(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("I2I_WEIGHTS", str(places / "nothing"))
     with pytest.raises(UserError, match=r"I2I_WEIGHTS: .*nothing is no folder"):
-        find_file(weights.INCEPTION, None, places / "cache")
+        find_file(SOURCES["inception"], None, places / "cache")
 
 
 def test_torch_hub_files_are_used(server: Server, places: Path) -> None:
-    there = places / "torch" / "hub" / "checkpoints" / "w.pth"
+    there = places / "torch" / "hub" / "checkpoints" / NAME
     there.parent.mkdir(parents=True)
     there.touch()
     assert find_file(_source(server), None, places / "cache") == there
@@ -145,32 +153,32 @@ def test_torch_hub_files_are_used(server: Server, places: Path) -> None:
 
 def test_offline_says_where_to_put_it(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsMissing) as caught:
-        find_file(weights.INCEPTION, None, places / "cache", offline=True)
+        find_file(SOURCES["inception"], None, places / "cache", offline=True)
     line = str(caught.value)
-    assert str(places / "cache" / "weights" / weights.INCEPTION.file_names[0])[-100:] in line
-    assert weights.INCEPTION.url in line and "6726825d" in line and "--inception_weights" in line
+    assert str(places / "cache" / "weights" / SOURCES["inception"].file_names[0])[-100:] in line
+    assert SOURCES["inception"].url in line and "6726825d" in line and "--inception_weights" in line
     monkeypatch.setenv("I2I_OFFLINE", "1")
     with pytest.raises(WeightsMissing):
-        find_file(weights.ALEXNET, None, places / "cache")
+        find_file(SOURCES["alexnet"], None, places / "cache")
 
 
 def test_unreachable_says_where_to_put_it(places: Path) -> None:
-    source = replace(weights.INCEPTION, url="http://127.0.0.1:1/w.pth")
+    source = replace(SOURCES["inception"], url="http://127.0.0.1:1/w.pth")
     with pytest.raises(WeightsMissing, match="cannot be reached"):
         find_file(source, None, places / "cache")
 
 
 def test_named_file_that_is_not_there(places: Path) -> None:
     with pytest.raises(UserError, match="no such file of Inception weights"):
-        find_file(weights.INCEPTION, places / "nothing.pth", places / "cache")
+        find_file(SOURCES["inception"], places / "nothing.pth", places / "cache")
 
 
 def test_unknown_weights_are_refused_unless_allowed(places: Path) -> None:
     path = places / "own.pth"
     torch.save({"a": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="not 6726825d"):
-        load_inception_weights(path, places)
-    allowed = load_inception_weights(path, places, allow_unverified=True)
+        load("inception", path)
+    allowed = load("inception", path, allow=True)
     assert not allowed.verified and allowed.digest == sha256_of(path)
 
 
@@ -182,7 +190,7 @@ def _random_alexnet() -> dict[str, torch.Tensor]:
     return {f"features.{name}": value for name, value in state.items()} | {"classifier.1.bias": torch.ones(3)}
 
 
-def test_alexnet_is_known_by_its_five_layers(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alexnet_is_known_by_its_five_layers(places: Path) -> None:
     """The full file and the convolutions alone have one fingerprint; one changed weight has another."""
     state = _random_alexnet()
     full, part, changed = places / "full.pth", places / "part.pth", places / "changed.pth"
@@ -191,38 +199,37 @@ def test_alexnet_is_known_by_its_five_layers(places: Path, monkeypatch: pytest.M
     state["features.10.bias"][0] += 1e-3
     torch.save(state, changed)
     with pytest.raises(UserError, match="not torchvision's ImageNet AlexNet"):
-        load_alexnet_weights(full, places)
-    digest = load_alexnet_weights(full, places, allow_unverified=True).digest
-    monkeypatch.setattr(weights, "ALEXNET_FINGERPRINT", digest)
-    assert load_alexnet_weights(full, places).verified
-    assert load_alexnet_weights(part, places).verified
+        load("alexnet", full)
+    digest = load("alexnet", full, allow=True).digest
+    assert load("alexnet", full, digest=digest).verified
+    assert load("alexnet", part, digest=digest).verified
     with pytest.raises(UserError, match="fingerprint"):
-        load_alexnet_weights(changed, places)
+        load("alexnet", changed, digest=digest)
 
 
 def test_heads_are_known_by_their_fingerprint(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the installed package are; a package with one other number in them is not."""
-    published = load_lpips_heads()
-    assert published.verified and published.digest == weights.HEADS_FINGERPRINT
+    published = load("heads")
+    assert published.verified and published.digest == SOURCES["heads"].digest
     package = SimpleNamespace(submodule_search_locations=[str(places / "lpips")])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
+    monkeypatch.setattr("evaluate.weights.find_spec", lambda name: package)
     with pytest.raises(UserError, match=r"alex\.pth: "):
-        load_lpips_heads()
+        load("heads")
     own = places / "lpips" / "weights" / "v0.1" / "alex.pth"
     own.parent.mkdir(parents=True)
     state = {name: value.clone() for name, value in published.state.items()}
     torch.save(state, own)
-    assert load_lpips_heads().verified  # another file of the same numbers
+    assert load("heads").verified  # another file of the same numbers
     state["lin3.model.1.weight"][0, 7] += 1e-3
     torch.save(state, own)
     with pytest.raises(UserError, match=r"fingerprint .* not the heads of LPIPS v0\.1 .*--allow_unverified"):
-        load_lpips_heads()
-    allowed = load_lpips_heads(allow_unverified=True)
+        load("heads")
+    allowed = load("heads", allow=True)
     assert not allowed.verified and allowed.digest not in (published.digest, "")
     del state["lin4.model.1.weight"]
     torch.save(state, own)
     with pytest.raises(UserError, match=r"no lin4\.model\.1\.weight in it"):
-        load_lpips_heads(allow_unverified=True)
+        load("heads", allow=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 cut"])
@@ -230,10 +237,18 @@ def test_what_is_no_file_of_weights(places: Path, content: bytes) -> None:
     path = places / "x.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a readable file of weights"):
-        load_alexnet_weights(path, places, allow_unverified=True)
+        load("alexnet", path, allow=True)
 
 
 def test_alexnet_without_a_layer(places: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(2)}, places / "x.pth")
     with pytest.raises(UserError, match=r"no features\.0\.bias in it"):
-        load_alexnet_weights(places / "x.pth", places, allow_unverified=True)
+        load("alexnet", places / "x.pth", allow=True)
+
+
+def test_a_named_file_must_be_usable_a_missing_one_need_not(places: Path) -> None:
+    cache = places / "cache"
+    found, missing = find_weights(["inception", "heads"], WeightsChoice(cache, offline=True))
+    assert list(found) == ["heads"] and isinstance(missing["inception"], WeightsMissing)
+    with pytest.raises(UserError, match="no such file"):
+        find_weights(["inception"], WeightsChoice(cache, {"inception": places / "none.pth"}))

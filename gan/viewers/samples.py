@@ -44,7 +44,7 @@ def save_samples(folder: Path, images: Mapping[str, Tensor]) -> dict[str, Path]:
         files[kind] = folder / f"{kind}.png"
         save_png(_tile(column), files[kind])
     files[GRID] = folder / f"{GRID}.png"
-    save_png(_labelled_grid(pictures), files[GRID])
+    save_png(labelled_grid(pictures), files[GRID])
     return files
 
 
@@ -71,7 +71,7 @@ def _tile(pictures: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _labelled_grid(pictures: Mapping[str, list[Image.Image]]) -> Image.Image:
+def labelled_grid(pictures: Mapping[str, list[Image.Image]]) -> Image.Image:
     """A row per input, a column per kind, the kind's caption above its column."""
     cell_width = max(column[0].width for column in pictures.values())
     cell_height = max(column[0].height for column in pictures.values())

@@ -1,4 +1,4 @@
-"""The Fréchet distance of two Gaussians, exact for covariances of any rank.
+"""The Fréchet distance of two Gaussians, exact for covariances of any rank, from features in blocks.
 
     d^2 = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)        (Heusel et al. 2017, equation 6)
 
@@ -8,61 +8,93 @@ drop and nothing to add to a diagonal; for n images of d features the matrix is 
 is small for small sets.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.rows import Features, as_rows
-
 Array = NDArray[np.float64]
 
-SVD_LIMIT = (
-    1024  # up to this side singular values are computed directly, above by the faster product with itself
-)
+BLOCK = 512  # rows of features that are in memory at once
+
+SVD_LIMIT = 1024
+"""Up to this side singular values are computed directly, above by the faster product with itself."""
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """`count` rows of features that need not be in memory together.
+
+    read: gives the rows of some numbers, (k,) -> (k, d), in their order. Statistics over blocks cost the same memory
+    for a hundred pictures and for a hundred thousand.
+    """
+
+    count: int
+    read: Callable[[NDArray[np.int64]], NDArray]
+
+    @classmethod
+    def of(cls, array: NDArray) -> "FeatureRows":
+        """The rows of an array (n, d)."""
+        return cls(len(array), lambda numbers: array[numbers])
+
+    def all(self) -> NDArray:
+        """(count, d): every row."""
+        return self.read(np.arange(self.count))
+
+    def taken(self, numbers: NDArray[np.int64]) -> "FeatureRows":
+        """The rows of these numbers, with repeats."""
+        return FeatureRows(len(numbers), lambda chosen: self.read(numbers[chosen]))
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        """All rows in order, in float64: (which, rows) for at most `BLOCK` of them at a time."""
+        for start in range(0, self.count, BLOCK):
+            which = slice(start, min(start + BLOCK, self.count))
+            yield which, self.read(np.arange(which.start, which.stop)).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (d,) and a factor (r, d) of the covariance, factor^T factor, estimated from `count` samples."""
+    """Mean (d,) and a factor (r, d) of the covariance factor^T factor."""
 
     mean: Array
     factor: Array
-    count: int
 
 
-def gaussian_from_features(features: Features, repeats: NDArray[np.integer] | None = None) -> Gaussian:
+def fid(fakes: FeatureRows, reals: FeatureRows) -> float:
+    """The Fréchet distance of the Gaussians of two sets of features. ValueError as `gaussian_from_features`."""
+    return frechet_distance(gaussian_from_features(fakes), gaussian_from_features(reals))
+
+
+def gaussian_from_features(features: FeatureRows) -> Gaussian:
     """The Gaussian of (n, d) features with the unbiased covariance (divisor n - 1).
 
-    repeats: how often each row counts, (n,); once, if not given. Rows that are read from elsewhere are read
-    twice, a block at a time: memory does not grow with n, only with the smaller of n and d. ValueError for fewer than 2
-    rows or for values that are not finite.
+    Rows are read twice, a block at a time: memory does not grow with n, only with the smaller of n and d. ValueError
+    for fewer than 2 rows or for values that are not finite.
     """
-    rows = as_rows(features)
-    weights = np.ones(rows.count) if repeats is None else np.asarray(repeats, np.float64)
-    count = round(float(weights.sum()))
-    if count < 2:
+    if features.count < 2:
         raise ValueError("a covariance needs at least 2 images")
-    mean: Array = np.sum([weights[which] @ block for which, block in rows.blocks()], axis=0) / count
+    mean: Array = np.sum([block.sum(axis=0) for _, block in features.blocks()], axis=0) / features.count
     if not np.isfinite(mean).all():
         raise ValueError("features are not finite")
     width = len(mean)
-    parts, covariance = [], np.zeros((width, width) if rows.count > width else (0, 0))
-    for which, block in rows.blocks():
-        centred = (block - mean) * np.sqrt(weights[which, None] / (count - 1))
-        if rows.count > width:
+    many = features.count > width
+    rows, covariance = [], np.zeros((width, width) if many else (0, 0))
+    for _, block in features.blocks():
+        centred = (block - mean) / np.sqrt(features.count - 1)
+        if many:
             covariance += centred.T @ centred
         else:
-            parts.append(centred)
-    return Gaussian(mean, np.concatenate(parts) if parts else _factor(covariance), count)
+            rows.append(centred)
+    return Gaussian(mean, _factor(covariance) if many else np.concatenate(rows))
 
 
-def gaussian_from_moments(mean: NDArray, covariance: NDArray, count: int = 0) -> Gaussian:
+def gaussian_from_moments(mean: NDArray, covariance: NDArray) -> Gaussian:
     """The Gaussian of a given mean (d,) and symmetric positive semi-definite covariance (d, d)."""
     mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError("moments are not finite")
-    return Gaussian(mean, _factor(covariance), count)
+    return Gaussian(mean, _factor(covariance))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -81,7 +113,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _factor(covariance: Array) -> Array:
-    """F with F^T F = covariance; a Cholesky factor where there is one, else by eigenvalues, leaving out zeros."""
+    """F with F^T F = covariance: a Cholesky factor if there is one, else by eigenvalues, zeros left out."""
     try:
         return np.asarray(np.linalg.cholesky(covariance).T, np.float64)
     except np.linalg.LinAlgError:

@@ -1,0 +1,172 @@
+"""The networks whose features the metrics compare: the TF-2015 Inception network of FID, and LPIPS's AlexNet.
+
+The definition of Inception's patched blocks is taken from the pytorch_fid package; the weights come from a file.
+For speed every convolution absorbs the batch normalisation after it (exact in real arithmetic, eval mode
+only).
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from datasets.errors import UserError
+from evaluate.lpips import AlexNetTrunk, heads_from_state
+from evaluate.weights import SOURCES, Weights
+
+INCEPTION_SIDE = 299  # pixels
+
+
+class InceptionPool(nn.Module):
+    """(N, 3, 299, 299) in [-1, 1] -> (N, 2048) float32: the features before the classifier, averaged over positions."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        """state: a state dict of `build_inception()`; RuntimeError where keys or shapes differ."""
+        super().__init__()
+        net = build_inception()
+        net.load_state_dict(dict(state))
+        net.eval().requires_grad_(False)
+        for module in net.modules():  # every `BasicConv2d` is conv, bn, ReLU
+            if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
+                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+        self.blocks = nn.Sequential(
+            net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3, nn.MaxPool2d(3, 2),
+            net.Conv2d_3b_1x1, net.Conv2d_4a_3x3, nn.MaxPool2d(3, 2),
+            net.Mixed_5b, net.Mixed_5c, net.Mixed_5d, net.Mixed_6a, net.Mixed_6b, net.Mixed_6c, net.Mixed_6d,
+            net.Mixed_6e, net.Mixed_7a, net.Mixed_7b, net.Mixed_7c,
+        )  # fmt: skip
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.blocks(images.contiguous(memory_format=torch.channels_last))  # (N, 2048, 8, 8)
+        return x.mean(dim=(2, 3), dtype=torch.float32)
+
+
+def build_inception() -> Any:
+    """pytorch-fid's network with unset weights (torchvision's Inception v3, 1008 classes, patched blocks)."""
+    from pytorch_fid import inception as blocks
+    from torchvision.models import inception_v3
+
+    net = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    net.Mixed_5b = blocks.FIDInceptionA(192, pool_features=32)
+    net.Mixed_5c = blocks.FIDInceptionA(256, pool_features=64)
+    net.Mixed_5d = blocks.FIDInceptionA(288, pool_features=64)
+    net.Mixed_6b = blocks.FIDInceptionC(768, channels_7x7=128)
+    net.Mixed_6c = blocks.FIDInceptionC(768, channels_7x7=160)
+    net.Mixed_6d = blocks.FIDInceptionC(768, channels_7x7=160)
+    net.Mixed_6e = blocks.FIDInceptionC(768, channels_7x7=192)
+    net.Mixed_7b = blocks.FIDInceptionE_1(1280)
+    net.Mixed_7c = blocks.FIDInceptionE_2(2048)
+    return net
+
+
+def resize_bilinear(images: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, 3, 299, 299) in [-1, 1], as pytorch-fid: bilinear without antialiasing."""
+    side = (INCEPTION_SIDE, INCEPTION_SIDE)
+    x = functional.interpolate(images.float() / 255, size=side, mode="bilinear", align_corners=False)
+    return 2 * x - 1
+
+
+def resize_clean(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 -> (299, 299, 3) float32 in [0, 255]: antialiased bicubic, never rounded to 8 bits.
+
+    As in Parmar et al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation".
+    """
+    side = (INCEPTION_SIDE, INCEPTION_SIDE)
+    planes = [
+        np.asarray(Image.fromarray(pixels[:, :, c].astype(np.float32)).resize(side, Image.Resampling.BICUBIC))
+        for c in range(3)
+    ]
+    return np.stack(planes, axis=2).clip(0.0, 255.0)
+
+
+def scale_clean(images: Tensor) -> Tensor:
+    """(N, 3, 299, 299) float in [0, 255] (already resized by PIL) -> network range, as clean-fid: (x - 128) / 128."""
+    return (images - 128) / 128
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """One way from pictures to features.
+
+    network: whose weights it needs, a key of SOURCES; build: state -> network, (N, 3, H, W) -> (N, d); scale: batch
+    (N, 3, H, W) of pictures -> input of the network; resize: what is made of each picture (H, W, 3) uint8 before it is
+    put into a batch, in the threads that decode.
+    """
+
+    network: str
+    build: Callable[[Mapping[str, Tensor]], nn.Module]
+    scale: Callable[[Tensor], Tensor]
+    resize: Callable[[NDArray[np.uint8]], NDArray] | None = None
+
+
+FEATURES = {
+    "fid": FeatureKind("inception", InceptionPool, resize_bilinear),
+    "fid_clean": FeatureKind("inception", InceptionPool, scale_clean, resize_clean),
+}
+"""By name, as in the cache's keys."""
+
+
+class Networks:
+    """The networks of these weights, built when they are first needed."""
+
+    def __init__(self, weights: Mapping[str, Weights], device: torch.device | None = None) -> None:
+        on_cpu = device is None or device.type == "mps"  # sums are float64, which Apple's GPUs do not have
+        self.device = torch.device("cpu") if on_cpu else device
+        self.weights = weights
+        self._built: dict[str, nn.Module] = {}
+
+    def feature_digest(self, kind: str) -> str:
+        """Identifies the network that features of this kind are made by, for the cache's keys."""
+        return self.weights[FEATURES[kind].network].digest[:16]
+
+    @property
+    def lpips_digest(self) -> str:
+        return self.weights["alexnet"].digest[:16] + self.weights["heads"].digest[:8]
+
+    def network(self, name: str, build: Callable[[Mapping[str, Tensor]], nn.Module]) -> nn.Module:
+        """UserError naming the file where its tensors do not fit."""
+        if name not in self._built:
+            weights, source = self.weights[name], SOURCES[name]
+            try:
+                with torch.random.fork_rng(
+                    devices=[]
+                ):  # initial weights: not of the training's random numbers
+                    self._built[name] = build(weights.state).to(self.device)
+            except (RuntimeError, KeyError) as error:
+                reason = f"tensors do not fit the network: not {source.what}"
+                raise UserError(weights.path, reason, f"see {source.flag}") from error
+        return self._built[name]
+
+    @cached_property
+    def heads(self) -> list[Tensor]:
+        """LPIPS's linear heads."""
+        return [head.to(self.device) for head in heads_from_state(self.weights["heads"].state)]
+
+    def features(self, kind: str, images: Tensor) -> Tensor:
+        """(N, d) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
+        how = FEATURES[kind]
+        network = self.network(how.network, how.build)
+        with _full_precision():
+            return network(how.scale(images.to(self.device))).cpu()
+
+    def lpips_maps(self, images: Tensor) -> list[Tensor]:
+        """Normalised feature maps of (N, 3, H, W) uint8 images."""
+        trunk = self.network("alexnet", AlexNetTrunk)
+        with _full_precision():
+            return trunk(images.to(self.device).float() / 127.5 - 1)
+
+
+def _full_precision() -> AbstractContextManager[None]:
+    """No TF32 in cuDNN's convolutions, which is on by default and rounds to 10 bits."""
+    deterministic = torch.backends.cudnn.deterministic
+    return torch.backends.cudnn.flags(enabled=True, deterministic=deterministic, allow_tf32=False)

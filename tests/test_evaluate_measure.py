@@ -1,0 +1,299 @@
+"""One pass over the pictures: every one once, everything computed, nothing computed twice."""
+
+import sqlite3
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluate_support import FastMeasurements, random_inception_state, write_pictures
+from PIL import Image
+from torch import Tensor
+
+from datasets.errors import RunError, UserError
+from evaluate import lpips, measure, pixels
+from evaluate.comparisons import Comparison
+from evaluate.features import Networks
+from evaluate.measure import Wanted, make_batches
+from evaluate.metrics import parse_metrics, problems_of
+from evaluate.pictures import FilePicture, folder_pictures, match_by_stem, pictures_of, set_hash
+from evaluate.weights import Weights
+
+ALL = ("fid", "fid_clean", "kid", "lpips", "psnr", "ssim", "l1")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return write_pictures(tmp_path / "fake", 7, 1), write_pictures(tmp_path / "real", 7, 2)
+
+
+def _row(folders: tuple[Path, Path], paired: bool) -> Comparison:
+    fakes, reals = (folder_pictures(folder, None) for folder in folders)
+    targets = match_by_stem(fakes, reals, *folders) if paired else None
+    inputs = None if paired else match_by_stem(fakes, reals, *folders)
+    return Comparison("row", "", fakes, reals, targets, inputs)
+
+
+def _maps(row: Comparison, measurements: FastMeasurements) -> list[list[Tensor]]:
+    """LPIPS's feature maps of fakes and reals."""
+    return [
+        measurements.networks.lpips_maps(
+            torch.from_numpy(np.stack([p.load() for p in side])).permute(0, 3, 1, 2)
+        )
+        for side in (row.fakes, row.reals)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_paired_values(folders: tuple[Path, Path], batch_size: int) -> None:
+    row = _row(folders, paired=True)
+    measurements = FastMeasurements(batch_size=batch_size)
+    values = measurements.values(row, ALL)
+    a, b = ([np.asarray(Image.open(f / f"{i:03}.png")) for i in range(7)] for f in folders)
+    for name, metric in (("psnr", pixels.psnr), ("ssim", pixels.ssim), ("l1", pixels.l1)):
+        expected = np.mean([metric(x, y) for x, y in zip(a, b, strict=True)])
+        assert values[name] == pytest.approx(expected, rel=1e-12)
+    distances = lpips.distance(*_maps(row, measurements), measurements.networks.heads)
+    assert values["lpips_target"] == pytest.approx(float(distances.mean()), abs=1e-6)
+    assert set(values) == {"fid", "fid_clean", "kid", "lpips_target", "psnr", "ssim", "l1"}
+
+
+def test_unpaired_values(folders: tuple[Path, Path]) -> None:
+    row = _row(folders, paired=False)
+    measurements = FastMeasurements()
+    values = measurements.values(row, ALL)
+    a, b = _maps(row, measurements)
+    heads = measurements.networks.heads
+    every = [
+        float(lpips.distance([m[i : i + 1] for m in a], [m[j : j + 1] for m in b], heads))
+        for i in range(7)
+        for j in range(7)
+    ]
+    assert values["lpips_all_pairs"] == pytest.approx(np.mean(every), abs=1e-6)
+    assert values["lpips_input"] == pytest.approx(float(lpips.distance(a, b, heads).mean()), abs=1e-6)
+    assert set(values) == {"fid", "fid_clean", "kid", "lpips_all_pairs", "lpips_input"}
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_every_picture_is_decoded_and_seen_once(
+    folders: tuple[Path, Path], tmp_path: Path, paired: bool
+) -> None:
+    row = _row(folders, paired)
+    measurements = FastMeasurements(tmp_path / "cache")
+    values = measurements.values(row, ALL)
+    assert measurements.pictures_decoded == 14
+    assert measurements.networks.seen == {"fid": 14, "fid_clean": 14, "lpips": 14}
+    again = FastMeasurements(tmp_path / "cache")
+    assert again.values(row, ALL) == values and again.pictures_decoded == 0
+
+
+def test_new_fakes_cost_only_the_fakes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    FastMeasurements(tmp_path / "cache").values(_row(folders, paired=False), ("fid", "kid"))
+    other = write_pictures(tmp_path / "other", 5, 9)
+    row = Comparison("new", "", folder_pictures(other, None), folder_pictures(folders[1], None))
+    second = FastMeasurements(tmp_path / "cache")
+    second.values(row, ("fid", "kid"))
+    assert second.networks.seen["fid"] == 5
+
+
+@pytest.mark.parametrize(
+    ("paired", "flag"), [(True, "fid"), (True, "psnr"), (False, "kid"), (False, "lpips")]
+)
+def test_entries_that_are_lost_end_the_report(
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    paired: bool,
+    flag: str,
+) -> None:
+    """Never a number over fewer pictures than the report counts."""
+    row = _row(folders, paired)
+    measurements = FastMeasurements(tmp_path / "cache")
+    compute = measurements.compute
+
+    def losing(wanted: Wanted) -> None:
+        compute(wanted)
+        with sqlite3.connect(
+            tmp_path / "cache"
+        ) as database:  # the last picture's entries, and sums over sets
+            key = row.fakes[-1].key
+            database.execute("UPDATE entries SET sum = sum + 1 WHERE key LIKE ?", (f"%{key}%",))
+            database.execute("UPDATE entries SET sum = sum + 1 WHERE key LIKE 'lpips_sum%'")
+
+    monkeypatch.setattr(measurements, "compute", losing)
+    with pytest.raises(RunError, match="cannot be read back"):
+        measurements.values(row, (flag,))
+
+
+def test_both_directions_and_several_runs_share_the_pass(tmp_path: Path) -> None:
+    """Two runs, two directions, paired: 2 x 8 real pictures and 4 x 8 outputs, each decoded once."""
+    a, b = (folder_pictures(write_pictures(tmp_path / n, 8, i), None) for i, n in enumerate("ab"))
+    rows = []
+    for run in range(2):
+        to_b, to_a = (
+            folder_pictures(write_pictures(tmp_path / f"{run}{n}", 8, 10 + 2 * run + i), None)
+            for i, n in enumerate("ba")
+        )
+        rows += [Comparison("x", "AtoB", to_b, b, b, a), Comparison("x", "BtoA", to_a, a, a, b)]
+    measurements = FastMeasurements()
+    from evaluate.metrics import measure as measure_rows
+
+    measure_rows(rows, ALL, measurements)
+    assert measurements.pictures_decoded == 48
+    assert measurements.networks.seen["lpips"] == 48
+
+
+def test_interrupted_pass_keeps_what_is_done(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    spoiled = folders[1] / "006.png"
+    good = spoiled.read_bytes()
+    spoiled.write_bytes(good[: len(good) // 2])
+    first = FastMeasurements(tmp_path / "cache", batch_size=2)
+    with pytest.raises(UserError, match=r"006\.png"):
+        first.values(_row(folders, paired=True), ("psnr",))
+    spoiled.write_bytes(good)
+    second = FastMeasurements(tmp_path / "cache", batch_size=2)
+    second.values(_row(folders, paired=True), ("psnr",))
+    assert first.pictures_decoded == 12 and second.pictures_decoded == 2
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """However many there are: those of the current batch, of the batches ahead, and not more."""
+    alive: weakref.WeakSet[measure.Decoded] = weakref.WeakSet()
+    most = 0
+
+    class Counted(measure.Decoded):
+        def __init__(self, *values: object) -> None:
+            nonlocal most
+            super().__init__(*values)  # type: ignore[arg-type]
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(measure, "Decoded", Counted)
+    folders = write_pictures(tmp_path / "a", count, 1), write_pictures(tmp_path / "b", count, 2)
+    measurements = FastMeasurements(batch_size=4)
+    measurements.values(_row(folders, paired=True), ("fid", "psnr"))
+    assert measurements.pictures_decoded == 2 * count
+    assert most <= 4 * (measure.BATCHES_AHEAD + 2)
+
+
+def test_batches_never_part_pairs() -> None:
+    pictures = [FilePicture(Path(f"{i}.png"), str(i)) for i in range(10)]
+    pairs = [("psnr", (0, 7)), ("l1", (7, 9)), ("l1", (1, 2))]
+    made = make_batches(pictures, [(name, (pictures[i], pictures[j])) for name, (i, j) in pairs], 2)
+    together = [{pictures.index(p) for p in batch.pictures} for batch in made]  # type: ignore[arg-type]
+    assert {0, 7, 9} in together and {1, 2} in together
+    assert sorted(i for batch in together for i in batch) == list(range(10))
+    assert sum(len(batch.pairs) for batch in made) == 3
+    assert all(len(batch.pictures) <= 3 for batch in made)
+
+
+def test_mixed_sizes_are_refused(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "mixed", 2, 1)
+    write_pictures(tmp_path / "other", 1, 1, (20, 20))
+    (tmp_path / "other" / "000.png").rename(folder / "x.png")
+    with pytest.raises(UserError, match=r"x\.png.*20x20.*mixed sizes.*--size"):
+        folder_pictures(folder, None)
+    pictures = folder_pictures(folder, 16)
+    assert {p.load().shape for p in pictures} == {(16, 16, 3)}
+
+
+def test_a_pair_of_two_sizes_is_refused(tmp_path: Path) -> None:
+    a = pictures_of([write_pictures(tmp_path / "a", 1, 1) / "000.png"])
+    b = pictures_of([write_pictures(tmp_path / "b", 1, 1, (40, 40)) / "000.png"])
+    with pytest.raises(UserError, match=r"40x32.*40x40"):
+        FastMeasurements().compute(Wanted(pairs={"psnr": [(a[0], b[0])]}))
+
+
+def test_unmatched_names(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "003.png").rename(folders[1] / "lonely.png")
+    a, b = (folder_pictures(folder, None) for folder in folders)
+    with pytest.raises(UserError, match=r"fake/003\.png, real/lonely\.png"):
+        match_by_stem(a, b, *folders)
+
+
+def test_features_that_are_not_finite(folders: tuple[Path, Path]) -> None:
+    measurements = FastMeasurements()
+    measurements.networks.matrix[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"fake/00.\.png: its features are not finite"):
+        measurements.values(_row(folders, paired=True), ("fid",))
+
+
+def test_content_decides_the_key(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "a", 2, 1)
+    before = folder_pictures(folder, None)
+    (folder / "000.png").write_bytes((folder / "001.png").read_bytes())
+    after = folder_pictures(folder, None)
+    assert after[0].key == before[1].key != before[0].key
+    assert set_hash(before) != set_hash(after) != set_hash(after[::-1] + after[:1])
+    assert folder_pictures(folder, 32)[0].key != after[0].key
+
+
+def test_what_cannot_be_computed(folders: tuple[Path, Path]) -> None:
+    paired, unpaired = _row(folders, paired=True), _row(folders, paired=False)
+    missing = {"alexnet": UserError("weights", "missing")}
+    assert {f: str(e) for f, e in problems_of(ALL, [paired], 32, missing).items()} == {
+        "lpips": "weights: missing"
+    }
+    found = problems_of(ALL, [unpaired], 32, {})
+    assert set(found) == {"psnr", "ssim", "l1"} and "no targets" in str(found["psnr"])
+    assert problems_of(ALL, [unpaired, paired], 32, {}) == {}
+    assert "11x11" in str(problems_of(ALL, [paired], 8, {})["ssim"])
+    assert set(problems_of(ALL, [paired], 30, {})) == {"lpips"}
+    one = Comparison("one", "", paired.fakes[:1], paired.reals)
+    assert "at least 2 images" in str(problems_of(["kid"], [one], 32, {})["kid"])
+    with pytest.raises(UserError, match="unknown metric is"):
+        parse_metrics("fid,is")
+
+
+def test_bootstrap_of_a_mean_is_its_standard_error(folders: tuple[Path, Path]) -> None:
+    row = _row(folders, paired=True)
+    measurements = FastMeasurements()
+    widths = measurements.widths(row, ("fid", "kid", "psnr"), 2000)
+    values = measurements.pair_values("psnr", list(zip(row.fakes, row.targets or [], strict=True)))
+    assert widths["psnr"] == pytest.approx(1.96 * values.std() / 7**0.5, rel=0.06)
+    assert widths["fid"] > 0 and widths["kid"] > 0
+
+
+def test_bootstrap_of_all_pairs(folders: tuple[Path, Path]) -> None:
+    """Against resampling the whole matrix of distances."""
+    row = _row(folders, paired=False)
+    measurements = FastMeasurements()
+    width = measurements.widths(row, ("lpips",), 1000)["lpips_all_pairs"]
+    a, b = _maps(row, measurements)
+    heads = measurements.networks.heads
+    matrix = np.array(
+        [lpips.distance([m[i : i + 1].expand_as(m) for m in a], b, heads).numpy() for i in range(7)]
+    )
+    draw = np.random.default_rng(1)
+    means = [matrix[np.ix_(draw.integers(0, 7, 7), draw.integers(0, 7, 7))].mean() for _ in range(1000)]
+    assert width == pytest.approx(1.96 * np.std(means), rel=0.15)
+
+
+def test_real_network_rows_agree_with_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of a folder, through files, threads and batches, against pytorch-fid's own."""
+    inception = pytest.importorskip("pytorch_fid.inception")
+    scores = pytest.importorskip("pytorch_fid.fid_score")
+    state = random_inception_state()
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
+    folder = write_pictures(tmp_path / "real", 5, 2)
+    paths = sorted(folder.iterdir())
+    theirs = scores.get_activations(paths, inception.InceptionV3([3]), batch_size=5, num_workers=0)
+    networks = Networks({"inception": Weights(state, "3" * 64, Path("x"), False)})
+    measurements = FastMeasurements(batch_size=2, networks=networks)
+    pictures = pictures_of(paths)
+    measurements.compute(Wanted(features={"fid": [*pictures], "fid_clean": [*pictures]}))
+    ours = measurements.features("fid", pictures).all()
+    assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
+    clean = pytest.importorskip("cleanfid.fid", reason="clean-fid is not installed")
+
+    def network(images: Tensor) -> Tensor:
+        return networks.features("fid_clean", images)
+
+    with torch.inference_mode():
+        theirs = clean.get_folder_features(
+            str(folder), network, num_workers=0, batch_size=5, device=torch.device("cpu"), mode="clean", verbose=False
+        )  # fmt: skip
+    ours = measurements.features("fid_clean", pictures).all()
+    assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
