@@ -145,7 +145,7 @@ def report(error: UserError) -> None:
     ]
     left = len(error.details) - DETAILS_SHOWN
     if left > 0:
-        logged = _log("\n".join([str(error), *(f"  {printable(entry)}" for entry in error.details)]))
+        logged = log_text("\n".join([str(error), *(f"  {printable(entry)}" for entry in error.details)]))
         lines.append(
             f"  ... and {left} more" + (f", all listed in {printable(str(_log_file))}" if logged else "")
         )
@@ -179,7 +179,7 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
         code = main() or 0
         sys.stdout.flush()  # a full disk or closed pipe behind stdout shows here, not at interpreter shutdown
     except KeyboardInterrupt:
-        _log(traceback.format_exc())
+        log_text(traceback.format_exc())
         _print_stderr("error: interrupted")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output left: nothing to say, nobody to say it to
@@ -195,7 +195,7 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
 
 def _report_exception(error: Exception) -> int:
     trace = "".join(traceback.format_exception(error))
-    logged = _log(trace)
+    logged = log_text(trace)
     known = translate(error)
     if _debug or (known is None and not logged):
         _print_stderr(trace.rstrip())
@@ -206,7 +206,7 @@ def _report_exception(error: Exception) -> int:
     return known.exit_code
 
 
-def _log(text: str) -> bool:
+def log_text(text: str) -> bool:
     """Append to the log file; False where there is none or it cannot be written (stderr has its line)."""
     if _log_file is None:
         return False

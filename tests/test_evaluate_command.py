@@ -23,9 +23,9 @@ from evaluate.outputs import make_outputs
 from evaluate.pictures import pictures_of
 from evaluate.places import output_folder
 from evaluate.runs import find_run
-from gan.launch import train
 from gan.options import TrainOptions, from_dict, resolve, to_dict
 from gan.translate import load_translator
+from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

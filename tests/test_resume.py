@@ -26,7 +26,7 @@ from training_support import (
 )
 
 from datasets.errors import RunError
-from gan import launch, setup
+from gan import setup
 from gan.viewers import Viewer
 
 MODELS = {
@@ -122,10 +122,10 @@ def test_stopped_by_a_signal(
 ) -> None:
     reference = uninterrupted(model)
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "_viewers", lambda *_: [StopAt(step, number)])
+        patch.setattr(setup, "choose_viewers", lambda *_: [StopAt(step, number)])
         outcome = train(*flags(model, data, tmp_path, EPOCHS))
     assert outcome.code == 128 + number
-    assert f"stopped at step {step}; saved. To go on:" in outcome.out
+    assert f"stopped at step {step}; saved. To resume:" in outcome.out
     assert last_state(tmp_path / "r")["position"]["step"] == step
     go_on(tmp_path, EPOCHS)
     assert_as_if_never_stopped(tmp_path / "r", reference)
@@ -163,7 +163,7 @@ def test_stopped_again_and_again(
     with monkeypatch.context() as patch:
         for step in range(1, EPOCHS * STEPS + 1):
             viewer = StopAt(step, signal.SIGTERM)
-            patch.setattr(launch, "_viewers", lambda *_, viewer=viewer: [viewer])
+            patch.setattr(setup, "choose_viewers", lambda *_, viewer=viewer: [viewer])
             assert train(*flags("cycle_gan", data, tmp_path, EPOCHS), *more).code == 143
             more = ["--continue_train"]
     go_on(tmp_path, EPOCHS)
@@ -303,7 +303,7 @@ def test_kill_9_frees_the_lock_and_worker_processes_end(data: Data, tmp_path: Pa
 
 
 def test_a_reader_that_leaves_stops_nothing(data: Data, tmp_path: Path) -> None:
-    """`train.py ... | head -1`: training goes on to its end."""
+    """`train.py ... | head -1`: training continues to its end."""
     arguments = flags("pix2pix", data, tmp_path, 1)
     process = start("train", *arguments, stderr=subprocess.STDOUT)
     assert process.stdout is not None

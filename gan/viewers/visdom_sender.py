@@ -92,7 +92,7 @@ class Sender:
         try:
             self._send_until_closed()
         except Exception as error:  # our own fault: still nothing that a training should hear of
-            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training goes on without it)")
+            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training continues without it)")
         finally:
             if self._events:
                 self._events.close()
