@@ -16,10 +16,9 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
 
 
 def start(hash_seed: str, seconds_ahead: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", COLLECT, seconds_ahead],
-        cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": hash_seed}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-c", COLLECT, seconds_ahead]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_ids_depend_on_no_clock_and_no_hash_seed() -> None:
