@@ -235,7 +235,7 @@ def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any)
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         survey(sorted((unaligned / "trainA").iterdir()), interrupt)
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads

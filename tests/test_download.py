@@ -74,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.sent.set()
         if server.stall:
             self.wfile.flush()
-            server.ended.wait(20)
+            server.ended.wait()
         self.close_connection = True
 
 
@@ -169,8 +169,8 @@ def test_partial_file_that_is_too_long_is_fetched_anew(server: Server, tmp_path:
 
 def test_stall_ends_by_the_idle_timeout_and_resumes(server: Server, tmp_path: Path) -> None:
     server.cut, server.stall = 300_000, True
-    error = failure(server.url(), tmp_path / "set", idle_seconds=0.3)
-    assert "no data for 0.3 s" in error.reason
+    error = failure(server.url(), tmp_path / "set", idle_seconds=1)
+    assert "no data for 1 s" in error.reason
     server.cut, server.stall = None, False
     fetch(server.url(), tmp_path / "set")
     assert (tmp_path / "set").read_bytes() == DATA
@@ -179,8 +179,8 @@ def test_stall_ends_by_the_idle_timeout_and_resumes(server: Server, tmp_path: Pa
 
 def test_server_that_accepts_and_never_answers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        error = failure(f"http://127.0.0.1:{silent.getsockname()[1]}/set", tmp_path / "set", idle_seconds=0.3)
-    assert "0.3 s" in error.reason
+        error = failure(f"http://127.0.0.1:{silent.getsockname()[1]}/set", tmp_path / "set", idle_seconds=1)
+    assert "1 s" in error.reason
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,13 +239,13 @@ def test_second_download_of_one_file_is_refused(server: Server, tmp_path: Path) 
 
     def run() -> None:
         try:
-            fetch(server.url(), tmp_path / "set", 20.0)
+            fetch(server.url(), tmp_path / "set", 600)
         except UserError as error:
             errors.append(error)
 
     first = threading.Thread(target=run)
     first.start()
-    assert server.sent.wait(10)
+    server.sent.wait()
     assert "another process" in failure(server.url(), tmp_path / "set").reason
     server.ended.set()
     first.join()

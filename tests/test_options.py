@@ -309,12 +309,10 @@ try:
 finally:
     print("torch" in sys.modules, "numpy" in sys.modules, time.process_time())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page, tail = done.stdout.rsplit("\n", 2)[0], done.stdout.splitlines()[-1].split()
     assert tail[:2] == ["False", "False"]
-    assert float(tail[2]) < 1.0, "seconds of processor time"
+    assert float(tail[2]) < 2.0, "seconds of processor time"
     assert all(f"{title} options" in page for title in titles)
     assert [flag for flag in flags.split() if f"--{flag}" not in page] == []

@@ -416,7 +416,7 @@ def test_commands_end_to_end(run: Command, tmp_path: Path) -> None:
     make_archive(tmp_path / "a.tgz", COUNTS)
     result = subprocess.run(
         [sys.executable, "-m", "datasets.prepare", "download", "mine", "--from_archive", "a.tgz"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert "data/mine: train 3, val 2" in result.stdout

@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "datasets.synthetic", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_aligned_counts_sizes_and_sides(tmp_path: Path) -> None:
