@@ -91,13 +91,19 @@ def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkey
     other = RealServer(tmp_path / "server")
     other.start()
     curve = lambda: list(other.curve("watched", "losses_adversarial", "G_GAN"))
+    viewer = Timed("on", "http://localhost", other.port)
+
+    def is_back() -> bool:
+        viewer.commands()  # the training's own thread starts the server
+        return len(curve()) > 24
+
     try:
         lines = watch(
-            Timed("on", "http://localhost", other.port),
+            viewer,
             {
                 20: lambda: wait_until(lambda: bool(curve())),
                 25: other.kill,
-                50: lambda: wait_until(lambda: len(curve()) > 24, 40),
+                50: lambda: wait_until(is_back, 40),
             },
         )
     finally:
