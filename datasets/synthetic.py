@@ -1,10 +1,10 @@
-"""The embedded data: invented towns, each as an aerial photo (A) and as a street map (B).
+"""The embedded data: invented towns from the air in summer (A), and as a street map or in winter (B).
 
-    python -m datasets.synthetic --output DIR --count N --size S [--layout aligned|unaligned] [--seed K]
+    python -m datasets.synthetic --output DIR --count N --size S [--task map|winter] [--layout aligned|unaligned]
 
-aligned: train/ val/ test/ of side-by-side pictures, photo left, map right, as in the Maps data set. N are for
-training; val and test get N/5 each, at least 2. unaligned: trainA/ with N photos, trainB/ with the maps of N
-other towns, testA/ and testB/ with the photos and maps of the same N/5 towns, so that results can be judged.
+aligned: train/ val/ test/ of side-by-side pictures, A left and B right, as in the Maps data set. N are for training;
+val and test get N/5 each, at least 2. unaligned: trainA/ with N photos, trainB/ with the B of N other towns, testA/
+and testB/ with both pictures of the same N/5 towns, so that results can be judged.
 
 Town k of a split and seed is the same picture whatever the count, the layout and the machine.
 """
@@ -12,7 +12,7 @@ Town k of a split and seed is the same picture whatever the count, the layout an
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 from tqdm import tqdm
@@ -20,20 +20,25 @@ from tqdm import tqdm
 from datasets.errors import UserError, run_command
 from datasets.output_folder import whole_folder
 from datasets.side_by_side import side_by_side
-from datasets.towns.canvas import Noise
-from datasets.towns.layout import build_town
-from datasets.towns.photo import draw_photo
-from datasets.towns.street_map import draw_map
+from datasets.towns import Noise, Town, draw_map, draw_photo
+
+Task = Literal["map", "winter"]
+Layout = Literal["aligned", "unaligned"]
 
 COUNTS = range(1, 100_001)
 SIZES = range(16, 2049)
 SEEDS = range(2**63)
 
 
-def draw_pair(seed: int, split: str, index: int, size: int) -> tuple[Image.Image, Image.Image]:
-    """Aerial photo and street map of one town, each RGB, `size` x `size` pixels."""
-    town = build_town(seed, split, index)
-    return draw_photo(town, size, Noise(seed, split, index)), draw_map(town, size)
+def draw_pair(
+    seed: int, split: str, index: int, size: int, task: Task = "map"
+) -> tuple[Image.Image, Image.Image]:
+    """A and B of one town, each RGB, `size` x `size` pixels."""
+    town = Town(seed, split, index)
+    photo = draw_photo(town, size, Noise(seed, split, index))
+    if task == "map":
+        return photo, draw_map(town, size)
+    return photo, draw_photo(town, size, Noise(seed, split, index), winter=True)
 
 
 def held_out(count: int) -> int:
@@ -41,24 +46,26 @@ def held_out(count: int) -> int:
     return max(2, count // 5)
 
 
-def _pictures(layout: str, count: int, size: int, seed: int) -> Iterator[tuple[str, int, Image.Image]]:
+def _pictures(
+    count: int, size: int, layout: Layout, seed: int, task: Task
+) -> Iterator[tuple[str, int, Image.Image]]:
     """(folder, number, picture) of a whole data set."""
     if layout == "aligned":
         for split, number in (("train", count), ("val", held_out(count)), ("test", held_out(count))):
             for k in range(number):
-                yield split, k, side_by_side(*draw_pair(seed, split, k, size))
+                yield split, k, side_by_side(*draw_pair(seed, split, k, size, task))
         return
     for k in range(count):
-        yield "trainA", k, draw_pair(seed, "train", k, size)[0]
-        yield "trainB", k, draw_pair(seed, "train other", k, size)[1]
+        yield "trainA", k, draw_pair(seed, "train", k, size, task)[0]
+        yield "trainB", k, draw_pair(seed, "train other", k, size, task)[1]
     for k in range(held_out(count)):
-        photo, street_map = draw_pair(seed, "test", k, size)
+        photo, other = draw_pair(seed, "test", k, size, task)
         yield "testA", k, photo
-        yield "testB", k, street_map
+        yield "testB", k, other
 
 
 def write_dataset(
-    output: Path, count: int, size: int, layout: Literal["aligned", "unaligned"] = "aligned", seed: int = 0
+    output: Path, count: int, size: int, layout: Layout = "aligned", seed: int = 0, task: Task = "map"
 ) -> dict[str, int]:
     """Write a data set into a new or empty folder; returns the number of files by sub-folder.
 
@@ -71,16 +78,13 @@ def write_dataset(
     ):
         if value not in allowed:
             raise UserError(flag, f"{value} is out of range", f"use {allowed.start} to {allowed.stop - 1}")
-    per_town = 1 if layout == "aligned" else 2
-    total = (count + (2 if layout == "aligned" else 1) * held_out(count)) * per_town
+    pictures = tqdm(_pictures(count, size, layout, seed, task), unit="picture", disable=None)
     written: dict[str, int] = {}
-    with whole_folder(output) as folder, tqdm(total=total, unit="picture", disable=None) as progress:
-        for name, k, picture in _pictures(layout, count, size, seed):
-            if name not in written:
-                (folder / name).mkdir()
+    with whole_folder(output) as folder:
+        for name, k, picture in pictures:
+            (folder / name).mkdir(exist_ok=True)
             picture.save(folder / name / f"town_{k:05d}.png")
             written[name] = written.get(name, 0) + 1
-            progress.update()
     return written
 
 
@@ -88,25 +92,26 @@ def main() -> int:
     """Parse the command line, write the folders, print their counts."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.synthetic",
-        description="Write a data set of invented towns: aerial photos (A) and street maps (B).",
+        description="Draw invented towns: aerial photos in summer (A), street maps or winter photos (B).",
         allow_abbrev=False,
     )
-    parser.add_argument("--output", type=Path, required=True, help="new or empty folder")
-    parser.add_argument(
-        "--count", type=int, required=True, help="training pictures; val and test get a fifth"
-    )
-    parser.add_argument("--size", type=int, required=True, help="side of a picture in pixels, 16 to 2048")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="new or empty folder")
+    add("--count", type=int, required=True, help="training pictures; val and test get a fifth")
+    add("--size", type=int, required=True, help="side of a picture in pixels, 16 to 2048")
+    add(
         "--layout",
-        choices=("aligned", "unaligned"),
+        choices=get_args(Layout),
         default="aligned",
         help="aligned: train/ val/ test/ of side-by-side pictures; unaligned: trainA trainB testA testB",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other towns (default 0)")
+    add("--task", choices=get_args(Task), default="map", help="what B is (default map)")
+    add("--seed", type=int, default=0, help="another seed, other towns (default 0)")
     options = parser.parse_args()
-    written = write_dataset(options.output, options.count, options.size, options.layout, options.seed)
+    written = write_dataset(**vars(options))
     counts = ", ".join(f"{name} {number}" for name, number in written.items())
-    print(f"{options.output}: {counts} pictures of {options.size}x{options.size} pixels, A photo, B map")
+    size = f"{options.size}x{options.size}"
+    print(f"{options.output}: {counts} pictures of {size} pixels, A photo, B {options.task}")
     return 0
 
 
