@@ -34,12 +34,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import decoded
+from datasets.decoding import IMAGE_EXTENSIONS, decoded
 from datasets.errors import RunError, UserError, error_from_os
-
-IMAGE_EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
-)
 
 
 @dataclass(frozen=True)

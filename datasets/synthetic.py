@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
 from datasets.output_folder import whole_folder
-from datasets.side_by_side import side_by_side
 from datasets.towns.canvas import Noise
 from datasets.towns.layout import build_town
 from datasets.towns.photo import draw_photo
 from datasets.towns.street_map import draw_map
+from datasets.transforms import side_by_side
 
 COUNTS = range(1, 100_001)
 SIZES = range(16, 2049)
