@@ -12,7 +12,6 @@ import contextlib
 import functools
 import gzip
 import lzma
-import shutil
 import stat
 import struct
 import tarfile
@@ -20,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 from unicodedata import category, normalize
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from datasets.decoding import IMAGE_EXTENSIONS, foreign_content
 from datasets.errors import UserError
+from datasets.files import as_mib, free_space
 
 TEXT_EXTENSIONS = frozenset((".txt", ".md", ".csv", ".json"))
 TEXT_NAMES = frozenset(("README", "LICENSE", "LICENCE"))
@@ -128,10 +129,10 @@ def unpack(listing: ArchiveListing, folder: Path, limits: Limits = Limits()) -> 
     files written before that stay.
     """
     archive = listing.archive
-    free = shutil.disk_usage(folder).free - limits.reserve
+    free = max(0, free_space(folder) - limits.reserve)
     if listing.bytes > free:
-        need, have = listing.bytes >> 20, max(free, 0) >> 20
-        raise UserError(folder.parent, f"no space: need {need} MiB, free {have}", "free some space")
+        reason = f"no space: need {as_mib(listing.bytes)}, free {as_mib(free)}"
+        raise UserError(folder.parent, reason, "free some space")
     allowed = min(limits.most_bytes(archive), free)
     written = 0
     bar = tqdm(total=len(listing.files), unit="file", disable=None)
@@ -204,7 +205,7 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
     try:
         with archive.open("rb") as file, contextlib.ExitStack() as stack:
             if kind == "tar.gz":
-                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+                file = cast(BufferedReader, stack.enter_context(gzip.GzipFile(fileobj=file)))
             bounded = _BoundedReader(archive, file)
             yield _zip_members(bounded) if kind == "zip" else _tar_members(bounded)
     except _DAMAGED as error:

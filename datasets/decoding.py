@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
 
 IMAGE_EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -45,7 +45,7 @@ def decoded(path: Path) -> Iterator[Image.Image]:
     except OSError as error:
         if error.errno is None:
             raise _damaged(path, error) from error
-        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+        raise file_error(error, path, "read") from error
     except Exception as error:  # decoders meet hostile bytes with many kinds; each of them means a bad file
         raise _damaged(path, error) from error
 

@@ -5,8 +5,6 @@ address and the server's version of the file, so that bytes of two versions are 
 """
 
 import contextlib
-import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -20,7 +18,8 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
+from datasets.files import try_lock
 
 BLOCK = 1 << 18  # bytes read at once
 OTHER_WAY = "check the network, or fetch it another way and use --from_archive FILE"
@@ -68,16 +67,7 @@ def fetch(url: str, target: Path, idle_seconds: float = 30.0) -> None:
             raise UserError(url, f"no answer for {idle_seconds:g} s, given up", OTHER_WAY) from error
         raise UserError(url, f"cannot be reached: {reason}", OTHER_WAY) from error
     except OSError as error:
-        known = error_from_os(error, target)
-        raise known or UserError(
-            target, f"cannot be written: {error.strerror}", "choose another --output"
-        ) from error
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise file_error(error, target, "written") from error
 
 
 def discard(target: Path) -> None:
@@ -148,10 +138,8 @@ def _locked_part(target: Path) -> Iterator[IO[bytes]]:
     part = _part(target)
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(part, "another process is downloading it", "wait for it") from error
+        if not try_lock(file.fileno()):
+            raise UserError(part, "another process is downloading it", "wait for it")
         try:
             yield file
         finally:

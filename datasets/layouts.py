@@ -17,7 +17,7 @@ from typing import Literal, cast, get_args
 
 from PIL import Image
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
 from datasets.images import IMAGE_EXTENSIONS, find_images, load_image
 from datasets.transforms import half
 
@@ -189,9 +189,7 @@ def _contents(folder: Path, where: str = "in it") -> str:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise error_from_os(error, folder) or UserError(
-            folder, f"cannot be listed: {error.strerror}"
-        ) from error
+        raise file_error(error, folder, "listed") from error
     folders = [path.name for path in entries if path.is_dir()]
     files = [path.name for path in entries if not path.is_dir()]
     parts = []

@@ -22,9 +22,8 @@ from tyro.conf import Positional
 from datasets.archives import archive_kind, examine, unpack
 from datasets.decoding import IMAGE_EXTENSIONS
 from datasets.download import discard, fetch
-from datasets.download import sha256 as sha256_of
 from datasets.errors import UserError, run_command
-from datasets.output_folder import refuse_occupied, whole_folder
+from datasets.files import refuse_occupied, sha256_of, whole_folder
 
 if TYPE_CHECKING:  # these bring torch, and --help should answer at once
     from datasets.check import ScanReport
@@ -256,14 +255,8 @@ def check_folder(
     for split in ("train", "test"):
         try:
             sources = find_sources(folder, split, dataset_mode)
-            with tqdm(unit="file", disable=None, leave=False, desc=sources.split) as bar:
-                left, report = scan(
-                    sources,
-                    crop_size=2,  # pixels, what no network can do without; larger crops are a training's choice
-                    preprocess="none",
-                    skip_bad=skip_bad,
-                    progress=lambda done, _total: bar.update(done - bar.n),
-                )
+            # 2 pixels are what no network can do without; larger crops are a training's choice.
+            left, report = scan(sources, crop_size=2, preprocess="none", skip_bad=skip_bad)
         except NoSplit as error:
             missing.append(error)
         except UserError as error:

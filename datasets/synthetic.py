@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
-from datasets.output_folder import whole_folder
+from datasets.files import whole_folder
 from datasets.towns.canvas import Noise
 from datasets.towns.layout import build_town
 from datasets.towns.photo import draw_photo

@@ -1,0 +1,272 @@
+"""Files that are either whole or not there; folders that are proven writable; work done ahead in threads."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from datasets.errors import UserError, error_from_os, file_error
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BUFFER = 2**18  # bytes
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+
+
+class HashingFile:
+    """A file open for writing that keeps the SHA-256 and the size of what went in.
+
+    An error of a write is kept in `error`, and what follows is dropped: serialisers written in C++
+    (`torch.save`) would turn it into a message about positions. Whoever opened the file raises it afterwards.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path  # the temporary name
+        self._descriptor = descriptor
+        self._hash = hashlib.sha256()
+        self._buffer = bytearray()
+        self.size = 0  # bytes
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self.size += len(view)
+        if len(self._buffer) + len(view) <= BUFFER:  # serialisers write many small pieces
+            self._buffer += view
+        else:
+            self.flush()
+            self._write(view)
+        return len(view)
+
+    def flush(self) -> None:
+        self._write(memoryview(bytes(self._buffer)))
+        self._buffer.clear()
+
+    def _write(self, view: memoryview) -> None:
+        try:
+            while view and self.error is None:
+                view = view[os.write(self._descriptor, view) :]
+        except BaseException as error:  # KeyboardInterrupt too: it is raised again by `replacing`
+            self.error = error
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[HashingFile]:
+    """Write a file that takes the place of `path` when the block ends, and leaves no trace when it fails.
+
+    durable: flush it to the disk, so that it survives a power cut; False is faster, for what is easily made again.
+    Raises OSError of any step; `path` is then what it was before (or, if only the last flush of the folder
+    failed, the new file).
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try_lock(descriptor)  # held while the writer lives: see remove_leftovers
+            file = HashingFile(temporary, descriptor)
+            yield file
+            file.flush()
+            if file.error is not None:
+                raise file.error
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105 - one visible system call
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes | memoryview, durable: bool = True) -> None:
+    """Replace the content of a file, whole or not at all; OSError if it cannot be done."""
+    with replacing(path, durable) as file:
+        file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that cannot flush a folder say EINVAL
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in a folder; those being written now are left alone.
+
+    A writer holds a lock on its temporary file, and the system drops it when the process dies, so this needs
+    neither process ids (which are reused) nor clocks.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if not TEMPORARY_NAME.fullmatch(entry.name):
+            continue
+        with contextlib.suppress(OSError):  # vanished or not ours to remove: the next save tries again
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if try_lock(descriptor):
+                    entry.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False where another process (or thread) holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def as_mib(size: int) -> str:
+    """A number of bytes as text: `324 MiB`."""
+    return f"{size / 2**20:.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**20:.1f} MiB"
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free for this user on the file system of a folder or, where it is not made yet, of its nearest
+    parent.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; after an error inside, remove those that were made and are empty.
+
+    Raises UserError, before anything else is done, where it cannot be written to.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        require_writable(folder)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` to fill; it takes the target's name when the block ends without an error.
+
+    After an error or Ctrl-C it is removed, after `kill -9` by the next call for the same target. Raises UserError if
+    the target is a file or a folder with something in it, cannot be made, or is being filled by another process.
+    """
+    refuse_occupied(target)
+    place = target.resolve()  # an empty folder behind a link is filled where it really is
+    partial = place.with_name(f".{place.name}.partial")
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            if not try_lock(descriptor):
+                raise UserError(target, "another process is writing it", "wait or choose another place")
+            try:
+                for left in partial.iterdir():  # by a process that was killed
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+                yield partial
+                partial.replace(place)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.suppress(OSError):  # the first that is not empty ends it
+                    for folder in made:
+                        folder.rmdir()
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise file_error(error, error.filename or target, "written") from error
+
+
+def refuse_occupied(target: Path) -> None:
+    """Raise UserError if `target` is a file or a folder with something in it."""
+    try:
+        if target.is_dir():
+            if any(target.iterdir()):
+                raise UserError(target, "is not empty, and nothing is overwritten", "choose another --output")
+        elif target.exists() or target.is_symlink():
+            raise UserError(target, "is a file, a new folder is needed", "choose another --output")
+    except OSError as error:
+        raise file_error(error, target, "written") from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that
+    fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "probe"
+        with replacing(probe) as file:
+            file.write(b"probe")
+        probe.unlink()
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise UserError(folder, "is a file, a folder is needed", "choose another place") from None
+        known = error_from_os(error, folder)
+        reason = known.reason if known else error.strerror or str(error)
+        raise UserError(folder, f"cannot be written to: {reason}", "choose another place") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], depth: int = 8, threads: int = 4
+) -> Iterator[Result]:
+    """`function` of each item, in order, up to `depth` of them worked out in threads before they are asked for.
+
+    At most `threads` threads, and no more than there are cores.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=min(threads, cores())) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
