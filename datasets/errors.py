@@ -95,6 +95,11 @@ def error_from_os(error: OSError, path: str | Path | None = None) -> UserError |
     return error_class(str(place) if place is not None else "file system", reason, fix)
 
 
+def file_error(error: OSError, path: str | Path, done: str) -> UserError:
+    """`error_from_os`, or for an unknown kind `<path>: cannot be <done>: <the system's text>`."""
+    return error_from_os(error, path) or UserError(path, f"cannot be {done}: {error.strerror}")
+
+
 _OS_ERRORS: dict[int, tuple[type[UserError], str, str]] = {
     errno.ENOSPC: (UserError, "no space left on the device", "free some space or choose another place"),
     errno.EDQUOT: (UserError, "disk quota exceeded", "free some space or choose another place"),
@@ -128,7 +133,7 @@ def out_of_memory_error(where: str = "") -> RunError:
     return RunError("memory", f"out of memory {where}".rstrip(), "try a smaller --crop_size or --batch_size")
 
 
-def translate(error: BaseException) -> UserError | None:
+def as_user_error(error: BaseException) -> UserError | None:
     """What an exception means to the user, or None for one that is our own bug."""
     if isinstance(error, UserError):
         return error
@@ -196,7 +201,7 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
 def _report_exception(error: Exception) -> int:
     trace = "".join(traceback.format_exception(error))
     logged = log_text(trace)
-    known = translate(error)
+    known = as_user_error(error)
     if _debug or (known is None and not logged):
         _print_stderr(trace.rstrip())
     if known is None:

@@ -22,10 +22,7 @@ How a file becomes 8 bits a channel:
 | colour wanted, grey there        | the grey value three times                                  |
 """
 
-import contextlib
 import io
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +31,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import decoded
-from datasets.errors import RunError, UserError, error_from_os
-
-IMAGE_EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
-)
+from datasets.decoding import IMAGE_EXTENSIONS, decoded
+from datasets.errors import RunError, UserError, file_error
+from datasets.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -65,9 +59,7 @@ def find_images(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if is_image_name(path))
     except OSError as error:
-        raise error_from_os(error, folder) or UserError(
-            folder, f"cannot be listed: {error.strerror}"
-        ) from error
+        raise file_error(error, folder, "listed") from error
 
 
 def load_image(path: Path, channels: int = 3) -> Image.Image:
@@ -192,12 +184,7 @@ def save_png(picture: Image.Image, path: Path) -> None:
     """
     data = io.BytesIO()
     picture.save(data, "PNG")
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.png.tmp")
     try:
-        temporary.write_bytes(data.getbuffer())
-        temporary.replace(path)
+        write_atomically(path, data.getbuffer(), durable=False)
     except OSError as error:
-        raise error_from_os(error, path) or UserError(path, f"cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; after a failure it may never have existed
-            temporary.unlink()
+        raise file_error(error, path, "written") from error

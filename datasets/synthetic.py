@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
-from datasets.output_folder import whole_folder
-from datasets.side_by_side import side_by_side
+from datasets.files import whole_folder
 from datasets.towns import Noise, Town, draw_map, draw_photo
+from datasets.transforms import side_by_side
 
 Task = Literal["map", "winter"]
 Layout = Literal["aligned", "unaligned"]

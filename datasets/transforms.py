@@ -17,6 +17,7 @@ generator takes without padding. The flip is horizontal, with probability 1/2.
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from PIL import Image
@@ -122,3 +123,21 @@ def evaluation_resize(picture: Image.Image, crop_size: int) -> Image.Image:
     if picture.size == (crop_size, crop_size):
         return picture
     return picture.resize((crop_size, crop_size), Image.Resampling.BICUBIC)
+
+
+def half(picture: Image.Image, path: Path, right: bool) -> Image.Image:
+    """The left or right half of a side-by-side picture. Raises UserError where the width is odd."""
+    width, height = picture.size
+    if width % 2:
+        reason = f"side-by-side image of odd width, {width}x{height}"
+        raise UserError(path, reason, "A and B need equal widths")
+    return picture.crop((width // 2, 0, width, height) if right else (0, 0, width // 2, height))
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """One picture of two of equal size and mode, the inverse of `half`."""
+    width, height = left.size
+    both = Image.new(left.mode, (2 * width, height))
+    both.paste(left, (0, 0))
+    both.paste(right, (width, 0))
+    return both

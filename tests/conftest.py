@@ -1,8 +1,12 @@
 """Shared test set-up: the project root on the path, few threads per worker, real data by environment variable."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
 # Under nohup it is ignored, and so in every process that a test starts and then sends it to.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Run a web server in a thread; gives its address, without a slash at the end."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    with server:
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,11 +11,11 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 
 from datasets.errors import UserError
-from datasets.side_by_side import side_by_side
 from datasets.synthetic import draw_pair, write_dataset
 from datasets.towns.canvas import OVERSAMPLING, Canvas, Noise, reduced
 from datasets.towns.layout import build_town
 from datasets.towns.shapes import EXTENT, Disc, Town
+from datasets.transforms import side_by_side
 
 
 def files(folder: Path) -> dict[str, bytes]:
