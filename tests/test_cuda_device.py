@@ -24,7 +24,7 @@ from cuda_support import (
 from torch.utils import benchmark
 
 import cuda_ops
-from cuda_ops.compile import SOURCE
+from cuda_ops.nvrtc import SOURCE
 
 # cuDNN may warn of a plan that it gave up; that the kernels cannot be built stays an error.
 pytestmark = [

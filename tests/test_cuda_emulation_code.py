@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from cuda_ops.compile import SOURCE, BuildError, build, nvrtc_version
-from cuda_ops.launch import Arguments, Unit
+from cuda_ops.nvrtc import SOURCE, BuildError, build, nvrtc_version
+from cuda_ops.nvrtc import Arguments, Unit
 
 try:
     nvrtc_version()
