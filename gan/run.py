@@ -228,7 +228,9 @@ class MetricsLog:
             self._write_pending()
         except OSError as error:
             if not self._warned:
-                warn(self.path, f"cannot be written ({error.strerror}); training continues, trying again later")
+                warn(
+                    self.path, f"cannot be written ({error.strerror}); training continues, trying again later"
+                )
                 self._warned = True
 
     def _write_pending(self) -> None:

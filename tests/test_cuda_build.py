@@ -19,9 +19,8 @@ import cuda_ops
 from cuda_ops import __main__ as report
 from cuda_ops import compile as build
 from cuda_ops import cuda, nvrtc
-from cuda_ops.nvrtc import SOURCE, BuildError
-from cuda_ops.nvrtc import Unit
 from cuda_ops.normalized_conv import choose
+from cuda_ops.nvrtc import SOURCE, BuildError, Unit
 
 try:
     VERSION = build.nvrtc_version()

@@ -19,8 +19,7 @@ from cuda_shim.launcher import COMPILER, FOLDER
 from cuda_support import CASES, Case, make_inputs, run_backend
 
 from cuda_ops import cuda, nvrtc
-from cuda_ops.nvrtc import SOURCE
-from cuda_ops.nvrtc import KERNELS, Arguments, Dims, LaunchKernel, Unit
+from cuda_ops.nvrtc import KERNELS, SOURCE, Arguments, Dims, LaunchKernel, Unit
 
 SANITIZERS = {"races": "thread", "memory": "address,undefined"}
 sanitizers = pytest.mark.parametrize("sanitizer", SANITIZERS)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from datasets.towns.canvas import OVERSAMPLING, Canvas, Noise, reduced
+from datasets.towns.layout import build_town
+from datasets.towns.shapes import EXTENT, Disc, Town
 from PIL import Image, ImageDraw
 
 from datasets.errors import UserError
 from datasets.synthetic import draw_pair, write_dataset
-from datasets.towns.canvas import OVERSAMPLING, Canvas, Noise, reduced
-from datasets.towns.layout import build_town
-from datasets.towns.shapes import EXTENT, Disc, Town
 from datasets.transforms import side_by_side
 
 

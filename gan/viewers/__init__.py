@@ -104,7 +104,9 @@ class Viewers:
             except Exception as error:  # a viewer is never worth a training
                 self._viewers.remove(viewer)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                say(f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training continues without it)")
+                say(
+                    f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training continues without it)"
+                )
                 with contextlib.suppress(Exception):
                     viewer.close()
 
