@@ -46,20 +46,16 @@ class ImageInfo:
     frames: int
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether the name is that of a picture: a known extension, not hidden."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
-
-
 def find_images(folder: Path) -> list[Path]:
-    """Pictures in a folder by extension, sorted by name, without hidden files and sub-folders' content.
+    """Pictures right in a folder, told by their extensions, sorted by name, without hidden files.
 
     Raises UserError where the folder cannot be listed.
     """
     try:
-        return sorted(path for path in folder.iterdir() if is_image_name(path))
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS]
     except OSError as error:
         raise file_error(error, folder, "listed") from error
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def load_image(path: Path, channels: int = 3) -> Image.Image:
@@ -76,7 +72,7 @@ def inspect_image(path: Path) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file."""
     with decoded(path) as image:
         frames = (
-            getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         )  # MPO: a photo and its previews
         mode, conversion = image.mode, _conversion(image)
         return ImageInfo(_to_8_bit(image, path).size, mode, conversion, frames)

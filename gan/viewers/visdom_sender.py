@@ -79,12 +79,11 @@ class Sender:
         if self._server:
             patience = self._client.timeout
             self._client.timeout = min(patience, START_SECONDS)
-            try:
-                self._client.probe()
-            except LoginRefused:
-                pass
-            except Unreachable:
-                self._start_server(self._server)
+            with contextlib.suppress(LoginRefused):  # there is a server
+                try:
+                    self._client.probe()
+                except Unreachable:
+                    self._start_server(self._server)
             self._client.timeout = patience
         self._thread.start()
 
