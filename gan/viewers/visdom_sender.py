@@ -5,6 +5,7 @@ loses nothing: when a server answers again, everything is sent anew. Should the 
 from `metrics.jsonl`, which holds it all.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
