@@ -8,7 +8,7 @@ import shutil
 import threading
 
 import pytest
-from browser_support import chromium, screenshot
+from browser_support import PATIENCE, chromium, screenshot
 from visdom_support import FakeRun, train_record, wait_until
 
 from gan.viewers import RunInfo
@@ -31,7 +31,7 @@ class Watched:
     def __init__(self, browser, folder, address: str, run: FakeRun, **context) -> None:
         self.run, self.requests, self.complaints = run, [], []
         self.context = browser.new_context(**context)
-        self.context.set_default_timeout(300_000)  # ms; only what never comes takes so long
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on(

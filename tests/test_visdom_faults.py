@@ -236,6 +236,6 @@ def test_a_fault_of_our_own_is_one_line_too(watch, monkeypatch):
 def test_a_minute_of_standstill_with_the_real_times(tmp_path, capsys):
     with real_server(tmp_path / "server") as server:
         complete = lambda: len(server.curve("watched", "losses_adversarial", "G_GAN")) >= 50
-        at = {20: stopped(server, 60), 55: lambda: wait_until(complete, 200)}
+        at = {20: stopped(server, 60), 55: lambda: wait_until(complete)}
         watch_training(Timed("auto", "http://127.0.0.1", server.port), FakeRun(tmp_path, "watched"), at)
         assert len(capsys.readouterr().err.splitlines()) <= 3
