@@ -3,13 +3,16 @@
 # make lowest  the suite again, on the oldest packages that requirements.txt allows, Python 3.11 or 3.12 (in CI too)
 # make check   format, lint and types only        make bench   the CPU benchmarks
 # make setup   the virtual environment only       make format  put the code in order
+# make figures the size of the code against its limits
+# make goldens BASE=COMMIT   whether the code computes the same bits as that commit
+# make old-new BASE=COMMIT   what it costs against that commit
 
 PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-dev demo test check suite lowest bench format clean
+.PHONY: setup setup-dev demo test check suite lowest bench figures goldens old-new format clean
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
@@ -52,6 +55,15 @@ $(LOWEST)/.ready: requirements.txt requirements-dev.txt build-constraints.txt
 
 bench: setup
 	$(RUN) benchmarks/nc_layer.py
+
+figures: setup
+	$(RUN) -m benchmarks.figures
+
+goldens: setup
+	$(RUN) -m benchmarks.goldens --base $(BASE)
+
+old-new: setup
+	$(RUN) -m benchmarks.old_new --base $(BASE)
 
 format: setup-dev
 	$(RUN) -m ruff format .
