@@ -106,9 +106,8 @@ def _fetch_rest(
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
         etag = response.headers.get("ETag", "")
-        tag = (
-            etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-        )  # weak ETags do not do
+        is_strong = etag.startswith('"')  # a weak one stands for more than one sequence of bytes
+        tag = etag if is_strong else response.headers.get("Last-Modified", "")
         _note(target).write_text(json.dumps(FileVersion(url, tag, total)._asdict()))
         file.seek(have)
         with tqdm(
