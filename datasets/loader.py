@@ -147,14 +147,6 @@ def stable_hash(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def epoch_order(count: int, *, epoch: int, seed: int, shuffle: bool) -> list[int]:
-    """The indices of an epoch, shuffled from (seed, epoch) or in order."""
-    order = list(range(count))
-    if shuffle:
-        random.Random(stable_hash(seed, epoch, "order")).shuffle(order)
-    return order
-
-
 def epoch_batches(
     dataset: PairDataset,
     *,
@@ -173,7 +165,9 @@ def epoch_batches(
     the batches do not depend on it. timeout: seconds without a batch after which workers count as hanging. Raises
     UserError for a bad file, RunError for workers that are lost or hang.
     """
-    order = epoch_order(len(dataset), epoch=epoch, seed=seed, shuffle=shuffle)
+    order = list(range(len(dataset)))
+    if shuffle:
+        random.Random(stable_hash(seed, epoch, "order")).shuffle(order)
     keys = [(epoch, index) for index in order]
     batches = [keys[first : first + batch_size] for first in range(start * batch_size, len(keys), batch_size)]
     raw: Iterator[PairBatch]
