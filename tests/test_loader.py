@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import noise
 from PIL import Image
 
 from datasets import workers
@@ -31,17 +32,6 @@ from datasets.transforms import Augmentation
 
 SMALL = Augmentation("resize_and_crop", load_size=20, crop_size=16)
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(values).save(path)
-
-
-def plain(path: Path, level: int, size: tuple[int, int] = (16, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (level, level, level)).save(path)
 
 
 @pytest.fixture
@@ -224,9 +214,7 @@ def test_held_out_samples_never_train(aligned: Sources, unaligned: Sources) -> N
 def test_fixed_samples_are_whole_pictures(aligned: Sources) -> None:
     batch = fixed_samples(PairDataset(aligned, SMALL, seed=0), [4, 1])
     assert batch["A"].shape == (2, 3, 16, 16)
-    left = np.asarray(Image.open(aligned.a[4]))[:, :16].astype(
-        np.float64
-    )  # 16x16 as it is: nothing to resize
+    left = np.asarray(Image.open(aligned.a[4]))[:, :16].astype(np.float64)  # 16x16: nothing to resize
     assert np.allclose(batch["A"][0].permute(1, 2, 0).numpy(), left / 127.5 - 1, atol=1e-6)
     assert batch["paths_A"] == [str(aligned.a[4]), str(aligned.a[1])]
 
@@ -270,7 +258,11 @@ def test_when_every_file_is_gone_skipping_ends(aligned: Sources) -> None:
         epoch(PairDataset(aligned, SMALL, seed=0, skip_bad=True))
 
 
-def _local_exception(_: int) -> dict[str, Any]:
+def _pids(i: int) -> dict[str, Any]:
+    return {"i": i, "pid": os.getpid()}
+
+
+def _local_exception(_: int) -> None:
     class Unpicklable(Exception):
         def __init__(self) -> None:
             super().__init__(lambda: None)
@@ -278,38 +270,16 @@ def _local_exception(_: int) -> dict[str, Any]:
     raise Unpicklable
 
 
-def _killed(_: int) -> dict[str, Any]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-
-def _segfault(_: int) -> dict[str, Any]:
-    os.kill(os.getpid(), signal.SIGSEGV)
-    return {}
-
-
-def _exits(_: int) -> dict[str, Any]:
-    os._exit(0)
-
-
-def _hangs(_: int) -> dict[str, Any]:
-    signal.pause()
-    return {}
-
-
-def _pids(i: int) -> dict[str, Any]:
-    return {"i": i, "pid": os.getpid()}
-
-
 @pytest.mark.parametrize(
     ("function", "cause"),
     [
         (_local_exception, "Unpicklable"),
-        (_killed, "killed by SIGKILL"),
-        (_segfault, "killed by SIGSEGV"),
-        (_exits, "exit code 0"),
-        (_hangs, "a worker hangs"),
+        (lambda _: os.kill(os.getpid(), signal.SIGKILL), "killed by SIGKILL"),
+        (lambda _: os.kill(os.getpid(), signal.SIGSEGV), "killed by SIGSEGV"),
+        (lambda _: os._exit(0), "exit code 0"),
+        (lambda _: signal.pause(), "a worker hangs"),
     ],
+    ids=["exception", "killed", "segfault", "exits", "hangs"],
 )
 def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, cause: str) -> None:
     began = time.monotonic()
