@@ -8,9 +8,12 @@ import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,6 +24,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
 # Under nohup it is ignored, and so in every process that a test starts and then sends it to.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0, **options: Any) -> Path:
+    """Write a picture of random colours, (width, height) pixels; options are those of Pillow's save."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path, **options)
+    return path
 
 
 @contextlib.contextmanager
