@@ -12,7 +12,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,9 @@ from PIL import Image
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+Look = Literal["photo", "winter", "map"]
 
-EXTENT = 256.0  # metres; the side of a town
+EXTENT = 256  # metres; the side of a town
 REACH = 190.0  # metres; roads cover |u|, |v| <= REACH, a little more than half the town's diagonal
 SUN = (0.8, 0.6)  # shadows fall to the lower right
 SNOW: Colour = (202, 208, 216)  # before the exposure brightens it
@@ -54,10 +55,8 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "bank": Material((92, 112, 66), 34, 30, map=(188, 226, 160), snow=40),
     "water": Material((48, 74, 72), 5, 12, map=(126, 190, 238)),
     "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=30),
-    "lane": Material((78, 78, 82), 30, 12, map=(255, 255, 255)),
     "street": Material((78, 78, 82), 30, 12, map=(255, 255, 255)),
     "rail": Material((118, 106, 94), 56, 12, map=(96, 92, 104), snow=20),
-    "sleeper": Material((74, 66, 60), 20, 0, snow=10),
     "steel": Material((168, 164, 160), 20, 0),
     "avenue": Material((78, 78, 82), 30, 12, map=(250, 196, 92)),
     "paint": Material((214, 208, 190), 16, 0),
@@ -68,7 +67,6 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "roof": Material((78, 78, 82), 26, 10, map=(206, 160, 134), snow=90),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
-WIDTHS = {"avenue": 19.0, "street": 12.0, "lane": 7.5, "rail": 7.0}  # metres
 ROOFS: tuple[Colour, ...] = (
     (172, 88, 64), (150, 80, 60),  # reds
     (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82),  # greys, as asphalt is
@@ -124,6 +122,7 @@ class Town:
     """Town `index` of a split: perhaps a river, a turned irregular grid of roads, and what stands between them."""
 
     def __init__(self, seed: int, split: str, index: int) -> None:
+        self.key = seed, split, index
         dice = random.Random(f"town {seed} {split} {index}")
         self.uniform, self.choice = dice.uniform, dice.choice
         slope = self.uniform(-1.0, 1.0)
@@ -131,14 +130,11 @@ class Town:
         self.axis = 1.0 / length, slope / length  # the unit vector of u
         self.water: list[tuple[float, float, float]] = []  # discs: x, y, radius
         self.things: list[Thing] = []
-        if self.chance(0.5):
+        if self.uniform(0.0, 1.0) < 0.5:
             self._river()
         self._roads_and_blocks()
         self.things += [Thing("water", [(x, y)], radius) for x, y, radius in self.water]
         self.things.sort(key=lambda thing: RANK[thing.material])
-
-    def chance(self, share: float) -> bool:
-        return self.uniform(0.0, 1.0) < share
 
     def place(self, u: float, v: float) -> Point:
         c, s = self.axis
@@ -165,7 +161,7 @@ class Town:
     def _river(self) -> None:
         """A band of overlapping discs that wanders from one side of the town to the other."""
         radius, position, drift = self.uniform(11.0, 19.0), self.uniform(-0.35, 0.35) * EXTENT, 0.0
-        upright = self.chance(0.5)
+        upright = self.uniform(0.0, 1.0) < 0.5
         for step in range(-148, 149, 4):
             drift = 0.9 * drift + self.uniform(-0.7, 0.7)
             position += drift
@@ -173,40 +169,38 @@ class Town:
             self.things.append(Thing("bank", [(x, y)], radius + 6.0))
             self.water.append((x, y, radius))
 
-    def _crossings(self) -> list[tuple[float, str]]:
-        """Where roads cross an axis, and their kinds."""
+    def _crossings(self) -> list[tuple[float, str, float]]:
+        """Where roads cross an axis, their kinds and half their widths."""
         places = [-REACH - self.uniform(0.0, 60.0)]
         while places[-1] < REACH:
             places.append(places[-1] + self.uniform(48.0, 88.0))
-        return [(at, "street" if self.chance(0.55) else "lane") for at in places]
+        return [(at, "street", self.choice((3.75, 6.0))) for at in places]
 
     def _roads_and_blocks(self) -> None:
         """Long roads from end to end, staggered cross streets, one avenue across all; then the blocks."""
         columns = self._crossings()
-        middle = len(columns) // 2
-        columns[middle] = (columns[middle][0], "rail" if self.chance(0.35) else "avenue")
+        main = self.choice([("avenue", 9.5), ("avenue", 9.5), ("rail", 3.5)])
+        columns[len(columns) // 2] = (columns[len(columns) // 2][0], *main)
         avenue = self.uniform(-70.0, 70.0)
-        for u, kind in columns:
-            self._road(kind, Box(u, 0.0, WIDTHS[kind], 2 * REACH))
-        for (left, left_kind), (right, right_kind) in itertools.pairwise(columns):
-            rows = [(v, kind) for v, kind in self._crossings() if abs(v - avenue) > 34.0]
-            rows = sorted([*rows, (avenue, "avenue")])
-            for v, kind in rows:
-                self._road(kind, Box((left + right) / 2, v, right - left, WIDTHS[kind]))
-            u0, u1 = left + WIDTHS[left_kind] / 2, right - WIDTHS[right_kind] / 2
-            for (low, low_kind), (high, high_kind) in itertools.pairwise(rows):
-                v0, v1 = low + WIDTHS[low_kind] / 2, high - WIDTHS[high_kind] / 2
+        for u, kind, half in columns:
+            self._road(kind, Box(u, 0.0, 2 * half, 2 * REACH))
+        for (left, _, left_half), (right, _, right_half) in itertools.pairwise(columns):
+            rows = [row for row in self._crossings() if abs(row[0] - avenue) > 34.0]
+            rows = sorted([*rows, (avenue, "avenue", 9.5)])
+            for v, kind, half in rows:
+                self._road(kind, Box((left + right) / 2, v, right - left, 2 * half))
+            u0, u1 = left + left_half, right - right_half
+            for (low, _, low_half), (high, _, high_half) in itertools.pairwise(rows):
+                v0, v1 = low + low_half, high - high_half
                 block = Box((u0 + u1) / 2, (v0 + v1) / 2, u1 - u0 - 4.0, v1 - v0 - 4.0)
                 if self.sees(block):
                     self._block(block)
 
     def _road(self, kind: str, box: Box) -> None:
-        """A road with pavements, dashes (avenues only) and cars, or a railway with sleepers and two rails."""
+        """A road with pavements and cars, an avenue with dashes too, or a railway with two rails."""
         self.put(kind, box)
-        length = max(box.width, box.height)
+        length, width = max(box.width, box.height), min(box.width, box.height)
         if kind == "rail":
-            for along in steps(length, 4.0):
-                self.put("sleeper", box.part(along, 0.0, 1.6, 6.0))
             for beside in (-1.6, 1.6):
                 self.put("steel", box.part(0.0, beside, length, 1.0))
             return
@@ -214,7 +208,7 @@ class Town:
         if kind == "avenue":
             for along in steps(length, 10.0):
                 self.put("paint", box.part(along, 0.0, 6.0, 1.4))
-        for along in steps(length, 54.0) if kind != "lane" else ():
+        for along in steps(length, 54.0) if width > 10.0 else ():
             car = box.part(along + self.uniform(0.0, 40.0), self.choice((-2.8, 2.8)), 5.0, 2.2)
             self.put("car", car, colour=self.choice(CARS))
 
@@ -235,8 +229,10 @@ class Town:
             self.put("lawn", block)
             for cell in block.cells(block.width, 10.0):
                 self.put("stripe", Box(cell.u, cell.v, cell.width, cell.height / 2))
-            if self.chance(0.5):
-                self._pond(block)
+            for _ in range(self.choice((0, 3))):  # a pond of three overlapping discs
+                room = min(block.width, block.height)
+                u, v = (at + self.uniform(-0.16, 0.16) * room for at in (block.u, block.v))
+                self.water.append((*self.place(u, v), self.uniform(0.19, 0.26) * room))
             self._grove(block, every=30.0)
         elif use < 0.90:
             self.put("wood", block)
@@ -247,14 +243,11 @@ class Town:
                 self._parked_cars(row)
 
     def _house(self, plot: Box) -> None:
-        """A house with a bright and a dim half of the roof along its ridge, and a tree; or a large tree alone."""
+        """A house with a bright and a dim half of its roof along the ridge, and a tree."""
         u, v = plot.u + self.uniform(-2.0, 2.0), plot.v + self.uniform(-2.0, 2.0)
         house = Box(u, v, plot.width * self.uniform(0.54, 0.80), plot.height * self.uniform(0.54, 0.80))
         short, long = sorted((house.width, house.height))
         if not self.dry(u, v, 4.0 + long / 2):
-            return
-        if self.chance(0.12):
-            self._tree(u, v, self.uniform(4.0, 6.5))
             return
         colour = self.choice(ROOFS)
         self.put("eave", house.grown(0.6))
@@ -288,20 +281,11 @@ class Town:
             u, v = self.uniform(-0.3, 0.3) * cell.width, self.uniform(-0.3, 0.3) * cell.height
             self._tree(cell.u + u, cell.v + v, self.uniform(3.5, 6.5))
 
-    def _pond(self, block: Box) -> None:
-        """Three overlapping discs of water."""
-        room = min(block.width, block.height) / 2
-        for _ in range(3):
-            radius = room * self.uniform(0.38, 0.55)
-            slack = 0.85 * room - radius
-            u, v = (at + self.uniform(-slack, slack) for at in (block.u, block.v))
-            self.water.append((*self.place(u, v), radius))
-
     def _parked_cars(self, row: Box) -> None:
         """A row of cars, two thirds of the places taken, and a white line."""
         self.put("line", Box(row.u, row.v + 3.1, row.width, 0.8))
         for cell in Box(row.u, row.v, row.width, 5.4).cells(4.4, 5.4):
-            if self.chance(0.66) and self.dry(cell.u, cell.v, 9.0):
+            if self.uniform(0.0, 1.0) < 0.66 and self.dry(cell.u, cell.v, 9.0):
                 self.put("car", Box(cell.u, cell.v, 2.6, 5.4), colour=self.choice(CARS))
 
 
@@ -334,15 +318,6 @@ def pixels_of(thing: Thing, side: int, extent: float, shift: float = 0.0) -> tup
     return (down, across), mask
 
 
-def topmost(things: Sequence[Thing], side: int, extent: float) -> NDArray[np.int32]:
-    """The topmost thing of every fine pixel, (side, side), as its place in the list; the first covers all."""
-    plane = np.zeros((side, side), np.int32)
-    for number, thing in enumerate(things[1:], 1):
-        window, mask = pixels_of(thing, side, extent)
-        plane[window][mask] = number
-    return plane
-
-
 def reduced(colours: NDArray[np.int16]) -> NDArray[np.int32]:
     """The picture (h, w, 3) of a canvas (H, W, 3): rounded means of OVERSAMPLING x OVERSAMPLING squares."""
     k = OVERSAMPLING
@@ -371,35 +346,29 @@ class Noise:
         return (rows[:, low] * (cell - part) + rows[:, low + 1] * part) // (cell * cell)
 
 
-def draw_map(town: Town, size: int, extent: float = EXTENT) -> Image.Image:
-    """The street map, RGB, `size` x `size`, of the middle `extent` metres: flat colours, roads by importance."""
-    things = [GROUND, *(thing for thing in town.things if MATERIALS[thing.material].map)]
-    colours = np.array([MATERIALS[thing.material].map for thing in things], np.int16)
-    plane = topmost(things, size * OVERSAMPLING, extent)
-    return Image.fromarray(reduced(colours[plane]).astype(np.uint8))
+def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Image:
+    """A picture of the middle `extent` metres of a town, RGB, `size` x `size` pixels.
 
-
-def draw_photo(
-    town: Town, size: int, noise: Noise, extent: float = EXTENT, winter: bool = False
-) -> Image.Image:
-    """The aerial photo, RGB, `size` x `size`, of the middle `extent` metres: texture, lit roofs, shadows, sensor noise.
-
-    In winter snow hides a part of each surface's colour; with the same noise all else is the same.
+    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. winter: the same photo, but snow hides a part of
+    each surface's colour. map: flat colours and thin outlines.
     """
-    things = [GROUND, *(thing for thing in town.things if MATERIALS[thing.material].photo)]
+    things = [GROUND, *(thing for thing in town.things if surface(thing, look))]
     side = size * OVERSAMPLING
-    plane = topmost(things, side, extent)
-    surfaces = np.array([_surface(thing, winter) for thing in things], np.int16)
-    cell = max(1, round(side * EXTENT / extent / 64))
-    texture = (
-        noise.smooth(side, cell) * surfaces[plane, 3] + noise.smooth(side, 6 * cell) * surfaces[plane, 4]
-    )
-    colours = (surfaces[plane, :3] + (texture // 64).astype(np.int16)[..., None]).clip(0, 255)
+    plane = np.zeros((side, side), np.int32)  # the topmost thing of every fine pixel
     shade = np.zeros((side, side), bool)
-    for thing in things:
+    for number, thing in enumerate(things[1:], 1):
+        window, mask = pixels_of(thing, side, extent)
+        plane[window][mask] = number
         for share in (1 / 3, 2 / 3, 1.0) if thing.shadow else ():
             window, mask = pixels_of(thing, side, extent, share * thing.shadow)
             shade[window] |= mask
+    surfaces = np.array([surface(thing, look) for thing in things], np.int16)[plane]
+    if look == "map":
+        return Image.fromarray(reduced(surfaces[..., :3]).astype(np.uint8))
+    noise = Noise(*town.key)
+    cell = max(1, round(side * EXTENT / extent / 64))
+    texture = noise.smooth(side, cell) * surfaces[..., 3] + noise.smooth(side, 6 * cell) * surfaces[..., 4]
+    colours = (surfaces[..., :3] + (texture // 64).astype(np.int16)[..., None]).clip(0, 255)
     shade &= ~np.array([RANK[thing.material] >= RANK["crown"] for thing in things])[plane]
     colours[shade] = colours[shade] * (50, 54, 64) // 100  # what lights a shadow is the sky: a little blue
     exposure = 122 + noise.white(1, 1)[0, 0] // 12  # percent
@@ -407,10 +376,14 @@ def draw_photo(
     return Image.fromarray((reduced(colours) * exposure // 100 + sensor).clip(0, 255).astype(np.uint8))
 
 
-def _surface(thing: Thing, winter: bool) -> tuple[int, ...]:
-    """Red, green, blue, and the swing of the fine and the coarse texture, with snow and light."""
+def surface(thing: Thing, look: Look) -> tuple[int, ...] | None:
+    """Red, green, blue, and the swing of the fine and the coarse texture; None if the picture does not show it."""
     material = MATERIALS[thing.material]
-    bare = 100 - material.snow if winter else 100
-    colour = thing.colour or material.photo or SNOW
-    lit = ((c * bare + s * (100 - bare)) * thing.light // 10_000 for c, s in zip(colour, SNOW, strict=True))
-    return *lit, material.fine * bare // 100, material.coarse * bare // 100
+    if look == "map":
+        return material.map and (*material.map, 0, 0)
+    if material.photo is None:
+        return None
+    bare = 100 - material.snow if look == "winter" else 100
+    mixed = (c * bare + s * (100 - bare) for c, s in zip(thing.colour or material.photo, SNOW, strict=True))
+    light = thing.light
+    return *(c * light // 10_000 for c in mixed), material.fine * bare // 100, material.coarse * bare // 100
