@@ -95,6 +95,11 @@ def error_from_os(error: OSError, path: str | Path | None = None) -> UserError |
     return error_class(str(place) if place is not None else "file system", reason, fix)
 
 
+def file_error(error: OSError, path: str | Path, done: str) -> UserError:
+    """`error_from_os`, or for an unknown kind `<path>: cannot be <done>: <the system's text>`."""
+    return error_from_os(error, path) or UserError(path, f"cannot be {done}: {error.strerror}")
+
+
 _OS_ERRORS: dict[int, tuple[type[UserError], str, str]] = {
     errno.ENOSPC: (UserError, "no space left on the device", "free some space or choose another place"),
     errno.EDQUOT: (UserError, "disk quota exceeded", "free some space or choose another place"),
@@ -128,7 +133,7 @@ def out_of_memory_error(where: str = "") -> RunError:
     return RunError("memory", f"out of memory {where}".rstrip(), "try a smaller --crop_size or --batch_size")
 
 
-def translate(error: BaseException) -> UserError | None:
+def as_user_error(error: BaseException) -> UserError | None:
     """What an exception means to the user, or None for one that is our own bug."""
     if isinstance(error, UserError):
         return error
@@ -145,7 +150,7 @@ def report(error: UserError) -> None:
     ]
     left = len(error.details) - DETAILS_SHOWN
     if left > 0:
-        logged = _log("\n".join([str(error), *(f"  {printable(entry)}" for entry in error.details)]))
+        logged = log_text("\n".join([str(error), *(f"  {printable(entry)}" for entry in error.details)]))
         lines.append(
             f"  ... and {left} more" + (f", all listed in {printable(str(_log_file))}" if logged else "")
         )
@@ -179,7 +184,7 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
         code = main() or 0
         sys.stdout.flush()  # a full disk or closed pipe behind stdout shows here, not at interpreter shutdown
     except KeyboardInterrupt:
-        _log(traceback.format_exc())
+        log_text(traceback.format_exc())
         _print_stderr("error: interrupted")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output left: nothing to say, nobody to say it to
@@ -195,8 +200,8 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
 
 def _report_exception(error: Exception) -> int:
     trace = "".join(traceback.format_exception(error))
-    logged = _log(trace)
-    known = translate(error)
+    logged = log_text(trace)
+    known = as_user_error(error)
     if _debug or (known is None and not logged):
         _print_stderr(trace.rstrip())
     if known is None:
@@ -206,7 +211,7 @@ def _report_exception(error: Exception) -> int:
     return known.exit_code
 
 
-def _log(text: str) -> bool:
+def log_text(text: str) -> bool:
     """Append to the log file; False where there is none or it cannot be written (stderr has its line)."""
     if _log_file is None:
         return False

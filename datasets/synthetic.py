@@ -16,9 +16,9 @@ from typing import Literal, get_args
 from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
-from datasets.output_folder import whole_folder
-from datasets.side_by_side import side_by_side
+from datasets.files import whole_folder
 from datasets.towns import EXTENT, Town, draw
+from datasets.transforms import side_by_side
 
 Layout = Literal["aligned", "unaligned"]
 Task = Literal["map", "winter"]

@@ -1,8 +1,12 @@
 """Shared test set-up: the project root on the path, few threads per worker, real data by environment variable."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,19 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Run a web server in a thread; gives its address, without a slash at the end."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    with server:
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run or was not asked for, each with its reason."""
     for item in items:
@@ -26,6 +43,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
         if item.get_closest_marker("slow") and "slow" not in config.getoption("-m"):
             item.add_marker(pytest.mark.skip(reason="slow proof: run with -m slow"))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes stay out of the ids: the output of a compressor, say, holds the time."""
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cuda_ops import cuda_operator
-from cuda_ops.direct import Geometry
+from cuda_ops import cuda
+from cuda_ops.direct import ConvParams
 from cuda_ops.normalized_conv import normalized_conv2d, reference
 
 NAMES = ("y", "mean", "std", "dx", "dweight", "dbias")
@@ -24,7 +24,7 @@ TOLERANCE = {
 @cache
 def register_on_cpu() -> None:
     """The operators for CPU tensors too: once in a process, torch refuses a second time."""
-    cuda_operator.register("cpu")
+    cuda.register("cpu")
 
 
 class Case(NamedTuple):
@@ -140,7 +140,7 @@ def expected(
     """
     tensors = [v.double().requires_grad_() for v in inputs[:3] if v is not None]
     x, weight, *rest = tensors
-    geometry = Geometry(
+    geometry = ConvParams(
         case.stride,
         case.padding,
         case.dilation,

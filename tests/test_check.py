@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets import check
-from datasets.check import changes, scan, survey
+from datasets.check import changes, scan
 from datasets.errors import UserError
 from datasets.layouts import find_sources
 
@@ -222,20 +222,12 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
     assert len(reads) == 9
 
 
-def test_progress_counts_up_to_all_files(unaligned: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(check, "_BLOCK", 3)
-    seen: list[tuple[int, int]] = []
-    look(unaligned, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(3, 8), (6, 8), (8, 8)]
-
-
 def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(check, "_BLOCK", 2)
-
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(path: Path) -> check.FileRecord:
         raise KeyboardInterrupt
 
-    threads = threading.active_count()
+    monkeypatch.setattr(check, "_read", interrupt)
+    threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        survey(sorted((unaligned / "trainA").iterdir()), interrupt)
-    assert threading.active_count() == threads
+        look(unaligned)
+    assert set(threading.enumerate()) <= threads

@@ -18,10 +18,9 @@ from cuda_shim.launcher import FOLDER
 import cuda_ops
 from cuda_ops import __main__ as report
 from cuda_ops import compile as build
-from cuda_ops import cuda, launch
-from cuda_ops.compile import SOURCE, BuildError
-from cuda_ops.launch import Unit
+from cuda_ops import cuda, nvrtc
 from cuda_ops.normalized_conv import choose
+from cuda_ops.nvrtc import SOURCE, BuildError, Unit
 
 try:
     VERSION = build.nvrtc_version()
@@ -53,7 +52,7 @@ def test_every_kernel_compiles_for(architecture: str) -> None:
     unit = UNITS["bfloat16" if architecture in ("75", "90") else "float32"]
     code = build.build(SOURCE.read_bytes(), unit.definitions(), f"sm_{architecture}")
     assert code[:4] == b"\x7fELF"
-    for kernel in launch.KERNELS:
+    for kernel in nvrtc.KERNELS:
         assert f"nc_{kernel}".encode() in code
 
 
@@ -72,7 +71,7 @@ def test_the_compilers_words_are_passed_on() -> None:
 
 @needs_nvrtc
 def test_a_changed_argument_block_does_not_compile() -> None:
-    defines = build.definitions(F32, F32, F32, False, ctypes.sizeof(launch.Arguments) + 8)
+    defines = build.definitions(F32, F32, F32, False, ctypes.sizeof(nvrtc.Arguments) + 8)
     with pytest.raises(BuildError, match="Args differs from its mirror"):
         build.build(SOURCE.read_bytes(), defines, "compute_80")
 
@@ -137,7 +136,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch
 
 
 def _race(start: Any) -> bytes:
-    start.wait(timeout=60)
+    start.wait()
     return build.compiled(UNITS["float16"].definitions(), "compute_80")
 
 
@@ -169,7 +168,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(index: int, unit: Unit) -> Any:
         raise BuildError("NVRTC sm_90: kernels.cu(7): error: no such luck")
 
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", fail)
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", fail)
     monkeypatch.setattr(cuda, "_outcomes", {})
     monkeypatch.setattr(cuda, "_warned", set())
 
@@ -205,14 +204,14 @@ def test_auto_says_nothing_where_the_kernels_do_not_apply(failing: None) -> None
 def test_no_compilation_inside_a_graph_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(BuildError, match=r"run the layer once with these dtypes .* before the capture"):
-        launch.CudaLauncher(0, UNITS["float32"])
+        nvrtc.CudaLauncher(0, UNITS["float32"])
 
 
 def test_a_missing_gpu_is_a_reason_not_a_crash() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(BuildError):
-        launch.CudaLauncher(0, UNITS["float32"])
+        nvrtc.CudaLauncher(0, UNITS["float32"])
 
 
 @needs_nvrtc
@@ -229,7 +228,7 @@ def test_the_launcher_against_a_stand_in_driver(tmp_path: Path, cache: Path) -> 
     subprocess.run(["cc", "-shared", "-fPIC", "-w", str(source), "-o", str(library), "-ldl"], check=True)
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(SOURCE.parents[1])}
     command = [sys.executable, str(FOLDER / "drive.py"), str(library)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second, third, fourth, fifth, refused, built = json.loads(done.stdout)
     assert first == [1, 5, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]

@@ -6,8 +6,7 @@ import re
 import pytest
 import torch
 
-from cuda_ops.compile import SOURCE, BuildError, build, nvrtc_version
-from cuda_ops.launch import Arguments, Unit
+from cuda_ops.nvrtc import SOURCE, Arguments, BuildError, Unit, build, nvrtc_version
 
 try:
     nvrtc_version()

@@ -8,8 +8,8 @@ import torch
 from cuda_shim.launcher import COMPILER, host_launchers
 from cuda_support import CASES, assert_matches, make_inputs, run_backend
 
-from cuda_ops import cuda, launch
-from cuda_ops.compile import SOURCE
+from cuda_ops import cuda, nvrtc
+from cuda_ops.nvrtc import SOURCE
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
@@ -39,7 +39,7 @@ def test_nothing_is_read_before_it_is_written(
     dtype: torch.dtype, last: bool, poisoned: None, libraries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert torch.empty(3).isnan().all()
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", host_launchers(libraries))
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries))
     for case in CASES.values():
         inputs = make_inputs(case, dtype, last)
         assert_matches(case, inputs, run_backend(case, inputs), dtype)
@@ -53,6 +53,6 @@ def test_a_value_left_out_is_noticed(
     assert text.count(before) == 1
     broken = tmp_path / "broken.cu"
     broken.write_text(text.replace(before, "if (live && t.c == 0 && at > 0) {\n        wide* out"))
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", host_launchers(libraries, broken))
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries, broken))
     inputs = make_inputs(case, torch.float32, False)
     assert run_backend(case, inputs)["mean"].isnan().any()

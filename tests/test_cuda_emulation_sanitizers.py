@@ -18,9 +18,8 @@ import torch
 from cuda_shim.launcher import COMPILER, FOLDER
 from cuda_support import CASES, Case, make_inputs, run_backend
 
-from cuda_ops import cuda, launch
-from cuda_ops.compile import SOURCE
-from cuda_ops.launch import KERNELS, Arguments, Dims, Launch, Unit
+from cuda_ops import cuda, nvrtc
+from cuda_ops.nvrtc import KERNELS, SOURCE, Arguments, Dims, LaunchKernel, Unit
 
 SANITIZERS = {"races": "thread", "memory": "address,undefined"}
 sanitizers = pytest.mark.parametrize("sanitizer", SANITIZERS)
@@ -67,7 +66,7 @@ class Recorder:
     def __init__(self, threads: int) -> None:
         self.threads, self.shapes, self.arguments = threads, dict[str, tuple[int, ...]](), Arguments()
 
-    def bind(self, arguments: Arguments) -> Launch:
+    def bind(self, arguments: Arguments) -> LaunchKernel:
         def note(kernel: str, grid: Dims, block: Dims) -> None:
             self.shapes.setdefault(kernel, (*grid, *block))
             if kernel == "pixels":
@@ -86,7 +85,7 @@ def run(program: Path, case: Case, unit: Unit, threads: int, monkeypatch: pytest
     """What the sanitizer has to say about all kernels at the launches of `case`; empty where nothing is wrong."""
     recorder = Recorder(threads)
     asked: list[Unit] = []
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", lambda index, unit: asked.append(unit) or recorder)
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", lambda index, unit: asked.append(unit) or recorder)
     monkeypatch.setattr(cuda, "_outcomes", {})
     inputs = make_inputs(case, unit.x, unit.channels_last, weight_dtype=unit.weight)
     with torch.autocast("cpu", unit.compute, enabled=unit.compute != unit.x):
@@ -96,7 +95,7 @@ def run(program: Path, case: Case, unit: Unit, threads: int, monkeypatch: pytest
     command = [str(program)]
     if shutil.which("setarch"):  # ThreadSanitizer cannot use every random layout of the address space
         command = ["setarch", "-R", *command]
-    done = subprocess.run(command, input=recorder.request(), capture_output=True, timeout=200)
+    done = subprocess.run(command, input=recorder.request(), capture_output=True)
     text = done.stderr.decode(errors="replace")
     if "FATAL: ThreadSanitizer" in text or "personality" in text:
         pytest.skip(f"sanitizers do not run here: {text.splitlines()[0]}")

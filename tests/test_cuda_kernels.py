@@ -21,8 +21,8 @@ from cuda_support import (
 )
 
 import cuda_ops
-from cuda_ops import cuda, launch
-from cuda_ops.compile import SOURCE
+from cuda_ops import cuda, nvrtc
+from cuda_ops.nvrtc import SOURCE
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
@@ -43,7 +43,7 @@ def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def host(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """CPU tensors are served by the kernels for the length of a test."""
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", host_launchers(libraries))
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries))
     yield
     for key in [key for key in cuda._outcomes if key[0] == "cpu"]:
         del cuda._outcomes[key]
@@ -203,7 +203,7 @@ def test_threads_of_a_block_may_come_in_any_order(
     results = []
     for first in ((0, 1), order):
         monkeypatch.setitem(
-            launch.LAUNCHERS,
+            nvrtc.LAUNCHERS,
             "cpu",
             lambda _, unit, first=first: HostLauncher(build(unit, libraries), 256, first),
         )
@@ -254,7 +254,7 @@ def test_a_broken_kernel_is_noticed(
     assert text.count(FAULTS[fault][0]) == 1
     broken = tmp_path / "broken.cu"
     broken.write_text(text.replace(*FAULTS[fault]))
-    monkeypatch.setattr("cuda_ops.plan._MOST_BLOCKS", 2)
+    monkeypatch.setattr("cuda_ops.cuda._MOST_BLOCKS", 2)
     dtype = torch.float32
     case = Case(images=3, channels=150, outputs=140, size=(5, 4), padding=(2, 1))
     inputs = make_inputs(case, dtype, False)
@@ -263,15 +263,15 @@ def test_a_broken_kernel_is_noticed(
         made = partial(HostLauncher, threads=256, order=order)
         for source, must_fail in ((SOURCE, False), (broken, True)):
             monkeypatch.setitem(
-                launch.LAUNCHERS, "cpu", lambda _, unit, s=source, m=made: m(build(unit, libraries, s))
+                nvrtc.LAUNCHERS, "cpu", lambda _, unit, s=source, m=made: m(build(unit, libraries, s))
             )
-            cuda_ops.plan.make_plan.cache_clear()
+            cuda._plan.cache_clear()
             try:
                 assert_matches(case, inputs, run_backend(case, inputs), dtype)
             except (AssertionError, RuntimeError):
                 assert must_fail
                 noticed = True
-    cuda_ops.plan.make_plan.cache_clear()
+    cuda._plan.cache_clear()
     assert noticed
 
 
@@ -358,6 +358,6 @@ def test_changing_y_in_place_is_noticed() -> None:
 def test_the_host_compiler_speaks(tmp_path: Path, libraries: Path) -> None:
     broken = tmp_path / "broken.cu"
     broken.write_text("this is not C++")
-    unit = launch.Unit(*[torch.float32] * 3, channels_last=False)
+    unit = nvrtc.Unit(*[torch.float32] * 3, channels_last=False)
     with pytest.raises(subprocess.CalledProcessError):
         build(unit, tmp_path, broken)

@@ -204,7 +204,7 @@ def test_a_closed_pipe_is_quiet(monkeypatch: Any) -> None:
     writer.stdout.close()
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
-    assert writer.wait(timeout=30) == 128 + signal.SIGPIPE
+    assert writer.wait() == 128 + signal.SIGPIPE
     writer.stderr.close()
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from models.blocks import ConvBlock
 from models.build import build_generator, initialize
-from models.moments import DynamicMomentShortcut, MomentShortcut
 from models.names import GENERATOR_NAMES, NORM_NAMES
 from models.normalized_conv import NormalizedConv2d
+from models.norms import DynamicMomentShortcut, MomentShortcut
 from models.resnet import ResnetGenerator
 from models.unet import UnetGenerator
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import models.moments
+import models.norms
 from cuda_ops import Moments
-from models.moments import PONO, DynamicMomentShortcut, MomentShortcut, positional_norm
+from models.norms import PONO, DynamicMomentShortcut, MomentShortcut, positional_norm
 
 
 def test_hand_computed_pixel() -> None:
@@ -97,4 +97,4 @@ def test_untrained_dynamic_shortcut_is_the_identity() -> None:
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(models.moments).failed == 0
+    assert doctest.testmod(models.norms).failed == 0

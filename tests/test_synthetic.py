@@ -11,9 +11,9 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 
 from datasets.errors import UserError
-from datasets.side_by_side import side_by_side
 from datasets.synthetic import write_dataset
 from datasets.towns import EXTENT, MATERIALS, OVERSAMPLING, Noise, Thing, Town, draw, pixels_of, reduced
+from datasets.transforms import side_by_side
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -29,7 +29,7 @@ def draw_pair(
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "datasets.synthetic", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_aligned_counts_sizes_and_sides(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -97,10 +96,12 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
         server.kill()
         (server.folder / "watched.json").unlink(missing_ok=True)  # it had been saved at the end of an epoch
 
+    viewer = Timed("auto", "http://127.0.0.1", server.port)
+    noticed = lambda: not viewer._sender._connected
     try:
         lines = watch(
-            Timed("auto", "http://127.0.0.1", server.port),
-            {20: lambda: wait_until(known), 25: kill, 30: lambda: time.sleep(0.3), 40: server.start},
+            viewer,
+            {20: lambda: wait_until(known), 25: kill, 30: lambda: wait_until(noticed), 40: server.start},
         )
         assert len(lines) == 3 and lines[0].endswith("/env/watched"), (
             "where to look, and then two about the fault"
@@ -235,6 +236,6 @@ def test_a_fault_of_our_own_is_one_line_too(watch, monkeypatch):
 def test_a_minute_of_standstill_with_the_real_times(tmp_path, capsys):
     with real_server(tmp_path / "server") as server:
         complete = lambda: len(server.curve("watched", "losses_adversarial", "G_GAN")) >= 50
-        at = {20: stopped(server, 60), 55: lambda: wait_until(complete, 200)}
+        at = {20: stopped(server, 60), 55: lambda: wait_until(complete)}
         watch_training(Timed("auto", "http://127.0.0.1", server.port), FakeRun(tmp_path, "watched"), at)
         assert len(capsys.readouterr().err.splitlines()) <= 3

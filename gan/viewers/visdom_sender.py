@@ -5,6 +5,7 @@ loses nothing: when a server answers again, everything is sent anew. Should the 
 from `metrics.jsonl`, which holds it all.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -36,6 +37,9 @@ LISTEN_EVERY = 1.5
 PAUSE, LONGEST_PAUSE, SHARE = 1.0, 10.0, 0.05
 """Seconds between two updates: at least PAUSE, more so that updating takes at most SHARE of the time."""
 
+START_SECONDS = 2.0
+"""How long the start of a training waits to learn whether a server answers already."""
+
 SERVER_SECONDS = 45.0
 """How long a server that was started may take until it answers (its own download of scripts included)."""
 
@@ -54,6 +58,8 @@ class Sender:
     ) -> None:
         self.inbox = Inbox(INBOX_LIMIT)
         self._run_info, self._env, self._client, self._server = run, env, client, server
+        self._server_wanted = False
+        self._start_failure = ""
         self._board = _board(known)
         self._reread = reread
         self._connected = False
@@ -70,6 +76,16 @@ class Sender:
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
 
     def start(self) -> None:
+        """Start the thread, and before it a server if one may be started and none answers yet."""
+        if self._server:
+            patience = self._client.timeout
+            self._client.timeout = min(patience, START_SECONDS)
+            with contextlib.suppress(LoginRefused):  # there is a server
+                try:
+                    self._client.probe()
+                except Unreachable:
+                    self._start_server(self._server)
+            self._client.timeout = patience
         self._thread.start()
 
     def close(self, seconds: float) -> None:
@@ -81,7 +97,11 @@ class Sender:
             self._server.stop()
 
     def commands(self) -> set[str]:
-        """What was clicked since the last call."""
+        """What was clicked since the last call. A server that the thread has missed is started here."""
+        if self._server_wanted:
+            self._server_wanted = False
+            assert self._server
+            self._start_server(self._server)
         if not self._asked:
             return set()
         with self._lock:
@@ -92,7 +112,7 @@ class Sender:
         try:
             self._send_until_closed()
         except Exception as error:  # our own fault: still nothing that a training should hear of
-            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training goes on without it)")
+            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training continues without it)")
         finally:
             if self._events:
                 self._events.close()
@@ -122,14 +142,20 @@ class Sender:
                 self._lost(error)
 
     def _connect(self) -> None:
+        if self._start_failure:
+            reason, self._start_failure = self._start_failure, ""
+            self._server = None
+            raise Unreachable(f"none could be started: {reason}")
         try:
-            self._client.probe()
+            if self._server and self._server.is_running and not self._server.has_answered:
+                self._await_server(self._server)
+            else:
+                self._client.probe()
         except LoginRefused:
             raise
         except Unreachable:
-            if self._server is None or self._server.is_running:
-                raise
-            self._start_server(self._server)
+            self._server_wanted = self._server is not None and not self._server.is_running
+            raise
         self._connected, self._connected_at = True, time.monotonic()
         self._start_over()
 
@@ -142,12 +168,15 @@ class Sender:
         self._listen_at = time.monotonic() + LISTEN_EVERY
 
     def _start_server(self, server: LocalServer) -> None:
-        wanted = self._client.address.port
+        """Start the process, in the thread that forks the loader's workers and no other."""
         try:
             server.start()
         except OSError as error:
-            self._server = None
-            raise Unreachable(f"none could be started: {error}") from error
+            self._start_failure = str(error)
+
+    def _await_server(self, server: LocalServer) -> None:
+        """Wait until the server that was started answers. Raises Unreachable."""
+        wanted = self._client.address.port
         self._client.address = server.address
         deadline = time.monotonic() + SERVER_SECONDS
         while True:
@@ -160,6 +189,7 @@ class Sender:
                         f"the one that was started does not answer, see {server.log}"
                     ) from error
             time.sleep(0.1)
+        server.has_answered = True
         if missing_scripts():
             say(
                 "note: Visdom's page will stay blank: it could not load its scripts (docs/watching.md says what helps)"
