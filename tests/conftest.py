@@ -62,6 +62,36 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 @pytest.fixture(scope="session")
+def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the CUDA kernels, compiled for the CPU, stay from one run of the suite to the next."""
+    cache = getattr(pytestconfig, "cache", None)
+    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
+
+
+@pytest.fixture
+def kernels_on_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are served by the CUDA kernels for the length of a test."""
+    from cuda_shim.launcher import COMPILER, host_launchers
+
+    from cuda_ops import cuda, nvrtc
+
+    if COMPILER is None:
+        pytest.skip("no C++ compiler (g++ or clang++) to run the kernels on the CPU")
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries))
+    monkeypatch.setattr(cuda, "_outcomes", {})
+
+
+@pytest.fixture
+def exact_convolutions() -> Iterator[None]:
+    """On a GPU no TF32, and cuDNN's deterministic algorithms: what is left to differ is ours."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real image subsets (maps, facades, horse2zebra), from I2I_REAL_DATA."""
     folder = os.environ.get("I2I_REAL_DATA")
