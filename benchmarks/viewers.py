@@ -32,8 +32,8 @@ import torch
 
 from datasets.synthetic import write_dataset
 from gan.command_line import parse_train
-from gan.metrics_log import MetricsLog
 from gan.options import stored_dict
+from gan.run import MetricsLog
 from gan.setup import build_data, build_trainer
 from gan.viewers import RunInfo, Viewers
 from gan.viewers.samples import save_samples

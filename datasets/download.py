@@ -6,7 +6,6 @@ where it comes from and which version it is, so that the rest of another version
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -73,12 +72,6 @@ def fetch(url: str, target: Path, idle_seconds: float = IDLE_SECONDS) -> None:
         raise error_from_os(error, target) or UserError(
             target, f"cannot be written: {error.strerror}", "choose another --output"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch_rest(

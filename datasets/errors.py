@@ -7,6 +7,7 @@ log file of the run.
 Exit codes: 0 done; 2 wrong usage or input; 1 failed while running, our own bugs too; 128+n ended by signal n.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -149,6 +150,22 @@ def report(error: UserError) -> None:
             f"  ... and {left} more" + (f", all listed in {printable(str(_log_file))}" if logged else "")
         )
     _print_stderr("\n".join(lines))
+
+
+def say(line: str) -> None:
+    """Print one line on stderr without tearing a progress bar; a closed or full stderr is no error."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    line = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+    with contextlib.suppress(OSError, ValueError):
+        if "tqdm" in sys.modules:  # only then can a bar be on the screen
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def warn(subject: str | Path, text: str) -> None:
+    """Print `warning: <subject>: <text>` on stderr."""
+    say(f"warning: {subject}: {text}")
 
 
 def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn:

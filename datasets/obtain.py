@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from datasets import archives
 from datasets.archive_members import kind
-from datasets.download import IDLE_SECONDS, discard, fetch, sha256
+from datasets.download import IDLE_SECONDS, discard, fetch
 from datasets.errors import UserError
+from datasets.files import sha256_of
 from datasets.images import IMAGE_EXTENSIONS
 from datasets.known_sets import KNOWN_SETS
 from datasets.output_folder import refuse_occupied, whole_folder
@@ -68,7 +69,7 @@ def _unpack(
 ) -> dict[str, int]:
     """Verify an archive, unpack it to `output`; every fault of the archive is a UserError with it as subject."""
     kind(archive)  # says what an HTML page is before a hash says only that it differs
-    digest = sha256(archive)
+    digest = sha256_of(archive)
     if hash_wanted and digest != hash_wanted.lower():
         reason = f"has SHA-256 {digest[:16]}..., wanted was {hash_wanted[:16].lower()}..."
         raise UserError(archive, reason, "another version or a damaged file")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.errors import UserError
+from datasets.files import new_folder
 from evaluate.baseline_rows import baseline_rows
 from evaluate.bootstrap import half_intervals
 from evaluate.cache import FeatureCache
@@ -31,10 +32,9 @@ from evaluate.report import Report, Row, check_place, with_groups, write_report
 from evaluate.runs import RunChoice, comparisons_of_run, protocol_of
 from evaluate.tables import terminal_table
 from evaluate.weights import INCEPTION_FLAGS, Weights, WeightsChoice, cache_folder, find_weights
-from gan.new_folder import new_folder
 from gan.options import TrainOptions, from_dict
-from gan.precision import find_device
-from gan.run_folder import RunFolder
+from gan.run import RunFolder
+from gan.step import find_device
 
 
 def run_evaluation(options: EvaluateOptions) -> int:

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import torch
 
-from datasets.download import sha256
+from datasets.files import require_writable, sha256_of, write_atomically
 from evaluate.pictures import Picture
 from gan.checkpoint_file import read_sidecar
-from gan.rng import forked
-from gan.run_folder import require_writable, write_atomically
-from gan.translate import Translator
-from gan.translate_files import output_names, translate_pictures
+from gan.state import forked_random_state
+from gan.translate import Translator, output_names, translate_pictures
 
 MANIFEST = "outputs.json"
 
@@ -63,7 +61,7 @@ def _seeded(translator: Translator, pictures: Sequence[Picture]) -> Iterator[Non
 
     hook = translator.network.register_forward_pre_hook(seed)
     try:
-        with forked():
+        with forked_random_state():
             yield
     finally:
         hook.remove()
@@ -78,7 +76,7 @@ def _maker(translator: Translator, mode: str) -> str:
 def checkpoint_hash(checkpoint: Path) -> str:
     """SHA-256 of a checkpoint: its sidecar's, else computed."""
     sidecar = read_sidecar(checkpoint)
-    return sidecar.sha256 if sidecar else sha256(checkpoint)
+    return sidecar.sha256 if sidecar else sha256_of(checkpoint)
 
 
 def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:

@@ -158,13 +158,13 @@ def content_of(path: Path) -> str:
     """SHA-256 of a file; remembered while the file keeps its size and time of change."""
     try:
         stat = path.stat()
-        return _hash_file(path, stat.st_size, stat.st_mtime_ns)
+        return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         unknown = UserError(path, f"cannot be read: {error.strerror}", "replace or remove it")
         raise error_from_os(error, path) or unknown from error
 
 
 @lru_cache(maxsize=100_000)
-def _hash_file(path: Path, size: int, changed: int) -> str:
+def _sha256_of(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.errors import UserError
+from datasets.files import require_writable, write_atomically
 from evaluate.metrics import METRICS, Metric
 from evaluate.protocol import METRIC_DEFINITIONS, Protocol
 from evaluate.tables import csv_table, latex_table, markdown_table
-from gan.run_folder import require_writable, write_atomically
 
 FEATURES = 2048  # with fewer images the covariances of FID are singular
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")

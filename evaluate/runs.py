@@ -12,7 +12,7 @@ from evaluate.outputs import checkpoint_hash, make_outputs
 from evaluate.pictures import Picture, pictures_of, pictures_of_side
 from evaluate.protocol import Protocol
 from gan.options import TrainOptions, channels, stored_dict
-from gan.run_folder import RunFolder
+from gan.run import RunFolder
 from gan.translate import Translator, load_translator
 
 NOT_OF_A_CONFIGURATION = frozenset(

@@ -11,7 +11,7 @@ from evaluate.runs import RunChoice, test_sides
 from evaluate.table3_options import Table3Options
 from evaluate.table3_plan import OTHER, SETTINGS, Setting, Training, options_of
 from evaluate.table3_results import TITLES, outputs_of
-from gan.translate_files import output_names
+from gan.translate import output_names
 
 
 def write_figures(

@@ -14,7 +14,7 @@ from evaluate.runs import RunChoice, protocol_of, test_sides
 from evaluate.table3_results import outputs_of
 from gan.checkpoint import load_checkpoint
 from gan.options import TrainOptions
-from gan.translate_files import output_names
+from gan.translate import output_names
 
 
 def is_current(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.errors import RunError, UserError
+from datasets.files import require_writable, write_atomically
 from datasets.synthetic import write_dataset
 from evaluate.command import build_report, weights_for
 from evaluate.metrics import FLAGS
@@ -28,7 +29,7 @@ from evaluate.table3_results import (
 from evaluate.table3_reuse import is_current
 from evaluate.table3_terminal import terminal_text
 from evaluate.table3_text import count_notes, missing_data, print_plan, progress
-from gan.run_folder import RunFolder, require_writable, write_atomically
+from gan.run import RunFolder
 
 Execute = Callable[[Sequence[str]], int]
 """Runs train.py with these flags and returns its exit code."""

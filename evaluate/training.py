@@ -24,7 +24,7 @@ from evaluate.networks import FeatureName, Networks
 from evaluate.passes import PIXEL_METRICS
 from evaluate.pixels import WINDOW
 from evaluate.weights import INCEPTION_FLAGS, WeightsChoice, cache_folder, find_weights
-from gan.precision import find_device
+from gan.step import find_device
 
 Evaluator = Callable[[Mapping[str, Tensor]], dict[str, float]]
 

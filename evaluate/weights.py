@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.download import discard, fetch, sha256
+from datasets.download import discard, fetch
 from datasets.errors import UserError, error_from_os
+from datasets.files import sha256_of
 from evaluate.lpips import CONVOLUTIONS
 
 WEIGHTS_FOLDER_VARIABLE = "I2I_WEIGHTS"
@@ -120,7 +121,7 @@ def _download(source: WeightsSource, target: Path) -> None:
     arriving = target.parent / "arriving" / target.name
     try:
         fetch(source.url, arriving, IDLE_SECONDS)
-        found = sha256(arriving)
+        found = sha256_of(arriving)
         if not found.startswith(source.hash_prefix):
             discard(arriving)
             raise UserError(source.url, f"SHA-256 begins {found[:8]}; removed")
@@ -147,7 +148,7 @@ def load_inception_weights(
 ) -> Weights:
     """pytorch-fid's Inception weights, known by the hash prefix in the published name."""
     path = find_file(INCEPTION, given, cache, offline)
-    digest = sha256(path)
+    digest = sha256_of(path)
     verified = digest.startswith(INCEPTION.hash_prefix)
     if not verified and not allow_unverified:
         raise UserError(

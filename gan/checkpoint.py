@@ -15,13 +15,20 @@ from typing import IO, Any, Literal, cast
 
 import torch
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, error_from_os, warn
+from datasets.files import (
+    HashingFile,
+    as_mib,
+    free_space,
+    remove_leftovers,
+    replacing,
+    sha256_of,
+    write_atomically,
+)
 from gan.archive_check import inspect
-from gan.checkpoint_file import FILE_NAME, Sidecar, hash_file, load_file, read_sidecar, sidecar_path, verify
-from gan.network_state import describe_difference, load_network, require_finite
+from gan.checkpoint_file import FILE_NAME, Sidecar, load_file, read_sidecar, sidecar_path, verify
 from gan.plain_tensors import prepare_state, size_of
-from gan.safe_files import HashingFile, as_mib, free_space, remove_leftovers, replacing, write_atomically
-from gan.warning import warn
+from gan.state import describe_difference, load_network, require_finite
 
 __all__ = [
     "CheckpointInfo",
@@ -108,7 +115,7 @@ def _write_checkpoint(path: Path, state: dict[str, Any], step: int, epoch: int) 
 def _whole(path: Path) -> tuple[str, int] | None:
     """SHA-256 and size of a checkpoint that is there and agrees with its sidecar."""
     try:
-        return (hash_file(path), path.stat().st_size) if verify(path) is not None else None
+        return (sha256_of(path), path.stat().st_size) if verify(path) is not None else None
     except (UserError, OSError):
         return None
 

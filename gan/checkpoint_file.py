@@ -1,6 +1,5 @@
 """One checkpoint file: its sidecar (size, SHA-256, step, epoch), its verification, and reading it safely."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from datasets.errors import UserError
+from datasets.files import sha256_of
 from gan.archive_check import NotCompleteError, NotPlainError, inspect
 from gan.plain_tensors import prepare_state
 
@@ -60,12 +60,6 @@ def read_sidecar(checkpoint: Path) -> Sidecar | None:
     return Sidecar(digest[1], numbers["bytes"], numbers["step"], numbers["epoch"], previous)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify(path: Path) -> Sidecar | None:
     """Compare a checkpoint with its sidecar, size first; None where there is no sidecar. UserError if it is
     damaged.
@@ -84,7 +78,7 @@ def verify(path: Path) -> Sidecar | None:
         raise UserError(
             path, f"{short}: {size} of {sidecar.bytes} bytes", "copy it again or use another checkpoint"
         )
-    if (hash_file(path), size) not in allowed:
+    if (sha256_of(path), size) not in allowed:
         raise UserError(
             path, "checksum mismatch: the file has changed", "copy it again or use another checkpoint"
         )

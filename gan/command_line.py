@@ -13,8 +13,7 @@ import tyro
 
 from datasets.errors import UserError
 from gan.options import TrainOptions, changes_that_matter, from_dict, resolve, stored_dict, to_dict
-from gan.resume import refuse_changes, refuse_existing
-from gan.run_folder import RunFolder, read_yaml
+from gan.run import RunFolder, read_yaml, refuse_changes, refuse_existing
 
 Options = TypeVar("Options")
 

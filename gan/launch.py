@@ -12,21 +12,33 @@ from typing import Any
 import torch
 
 from datasets.check import changes
-from datasets.errors import UserError, printable, set_log_file
-from gan import rng
+from datasets.errors import UserError, printable, say, set_log_file
+from datasets.files import new_folder
 from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.loop import Evaluate, Plan, Training
-from gan.metrics_log import MetricsLog, read_records
-from gan.network_state import describe_difference
-from gan.new_folder import new_folder
 from gan.options import ModelGroup, TrainOptions, changes_that_matter, stored_dict
-from gan.resume import refuse_changes, refuse_existing, resume_command, run_command_line
-from gan.run_folder import RunFolder
+from gan.run import (
+    MetricsLog,
+    RunFolder,
+    read_records,
+    refuse_changes,
+    refuse_existing,
+    resume_command,
+    run_command_line,
+)
 from gan.setup import TrainingData, build_data, build_trainer, check_device, check_sizes
 from gan.signals import StopRequest, tolerate_closed_stdout
-from gan.training_state import Position, check_format, checkpoint_size, restore
-from gan.training_step import Trainer
-from gan.viewers import RunInfo, Viewer, Viewers, say
+from gan.state import (
+    Position,
+    check_format,
+    checkpoint_size,
+    describe_difference,
+    restore,
+    seed_everything,
+    use_deterministic,
+)
+from gan.step import Trainer
+from gan.viewers import RunInfo, Viewer, Viewers
 from gan.viewers.console import Console
 from gan.viewers.page import Page
 from gan.viewers.visdom import Visdom
@@ -45,14 +57,14 @@ def train(options: TrainOptions, saved: dict[str, Any] | None, evaluate: Evaluat
         if saved is None:
             refuse_existing(run)  # again: another training may have come and gone before the lock was ours
         set_log_file(run.log)
-        rng.deterministic(options.run.deterministic)
-        rng.seed_everything(options.run.seed)
+        use_deterministic(options.run.deterministic)
+        seed_everything(options.run.seed)
         check_device(options)
         trainer = build_trainer(options)
         check_sizes(options, trainer.networks)
         run.require_space(2 * checkpoint_size(trainer))  # a new one is written before an old one goes
         data = build_data(options)
-        rng.seed_everything(options.run.seed)  # the weights' random numbers do not shift the dropout's
+        seed_everything(options.run.seed)  # the weights' random numbers do not shift the dropout's
         position, log = Position(), MetricsLog(run.metrics)
         if saved is not None:
             position = _resume(run, trainer, data, log, options)

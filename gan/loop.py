@@ -1,23 +1,23 @@
 """The training loop: epochs, steps, records, samples, saves. Reads top to bottom."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from datasets.errors import RunError, UserError, is_out_of_memory, out_of_memory_error
-from gan.checkpoint import save_checkpoint
-from gan.finite import finite_losses, require_finite_weights
-from gan.run_folder import MetricsLog, RunFolder
-from gan.schedule import LR_POLICIES
+from datasets.errors import RunError, UserError, is_out_of_memory, out_of_memory_error, say
+from gan.checkpoint import list_checkpoints, save_checkpoint
+from gan.run import MetricsLog, RunFolder
 from gan.setup import TrainingData
 from gan.signals import StopRequest
-from gan.training_state import Position, capture
-from gan.training_step import Batch, Trainer, set_learning_rate
-from gan.viewers import SAMPLE, SAVE, STOP, Viewers, say
+from gan.state import Position, capture
+from gan.step import LR_POLICIES, Batch, Trainer, set_learning_rate
+from gan.viewers import SAMPLE, SAVE, STOP, Viewers
 from gan.viewers.samples import save_samples
 
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
@@ -255,3 +255,26 @@ class _Window:
 def _mean_distance(fake: Tensor, target: Tensor) -> float:
     """Mean absolute difference on the scale from 0 (equal) to 1 (black against white)."""
     return float((fake.float() - target.float()).abs().mean() / 2)
+
+
+def finite_losses(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> dict[str, float]:
+    """Losses as numbers, in one transfer. RunError at the first that is NaN or infinite."""
+    values = torch.stack([loss.float() for loss in losses.values()]).tolist()
+    for name, value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise _not_finite(f"loss {name} is {value} at step {step}", run)
+    return dict(zip(losses, values, strict=True))
+
+
+def require_finite_weights(networks: Mapping[str, nn.Module], step: int, run: RunFolder) -> None:
+    """RunError for a NaN or an infinity that a finite loss has left in the weights; looked for before a save."""
+    for name, network in networks.items():
+        for key, value in network.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise _not_finite(f"{name}.{key} is not finite after step {step}", run)
+
+
+def _not_finite(what: str, run: RunFolder) -> RunError:
+    kept = list_checkpoints(run.path)
+    good = f"last good checkpoint step {kept[0].step}" if kept else "no checkpoint yet"
+    return RunError("training", f"{what}; {good}", "try a lower --lr")

@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.losses import GAN_LOSSES, gradient_penalty
-from gan.pool import ImagePool
-from gan.precision import Placement
-from gan.training_step import Batch, StepResult, evaluating, requires_grad
+from gan.losses import GAN_LOSSES, ImagePool, gradient_penalty
+from gan.step import Batch, Placement, StepResult, evaluating, requires_grad
 
 
 @dataclass(frozen=True)

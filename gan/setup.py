@@ -15,11 +15,10 @@ from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
 from datasets.transforms import Geometry
 from gan.cyclegan import CycleGAN
+from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm, uses_dropout
 from gan.pix2pix import Pix2Pix
-from gan.pool import ImagePool
-from gan.precision import Placement, find_device
-from gan.training_step import Batch, Trainer
+from gan.step import Batch, Placement, Trainer, find_device
 from models.build import build_discriminator, build_generator, initialize
 from models.normalized_conv import NormalizedConv2d
 

@@ -20,8 +20,8 @@ import torch
 
 import gan.checkpoint
 from datasets.errors import UserError
+from datasets.files import HashingFile, remove_leftovers, replacing, write_atomically
 from gan.checkpoint import load_checkpoint, save_checkpoint
-from gan.safe_files import HashingFile, remove_leftovers, replacing, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATIONS = ("open", "write", "fsync", "replace", "unlink", "mkdir")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets.download import NoDowngrade, fetch, sha256
+from datasets.download import NoDowngrade, fetch
 from datasets.errors import UserError
+from datasets.files import sha256_of
 
 DATA = bytes(range(256)) * 4000  # 1 MB
 
@@ -102,7 +103,7 @@ def test_whole_file(server: Server, tmp_path: Path) -> None:
     assert target.read_bytes() == DATA
     assert not (tmp_path / "new/set.part").exists()
     # hashlib.sha256(bytes(range(256)) * 4000), by the coreutils' sha256sum
-    assert sha256(target) == "062af9ccd890ba3d067ca7150278bcc420069bd82f6e41161029303dfd6d661e"
+    assert sha256_of(target) == "062af9ccd890ba3d067ca7150278bcc420069bd82f6e41161029303dfd6d661e"
     fetch(server.url(), target)
     assert len(server.requests) == 1  # it is there already
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datasets.download import sha256
 from datasets.errors import UserError
+from datasets.files import sha256_of
 from evaluate import weights
 from evaluate.weights import (
     WeightsMissing,
@@ -171,7 +171,7 @@ def test_unknown_weights_are_refused_unless_allowed(places: Path) -> None:
     with pytest.raises(UserError, match="not 6726825d"):
         load_inception_weights(path, places)
     allowed = load_inception_weights(path, places, allow_unverified=True)
-    assert not allowed.verified and allowed.digest == sha256(path)
+    assert not allowed.verified and allowed.digest == sha256_of(path)
 
 
 def _random_alexnet() -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from gan.pool import ImagePool
+from gan.losses import ImagePool
 
 
 def image(value: float) -> torch.Tensor:

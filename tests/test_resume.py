@@ -174,13 +174,13 @@ def test_the_comparison_sees_what_is_left_out(
     data: Data, tmp_path: Path, uninterrupted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the optimisers' or pools' state, or the random numbers, a resume must not pass for exact."""
-    import gan.rng
-    from gan.pool import ImagePool
+    import gan.state
+    from gan.losses import ImagePool
 
     reference = uninterrupted("cycle_gan")
     defects: list[tuple[str, object, str, object]] = [
         ("pools", ImagePool, "load_state_dict", lambda *_: None),
-        ("random numbers", gan.rng, "set_state", lambda *_: None),
+        ("random numbers", gan.state, "set_random_state", lambda *_: None),
     ]
     for name, owner, attribute, nothing in defects:
         runs = tmp_path / name

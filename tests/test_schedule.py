@@ -8,7 +8,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
 from gan.loop import Plan
-from gan.schedule import LR_POLICIES
+from gan.step import LR_POLICIES
 
 
 def rates(make: Callable[[torch.optim.Optimizer], LRScheduler], epochs: int, lr: float) -> list[float]:

@@ -317,7 +317,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 sys.path.insert(0, {root!r})
-from gan.results import run_test
+from gan.translate_command import run_test
 from gan.translation_options import TranslationOptions
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -27,7 +27,7 @@ from datasets.errors import UserError
 from gan import launch, loop
 from gan.checkpoint import load_checkpoint
 from gan.pix2pix import Pix2Pix
-from gan.run_folder import RunFolder
+from gan.run import RunFolder
 from gan.viewers import Record, RunInfo, Viewer
 
 
@@ -358,11 +358,11 @@ def test_too_little_space_is_told_before_training(
     size = (trained / "r" / "ckpt-00000006.pt").stat().st_size
     tensors = 3 * 4 * sum(p.numel() for p in load_networks(aligned, tmp_path)["G"].parameters())
     assert tensors < size
-    monkeypatch.setattr("gan.run_folder.free_space", lambda _: 2 * tensors)  # less with the discriminator
+    monkeypatch.setattr("gan.run.free_space", lambda _: 2 * tensors)  # less with the discriminator
     outcome = pix2pix(aligned, tmp_path / "runs", "--n_epochs", 1)
     assert outcome.code == 2 and "no space: need" in outcome.error
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr("gan.run_folder.free_space", lambda _: 2 * size)
+    monkeypatch.setattr("gan.run.free_space", lambda _: 2 * size)
     assert pix2pix(aligned, tmp_path / "runs", "--n_epochs", 1).code == 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gan.command_line import parse_train
 from gan.losses import GAN_LOSSES
 from gan.setup import build_trainer
-from gan.training_step import Trainer, set_learning_rate
+from gan.step import Trainer, set_learning_rate
 
 TINY = [
     "--dataroot", "none", "--crop_size", "16", "--ngf", "4", "--ndf", "4", "--netG", "resnet_6blocks",

@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from training_support import picture, untrained_run
 
 from datasets.errors import UserError
+from datasets.files import ahead
 from gan.checkpoint import load_checkpoint, save_checkpoint
 from gan.command_line import parse_train
 from gan.options import channels
 from gan.setup import build_data, generators
-from gan.translate import Translator, load_translator, pad_to_fit
-from gan.translate_files import ahead, output_names, same_size_batches, translate_pictures
+from gan.translate import (
+    Translator,
+    load_translator,
+    output_names,
+    pad_to_fit,
+    same_size_batches,
+    translate_pictures,
+)
 
 RUNS: dict[str, list[object]] = {
     "resnet": ["--norm", "nc_ms"],

@@ -21,9 +21,9 @@ from datasets import errors
 from gan.checkpoint import load_checkpoint, save_checkpoint
 from gan.command_line import parse_train
 from gan.options import stored_dict
-from gan.run_folder import RunFolder
+from gan.run import RunFolder
 from gan.setup import build_trainer
-from gan.training_state import Position, capture
+from gan.state import Position, capture
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,11 +6,12 @@ raise from any method: `Viewers` then drops it with one warning and training goe
 
 import contextlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from datasets.errors import say
 
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
@@ -114,12 +115,3 @@ def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(server := public.get("visdom_server"), str):
         public["visdom_server"] = re.sub(r"^(\w+://)?.*@", r"\1", server, flags=re.DOTALL)
     return public
-
-
-def say(line: str) -> None:
-    """Print one line on stderr without tearing a progress bar; a closed stderr is no error."""
-    with contextlib.suppress(OSError, ValueError):
-        if "tqdm" in sys.modules:  # only then can a bar be on the screen
-            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)

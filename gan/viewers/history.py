@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from gan import metrics_log
+from gan import run
 from gan.viewers import Record
 
 KINDS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event": "message"}
@@ -14,7 +14,7 @@ KINDS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event"
 
 def read_records(folder: Path) -> list[Record]:
     """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
-    lines = metrics_log.read_records(folder / "metrics.jsonl")
+    lines = run.read_records(folder / "metrics.jsonl")
     return [
         record for record in lines if KINDS.get(record.get("kind", ""), "kind of another program") in record
     ]

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gan.viewers import Record, RunInfo, Viewer, public_options, say
+from datasets.errors import say
+from gan.viewers import Record, RunInfo, Viewer, public_options
 from gan.viewers.web import embed, escape, fill
 
 CHUNK = 250

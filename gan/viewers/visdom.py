@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from datasets.errors import UserError
-from gan.viewers import Record, RunInfo, Viewer, say
+from datasets.errors import UserError, say
+from gan.viewers import Record, RunInfo, Viewer
 from gan.viewers.history import read_records
 from gan.viewers.visdom_http import Address, Client
 from gan.viewers.visdom_sender import Sender

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from gan.viewers import say
+from datasets.errors import say
 from gan.viewers.visdom_http import Address, LoginRefused, Unreachable
 
 QUIET_SECONDS = 600.0

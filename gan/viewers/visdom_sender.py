@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from gan.viewers import Record, RunInfo, say
+from datasets.errors import say
+from gan.viewers import Record, RunInfo
 from gan.viewers.visdom_events import Events
 from gan.viewers.visdom_http import Client, LoginRefused, Unreachable, WrongAnswer
 from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox

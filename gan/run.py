@@ -1,31 +1,21 @@
-"""A run's folder, `CHECKPOINTS_DIR/NAME/`: its paths, its lock, its options file."""
+"""A run's folder, `CHECKPOINTS_DIR/NAME/`: its paths, its lock, its options, its log of metrics."""
 
 import contextlib
-import errno
 import fcntl
+import json
+import math
 import os
+import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from datasets.errors import UserError, error_from_os, printable
-from gan.metrics_log import MetricsLog, read_records
-from gan.safe_files import as_mib, free_space, replacing, write_atomically
-from gan.warning import warn
-
-__all__ = [
-    "MetricsLog",
-    "RunFolder",
-    "check_name",
-    "read_records",
-    "read_yaml",
-    "require_writable",
-    "write_atomically",
-]
+from datasets.errors import UserError, error_from_os, printable, warn
+from datasets.files import as_mib, free_space, require_writable, write_atomically
 
 LONGEST_NAME = 200  # bytes; most file systems allow 255
 
@@ -167,24 +157,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def require_writable(folder: Path) -> None:
-    """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that
-    fails.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "probe"
-        with replacing(probe) as file:
-            file.write(b"probe")
-        probe.unlink()
-    except OSError as error:
-        if error.errno == errno.EEXIST:
-            raise UserError(folder, "is a file, a folder is needed", "choose another place") from None
-        known = error_from_os(error, folder)
-        reason = known.reason if known else error.strerror or str(error)
-        raise UserError(folder, f"cannot be written to: {reason}", "choose another place") from error
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, plain types only; UserError where it is missing, malformed or more than
     that.
@@ -205,3 +177,106 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(path, "must hold `option: value` lines", "correct or remove it")
     return content
+
+
+class MetricsLog:
+    """Appends records. What cannot be written (a full disk) is kept and tried again with the next record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending = b""
+        self._warned = False
+
+    @property
+    def offset(self) -> int:
+        """Bytes in the file: stored in a checkpoint, given to `truncate` on resume."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record as one line. A failure is one warning for the whole run, never an exception."""
+        self._pending += json.dumps(_finite(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            self._write_pending()
+        except OSError as error:
+            if not self._warned:
+                warn(self.path, f"cannot be written ({error.strerror}); training goes on, trying again later")
+                self._warned = True
+
+    def _write_pending(self) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            before = os.fstat(descriptor).st_size
+            view = memoryview(self._pending)
+            try:
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, before)  # no half line stays
+                raise
+        finally:
+            os.close(descriptor)
+        self._pending = b""
+
+    def truncate(self, offset: int) -> None:
+        """Cut the file back to what it was when a checkpoint was saved, and to whole lines."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as file:
+            whole = file.read(offset)
+            file.truncate(whole.rfind(b"\n") + 1)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl in order, without a line that is half written or not a JSON object."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line) if line.endswith(b"\n") else None
+                if isinstance(record, dict):
+                    yield record
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null: JSON has no word for them, and a browser refuses the whole line."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def run_command_line(run: RunFolder, program: str = "train.py") -> list[str]:
+    """`python PROGRAM --name RUN`, with the folder of runs where it is not the default."""
+    place = [] if run.path.parent == Path("checkpoints") else ["--checkpoints_dir", str(run.path.parent)]
+    return ["python", program, "--name", run.name, *place]
+
+
+def resume_command(run: RunFolder) -> str:
+    return shlex.join([*run_command_line(run), "--continue_train"])
+
+
+def refuse_existing(run: RunFolder) -> None:
+    """UserError with both ways out if a training has been started in this folder: nothing is overwritten."""
+    if run.exists:
+        ways = (
+            f"to go on with it:  {resume_command(run)}",
+            "to start another:  the same command with a --name that is not taken",
+        )
+        raise UserError(run.path, "this run exists already, nothing was changed", "two ways to go on", ways)
+
+
+def refuse_changes(run: RunFolder, changes: Sequence[str], override: bool, kind: str) -> None:
+    """UserError with the list if a run would go on with another kind of thing than before, unless that is wanted."""
+    if changes and not override:
+        reason = f"the run was trained with other {kind}"
+        raise UserError(run.path, reason, "undo the change, or add --override to go on with it", changes)

@@ -7,13 +7,13 @@ import numpy
 import pytest
 import torch
 
-from gan import rng
+from gan import state as rng_state
 from gan.checkpoint import load_file, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
 def leave_the_generators_alone():
-    with rng.forked():
+    with rng_state.forked_random_state():
         yield
 
 
@@ -26,28 +26,28 @@ def draw() -> list[float]:
 
 
 def test_the_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
-    rng.seed_everything(3)
+    rng_state.seed_everything(3)
     for _ in range(700):  # beyond the first block of the Mersenne twister
         draw()
-    path = save_checkpoint(tmp_path, {"rng": rng.get_state()}, step=1, epoch=0, keep=1)
+    path = save_checkpoint(tmp_path, {"rng": rng_state.random_state()}, step=1, epoch=0, keep=1)
     expected = [draw() for _ in range(700)]
-    rng.seed_everything(4)
+    rng_state.seed_everything(4)
     assert draw() != expected[0]
-    rng.set_state(load_file(path)["rng"])
+    rng_state.set_random_state(load_file(path)["rng"])
     assert [draw() for _ in range(700)] == expected
     assert path.stat().st_size < 30_000
 
 
 def test_reading_the_state_draws_nothing() -> None:
-    rng.seed_everything(1)
+    rng_state.seed_everything(1)
     expected = draw()
-    rng.seed_everything(1)
-    rng.get_state()
+    rng_state.seed_everything(1)
+    rng_state.random_state()
     assert draw() == expected
 
 
 def test_seeds_are_those_of_the_libraries() -> None:
-    rng.seed_everything(5)
+    rng_state.seed_everything(5)
     mine = (random.random(), numpy.random.rand(), torch.rand(()).item())
     generator = torch.Generator().manual_seed(5)
     theirs = (
@@ -59,41 +59,41 @@ def test_seeds_are_those_of_the_libraries() -> None:
 
 
 def test_forked_leaves_the_generators_as_they_were() -> None:
-    rng.seed_everything(1)
+    rng_state.seed_everything(1)
     expected = draw() + draw()
-    rng.seed_everything(1)
+    rng_state.seed_everything(1)
     found = draw()
-    with pytest.raises(KeyError), rng.forked():
-        rng.seed_everything(9)
+    with pytest.raises(KeyError), rng_state.forked_random_state():
+        rng_state.seed_everything(9)
         draw()
         raise KeyError
     assert found + draw() == expected
 
 
 def test_states_of_devices_that_are_not_here_are_left_out() -> None:
-    state = rng.get_state()
+    state = rng_state.random_state()
     drawn = torch.rand(3)
-    rng.set_state({**state, "mps": torch.zeros(44, dtype=torch.uint8), "cuda": []})
+    rng_state.set_random_state({**state, "mps": torch.zeros(44, dtype=torch.uint8), "cuda": []})
     assert torch.equal(torch.rand(3), drawn)  # the generators that are here are restored all the same
 
 
 def test_deterministic_is_switched_on_and_off(monkeypatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    rng.deterministic(True)
+    rng_state.use_deterministic(True)
     try:
         assert torch.are_deterministic_algorithms_enabled()
         with pytest.raises(RuntimeError, match="deterministic"):  # one that has no deterministic form
             torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2))
     finally:
-        rng.deterministic(False)
+        rng_state.use_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.cuda
 def test_the_state_of_a_gpu(tmp_path: Path) -> None:
     torch.rand(3, device="cuda")
-    path = save_checkpoint(tmp_path, {"rng": rng.get_state()}, step=1, epoch=0, keep=1)
+    path = save_checkpoint(tmp_path, {"rng": rng_state.random_state()}, step=1, epoch=0, keep=1)
     expected = torch.randn(5, device="cuda")
-    rng.seed_everything(9)
-    rng.set_state(load_file(path)["rng"])
+    rng_state.seed_everything(9)
+    rng_state.set_random_state(load_file(path)["rng"])
     assert torch.equal(torch.randn(5, device="cuda"), expected)

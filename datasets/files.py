@@ -1,9 +1,4 @@
-"""Files that are either whole or not there.
-
-A file is written under a temporary name *beside* its target (so $TMPDIR plays no part), flushed to the disk,
-renamed, and the folder is flushed: whoever opens the target sees the old bytes or the new ones, whenever the
-process dies.
-"""
+"""Files that are either whole or not there; folders that are proven writable; work done ahead in threads."""
 
 import contextlib
 import errno
@@ -12,8 +7,16 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+from datasets.errors import UserError, error_from_os
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 BUFFER = 2**18  # bytes
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
@@ -150,3 +153,60 @@ def free_space(folder: Path) -> int:
         place = place.parent
     status = os.statvfs(place)
     return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; after an error inside, remove those that were made and are empty.
+
+    Raises UserError, before anything else is done, where it cannot be written to.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        require_writable(folder)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for place in made:
+                place.rmdir()
+        raise
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that
+    fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "probe"
+        with replacing(probe) as file:
+            file.write(b"probe")
+        probe.unlink()
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise UserError(folder, "is a file, a folder is needed", "choose another place") from None
+        known = error_from_os(error, folder)
+        reason = known.reason if known else error.strerror or str(error)
+        raise UserError(folder, f"cannot be written to: {reason}", "choose another place") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int = 8) -> Iterator[Result]:
+    """`function` of each item, in order, up to `depth` of them worked out in threads before they are asked for."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from datasets.errors import UserError
-from gan.run_folder import MetricsLog, RunFolder, read_records, read_yaml
+from gan.run import MetricsLog, RunFolder, read_records, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -128,7 +128,7 @@ def test_space(tmp_path: Path, monkeypatch) -> None:
 HOLD = """
     import os, sys
     from pathlib import Path
-    from gan.run_folder import RunFolder
+    from gan.run import RunFolder
     with RunFolder(Path(sys.argv[1])).lock():
         if len(sys.argv) == 2 or os.fork() == 0:  # the child: a loader worker that outlives the trainer
             print("locked", flush=True)

@@ -11,12 +11,11 @@ import torch
 
 from datasets.check import scan
 from datasets.errors import UserError, printable
+from datasets.files import new_folder, write_atomically
 from datasets.images import load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources
-from gan.new_folder import new_folder
-from gan.run_folder import RunFolder, write_atomically
-from gan.translate import Translator, load_translator
-from gan.translate_files import check_readable, output_names, translate_pictures
+from gan.run import RunFolder
+from gan.translate import Translator, check_readable, load_translator, output_names, translate_pictures
 from gan.translation_options import TranslationOptions
 
 

@@ -1,0 +1,243 @@
+"""The state of a training: what a checkpoint holds, weights into networks, random generators."""
+
+import contextlib
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import UserError, warn
+from gan.step import Trainer
+
+FORMAT = 1
+"""Version of the layout below; a file with a higher one was made by a newer program."""
+
+
+@dataclass
+class Position:
+    """How far the training is: `batches` of epoch `epoch` (from 1) are done, `step` steps in all."""
+
+    epoch: int = 1
+    batches: int = 0
+    step: int = 0
+    best: float | None = None
+    """Best value so far of the metric that chooses the best checkpoint."""
+
+
+def capture(
+    trainer: Trainer,
+    position: Position,
+    options: dict[str, Any],
+    metrics_bytes: int,
+    data_listing: Sequence[str],
+) -> dict[str, Any]:
+    """The whole state. metrics_bytes: the length of metrics.jsonl now; data_listing: the data's files, a line each."""
+    return {
+        "format": FORMAT,
+        "options": options,
+        "position": asdict(position),
+        "metrics_bytes": metrics_bytes,
+        "data": "\0".join(data_listing),  # one text: a list would be thousands of pickle operations
+        "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
+        "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
+        "rng": random_state(),
+        "machine": _machine(trainer),
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
+    """Put a captured state back into freshly built objects; `where` names the checkpoint in messages.
+
+    One warning where the machine is another one in a way that changes the last bits of what is computed.
+    """
+    check_format(state, where)
+    device = _device(trainer)
+    for name, network in trainer.networks.items():
+        load_network(network, state["networks"].get(name, {}), where=f"{where}: {name}")
+    for name, optimizer in trainer.optimizers.items():
+        betas = [group["betas"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state["optimizers"][name])
+        for group, own in zip(optimizer.param_groups, betas, strict=True):
+            group["betas"] = own  # those of the options, which --override may have changed
+    for name, pool in trainer.pools.items():
+        pool.load_state_dict(state["pools"][name], device)
+    set_random_state(state["rng"])
+    was, now = state.get("machine", {}), _machine(trainer)
+    if changes := [
+        f"{name} {was[name]} -> {now[name]}" for name in now if name in was and was[name] != now[name]
+    ]:
+        warn(where, f"not bit-identical from here on: {', '.join(changes)}")
+    return Position(**state["position"])
+
+
+def checkpoint_size(trainer: Trainer) -> int:
+    """Bytes of a checkpoint, nearly: the weights and the two moments that Adam keeps of each."""
+    parameters = (p for network in trainer.networks.values() for p in network.parameters())
+    return 3 * sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _machine(trainer: Trainer) -> dict[str, Any]:
+    """What the bits of a training depend on beside its options."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": _device(trainer).type,
+    }
+
+
+def _device(trainer: Trainer) -> torch.device:
+    return next(next(iter(trainer.networks.values())).parameters()).device
+
+
+def check_format(state: dict[str, Any], where: str) -> None:
+    """Raises UserError unless `state` was written by this version of the program or an older one."""
+    version = state.get("format")
+    if not isinstance(version, int) or "networks" not in state or "options" not in state:
+        raise UserError(where, "is not a checkpoint of this program", "choose a run that train.py has made")
+    if version > FORMAT:
+        reason = f"was made by a newer version (format {version}, this is {FORMAT})"
+        raise UserError(where, reason, "update this program")
+
+
+SHOWN = 3  # differences named in the one line
+
+
+def load_network(
+    network: nn.Module, state: Mapping[str, Tensor], *, where: str, check_finite: bool = False
+) -> None:
+    """Load a state_dict after comparing every key and shape; the network is unchanged if anything differs.
+
+    Keys may carry the `module.` of a data-parallel wrapper or the `_orig_mod.` of a compiled one, on either
+    side. where: what the error line speaks of, for example a path. check_finite: refuse NaN and infinity too.
+    """
+    own = {plain_key(key): (key, value) for key, value in network.state_dict().items()}
+    given = {plain_key(key): value for key, value in state.items()}
+    differences = [
+        f"{key} is {_describe(given.get(key))} there, {_describe(own[key][1] if key in own else None)} here"
+        for key in [*own, *(key for key in given if key not in own)]
+        if _describe(given.get(key)) != _describe(own[key][1] if key in own else None)
+    ]
+    if differences:
+        left = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise UserError(
+            where,
+            f"does not fit this network: {'; '.join(differences[:SHOWN])}{left}",
+            "use the options it was trained with",
+        )
+    if check_finite:
+        require_finite(given, where=where)
+    network.load_state_dict({own[key][0]: value for key, value in given.items()})
+
+
+def require_finite(state: Mapping[str, Tensor], *, where: str) -> None:
+    """UserError naming the first tensor that holds a NaN or an infinity."""
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            reason = f"{key}: {bad} of {value.numel()} values are NaN or infinite"
+            raise UserError(where, reason, "use an earlier checkpoint")
+
+
+def plain_key(key: str) -> str:
+    """`module.net._orig_mod.0.weight` -> `net.0.weight`: without what wrappers add to a name."""
+    parts = [part for part in key.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def describe_difference(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str]
+) -> list[str]:
+    """The options among `names` that differ, as `norm: instance -> nc_ms` (was -> now)."""
+    return [
+        f"{name}: {_show(saved, name)} -> {_show(wanted, name)}"
+        for name in names
+        if _show(saved, name) != _show(wanted, name)
+    ]
+
+
+def _show(options: Mapping[str, Any], name: str) -> str:
+    value = options.get(name, "(not stored)")
+    if isinstance(value, tuple | list):  # a tuple that went through YAML is a list
+        return "[" + ", ".join(str(entry) for entry in value) + "]"
+    return str(value)
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "missing"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return "x".join(str(n) for n in value.shape) or "a number"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices); seed: 0 .. 2**32 - 1."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's (legacy) and torch's generators, the latter for every device in use."""
+    version, words, gauss = random.getstate()
+    legacy: Any = numpy.random.get_state(legacy=False)
+    state: dict[str, Any] = {
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "words": torch.tensor(legacy["state"]["key"].tolist(), dtype=torch.int64),
+            "position": int(legacy["state"]["pos"]),
+            "has_gauss": int(legacy["has_gauss"]),
+            "gauss": float(legacy["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators where `random_state` found them; devices this machine lacks are left out."""
+    python, legacy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    words = numpy.array(legacy["words"].tolist(), dtype=numpy.uint32)
+    numpy.random.set_state(("MT19937", words, legacy["position"], legacy["has_gauss"], legacy["gauss"]))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available():
+        for device, saved in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(saved.cpu(), device)
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"].cpu())
+
+
+@contextlib.contextmanager
+def forked_random_state() -> Iterator[None]:
+    """Leave every generator as it was: what is drawn inside the block changes nothing outside."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def use_deterministic(on: bool) -> None:
+    """Let torch use only algorithms that give the same bits every time, or whatever is fastest.
+
+    An operation without such an algorithm raises torch's RuntimeError, which names it. Call before CUDA is
+    used: cuBLAS reads its setting at its start.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = not on
