@@ -81,7 +81,7 @@ def test_the_server_appears_later(tmp_path, watch):
         lines = watch(Timed("auto", "http://127.0.0.1", server.port), {30: server.start})
         assert len(lines) == 2 and "no server at" in lines[0] and lines[1].endswith("/env/watched")
         assert list(server.curve("watched", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-        assert len(server.panes("watched")["samples"]["content"]) == 3
+        assert len(server.panes("watched")["history"]["content"]) == 3
     finally:
         server.kill()
 
@@ -108,7 +108,7 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
         )
         assert "lost the connection" in lines[1] and "is back, nothing is missing" in lines[2]
         assert list(server.curve("watched", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-        assert len(server.panes("watched")["samples"]["content"]) == 3
+        assert len(server.panes("watched")["history"]["content"]) == 3
     finally:
         server.kill()
 
@@ -199,7 +199,7 @@ def test_an_inbox_that_overflows_is_filled_up_from_the_log(tmp_path, server, wat
     lines = watch(Timed("auto", "http://127.0.0.1", server.port), run=FakeRun(tmp_path, "overflow"))
     assert len(lines) == 1
     assert list(server.curve("overflow", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-    assert len(server.panes("overflow")["samples"]["content"]) == 3
+    assert len(server.panes("overflow")["history"]["content"]) == 3
 
 
 def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
