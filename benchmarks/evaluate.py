@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluate.frechet import frechet_distance, gaussian_from_moments
-from evaluate.inception import build_inception
+from evaluate.features import build_inception
+from evaluate.fid import frechet_distance, gaussian_from_moments
 
 ROOT = Path(__file__).resolve().parents[1]
 

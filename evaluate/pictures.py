@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
 from datasets.files import sha256_of
 from datasets.images import find_images, load_image
 from datasets.layouts import Sources, half
@@ -211,8 +211,7 @@ def content_of(path: Path) -> str:
         stat = path.stat()
         return _content_of(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
-        unknown = UserError(path, f"cannot be read: {error.strerror}", "replace or remove it")
-        raise error_from_os(error, path) or unknown from error
+        raise file_error(error, path, "read") from error
 
 
 @lru_cache(maxsize=100_000)

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.errors import UserError, run_command
-from datasets.layouts import find_sources
-from gan.command_line import parse_flags
-from gan.options import TrainOptions, resolve
+from gan.command_line import parse_flags, parse_options
 
 NORMS = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS"}
 
@@ -266,7 +264,7 @@ def seconds_per_step(flags: Sequence[str], device: str) -> float:
 
     from gan.setup import build_trainer
 
-    options = resolve(parse_flags(TrainOptions, [*flags, "--device", device], "train.py", ""))
+    options = parse_options([*flags, "--device", device])
     trainer = build_trainer(options)
     side = options.data.crop_size
     batch = {
@@ -303,6 +301,8 @@ def count_notes(plan: Sequence[PlannedTraining], data_dir: Path) -> list[str]:
 
 def _count(folder: Path, split: Literal["train", "test"]) -> int:
     """Images of the larger side."""
+    from datasets.layouts import find_sources  # not at the top: --help answers without torch
+
     sources = find_sources(folder, split)
     return max(len(sources.a), len(sources.b))
 

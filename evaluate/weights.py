@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from datasets.download import discard, fetch
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
 from datasets.files import sha256_of
 from evaluate.lpips import CONVOLUTIONS
 
@@ -193,8 +193,7 @@ def _download(source: WeightsSource, target: Path) -> None:
         with contextlib.suppress(OSError):  # another process may be downloading into it
             arriving.parent.rmdir()
     except OSError as error:
-        unknown = UserError(arriving, f"cannot be written: {error.strerror}")
-        raise error_from_os(error, arriving) or unknown from error
+        raise file_error(error, arriving, "written") from error
 
 
 def fingerprint(state: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -209,7 +208,7 @@ def _load_state(path: Path) -> Mapping[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+        raise file_error(error, path, "read") from error
     except Exception as error:  # torch names neither the file nor a safe remedy
         raise UserError(path, "not a readable file of weights", "download it again") from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):

@@ -19,8 +19,8 @@ from evaluate.measure import Measurements
 from evaluate.metrics import measure
 from evaluate.options import EvaluateOptions
 from evaluate.weights import SOURCES, Weights, WeightsChoice, load_weights
-from gan.launch import train
-from gan.options import TrainOptions, from_dict, resolve, to_dict
+from gan.options import TrainOptions, from_dict, resolve
+from train import train
 
 
 def write_pictures(folder: Path, count: int, seed: int, size: tuple[int, int] = (40, 32)) -> Path:
@@ -49,7 +49,7 @@ def make_run(folder: Path, data: Path, name: str, model: str, **more: object) ->
         "ngf": 2, "ndf": 2, "norm": "instance", "load_size": 32, "crop_size": 32, "n_epochs": 1, "n_epochs_decay": 0,
         "num_threads": 0, "visdom": "off", "device": "cpu", "val_count": 2, **more,
     }  # fmt: skip
-    trained: TrainOptions = resolve(from_dict(to_dict(TrainOptions()) | flags))
+    trained: TrainOptions = resolve(from_dict(flags))
     assert train(trained, None) == 0
     return folder / name
 

@@ -28,7 +28,7 @@ from evaluate.table3 import (
 )
 from evaluate.table3_run import csv_text, run_table3, table_rows, terminal_text, wide_table
 from gan.command_line import parse_train
-from gan.launch import train
+from train import train
 
 pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
