@@ -16,7 +16,7 @@ from evaluate.metrics import FLAGS, SEED, measure, metrics_of, networks_of, pars
 from evaluate.options import EvaluateOptions
 from evaluate.protocol import Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
-from evaluate.weights import Weights, WeightsChoice, cache_folder, find_weights
+from evaluate.weights import Weights, WeightsChoice, cache_folder
 from gan.step import find_device
 
 LONGEST = 80  # characters of a folder's name before a hash stands for the rest: many epochs
@@ -58,10 +58,11 @@ class Evaluation:
 
     def carry_out(self, options: EvaluateOptions) -> Report:
         """Translate what is not translated yet, measure, and put the numbers together. Raises UserError."""
-        kept = (options.cache_dir or cache_folder()) / "features.sqlite"
+        kept = None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
+        cache, networks = FeatureCache(kept), Networks(self.weights, find_device(options.device))
         measurements = Measurements(
-            FeatureCache(None if options.no_cache else kept),
-            Networks(self.weights, find_device(options.device)),
+            cache,
+            networks,
             batch_size=options.batch_size,
             num_threads=options.num_threads,
             progress=True,
@@ -85,7 +86,7 @@ def prepare(options: EvaluateOptions, runs: Sequence[Path]) -> Evaluation:
     started = time.perf_counter()
     wanted = parse_metrics(options.metrics) if options.metrics else FLAGS
     comparisons, protocol = collect(options, runs)
-    weights, missing = find_weights(networks_of(wanted), weights_choice(options))
+    weights, missing = weights_choice(options).find(networks_of(wanted))
     problems = problems_of(wanted, comparisons, protocol.smallest_side, missing)
     if options.metrics and problems:
         raise next(iter(problems.values()))

@@ -5,6 +5,7 @@ Collecting reads file lists, hashes of files and the runs' options; nothing is t
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from datasets.errors import UserError
@@ -64,21 +65,22 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     Raises UserError for runs of different protocols, empty folders, mixed sizes, and names without a partner.
     """
     if options.fake and options.real:
-        return compare_folders(options, options.fake, options.real)
-    epochs = options.epochs()
-    tested = [EvaluatedRun.open(run, epochs[0], options.dataroot) for run in runs]
-    protocols = {run.protocol(options.test_mode, options.num_test): run.folder.name for run in tested}
+        folders = EvaluatedFolders(options.fake, options.real, options.input, options.size, options.grey)
+        return folders.compared(options.paired, options.num_test)
+    epochs, first = options.epochs(), options.num_test
+    tested = [EvaluatedRun(run, options.dataroot, epochs[0]) for run in runs]
+    protocols = {run.protocol(options.test_mode, first): run.folder.name for run in tested}
     if len(protocols) > 1:
         both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
         raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
     comparisons = [
-        run.comparison(direction, epoch, options.test_mode, options.num_test, options.device)
+        run.comparison(direction, epoch, options.test_mode, first, options.device)
         for run in tested
         for epoch in epochs
         for direction in run.directions
     ]
     if options.baselines:
-        comparisons += baseline_comparisons(tested, options.num_test)
+        comparisons += baseline_comparisons(tested, first)
     return comparisons, next(iter(protocols))
 
 
@@ -94,21 +96,26 @@ def find_run(name: str, checkpoints_dir: Path) -> Path:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run of this program on its test data. dataroot: where the data is now."""
+    """A run of this program on its test data.
+
+    moved_to: where the data is now, None where it was; epoch: of the checkpoint that knows the options of a run
+    without options.yaml. What cannot be read is a UserError of whatever needs it first.
+    """
 
     folder: Path
-    trained: TrainOptions
-    dataroot: Path
+    moved_to: Path | None = None
+    epoch: str = "last"
 
-    @classmethod
-    def open(cls, folder: Path, epoch: str = "last", dataroot: Path | None = None) -> "EvaluatedRun":
-        """The run in a folder, by its options.yaml, else by the checkpoint of this epoch. Raises UserError."""
-        run = RunFolder(folder)
+    @cached_property
+    def trained(self) -> TrainOptions:
+        run = RunFolder(self.folder)
         if run.options.is_file():
-            trained = from_dict(run.read_options())
-        else:
-            trained = load_translator(folder, epoch=epoch, device="cpu").options
-        return cls(folder, trained, dataroot or Path(trained.data.dataroot))
+            return from_dict(run.read_options())
+        return load_translator(self.folder, epoch=self.epoch, device="cpu").options
+
+    @property
+    def dataroot(self) -> Path:
+        return self.moved_to or Path(self.trained.data.dataroot)
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -182,29 +189,42 @@ def baseline_comparisons(runs: Sequence[EvaluatedRun], first: int | None) -> Ite
             )
 
 
-def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[list[Comparison], Protocol]:
-    """The one row of --fake and --real, and its protocol: pictures as they are, or stretched to --size."""
-    nc = 1 if options.grey else 3
-    fakes, reals = (folder_pictures(folder, options.size, nc) for folder in (fake, real))
-    targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
-    inputs = None
-    if options.input:
-        found = folder_pictures(options.input, options.size, nc)
-        inputs = match_by_stem(fakes, found, fake, options.input)
-    size = str(options.size)
-    if options.size is None:
-        size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
-    first = slice(options.num_test)
-    details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
-    if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
-        details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
-    row = Comparison(
-        label=fake.name or str(fake),
-        direction="",
-        fakes=fakes[first],
-        reals=reals,
-        targets=None if targets is None else targets[first],
-        inputs=None if inputs is None else inputs[first],
-        details=details,
-    )
-    return [row], Protocol(size, "files", options.num_test, colours="L" if options.grey else "RGB")
+@dataclass(frozen=True)
+class EvaluatedFolders:
+    """Two folders of pictures, from any program, and the folder of the inputs if there is one.
+
+    size: side that all are stretched to, None as they are: all must then have one size; grey: they are seen in grey.
+    """
+
+    fake: Path
+    real: Path
+    input: Path | None = None
+    size: int | None = None
+    grey: bool = False
+
+    def compared(self, paired: bool, first: int | None) -> tuple[list[Comparison], Protocol]:
+        """The one row and its protocol. paired: by equal stems; first: cuts all but the real pictures."""
+        fakes, reals = self._pictures(self.fake), self._pictures(self.real)
+        targets = match_by_stem(fakes, reals, self.fake, self.real) if paired else None
+        inputs = (
+            match_by_stem(fakes, self._pictures(self.input), self.fake, self.input) if self.input else None
+        )
+        size = str(self.size)
+        if self.size is None:
+            size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
+        details = {"fake": str(self.fake), "real": str(self.real), "input": str(self.input or "")}
+        if not self.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
+            details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
+        row = Comparison(
+            label=self.fake.name or str(self.fake),
+            direction="",
+            fakes=fakes[:first],
+            reals=reals,
+            targets=None if targets is None else targets[:first],
+            inputs=None if inputs is None else inputs[:first],
+            details=details,
+        )
+        return [row], Protocol(size, "files", first, colours="L" if self.grey else "RGB")
+
+    def _pictures(self, folder: Path) -> list[FilePicture]:
+        return folder_pictures(folder, self.size, 1 if self.grey else 3)

@@ -239,7 +239,7 @@ def networks_of(flags: Iterable[str]) -> list[str]:
 
 
 def without_weights(flags: Iterable[str], missing: Mapping[str, UserError]) -> dict[str, UserError]:
-    """By flag, why a metric's weights cannot be had. missing: by network, as `find_weights` says it."""
+    """By flag, why a metric's weights cannot be had. missing: by network, as `WeightsChoice.find` says it."""
     return {flag: missing[n] for flag in flags for n in reversed(networks_of([flag])) if n in missing}
 
 

@@ -10,7 +10,25 @@ from datasets.errors import UserError
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class NetworkOptions:
+    """Where the weights of the metrics' networks come from, and where they run."""
+
+    inception_weights: Path | None = None
+    """Inception weights (pt_inception-2015-12-05-6726825d.pth). Default: I2I_WEIGHTS, the cache, a download."""
+    lpips_weights: Path | None = None
+    """AlexNet weights (alexnet-owt-7be5be79.pth). Default: I2I_WEIGHTS, the cache, a download."""
+    allow_unverified: bool = False
+    """Take weights that are not the published ones; it stands in the protocol id."""
+    offline: bool = False
+    """Download nothing (also: I2I_OFFLINE=1)."""
+    cache_dir: Path | None = None
+    """Folder of weights and features that are kept. Default: I2I_CACHE, or ~/.cache/i2i."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(NetworkOptions):
     """FID, KID, LPIPS, PSNR, SSIM and L1 by a named protocol, of runs or of any two folders of pictures."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -47,20 +65,8 @@ class EvaluateOptions:
     """Write report.tex as well."""
     checkpoints_dir: Path = Path("checkpoints")
     """Folder of all runs."""
-    inception_weights: Path | None = None
-    """Inception weights (pt_inception-2015-12-05-6726825d.pth). Default: I2I_WEIGHTS, the cache, a download."""
-    lpips_weights: Path | None = None
-    """AlexNet weights (alexnet-owt-7be5be79.pth). Default: I2I_WEIGHTS, the cache, a download."""
-    allow_unverified: bool = False
-    """Take weights that are not the published ones; it stands in the protocol id."""
-    offline: bool = False
-    """Download nothing (also: I2I_OFFLINE=1)."""
-    cache_dir: Path | None = None
-    """Folder of weights and features that are kept. Default: I2I_CACHE, or ~/.cache/i2i."""
     no_cache: bool = False
     """Keep no features on disk."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
     batch_size: int = 16
     """Pictures that pass a network together."""
     num_threads: int = 2

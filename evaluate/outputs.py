@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -33,6 +34,7 @@ NOT_OF_A_CONFIGURATION = frozenset(
 """Options in which two runs may differ and still count as seeds of one configuration."""
 
 
+@dataclass(frozen=True, eq=False)
 class Outputs(Sequence[FilePicture]):
     """The translations of a run's test inputs, in their order.
 
@@ -40,17 +42,12 @@ class Outputs(Sequence[FilePicture]):
     can be refused at no cost. Raises UserError then: unknown epoch, damaged checkpoint, what cannot be read or written.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        inputs: Sequence[FilePicture],
-        direction: str,
-        epoch: str = "last",
-        mode: TestMode = "eval",
-        device: str = "auto",
-    ) -> None:
-        self.run, self.inputs, self.direction = run, inputs, direction
-        self.epoch, self.mode, self.device = epoch, mode, device
+    run: Path
+    inputs: Sequence[FilePicture]
+    direction: str
+    epoch: str = "last"
+    mode: TestMode = "eval"
+    device: str = "auto"
 
     def __len__(self) -> int:
         return len(self.inputs)

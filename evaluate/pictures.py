@@ -14,7 +14,7 @@ from PIL import Image
 from datasets.errors import UserError, file_error
 from datasets.files import sha256_of
 from datasets.images import find_images, load_image
-from datasets.layouts import Sources, half
+from datasets.layouts import Sources, half, images_by_stem
 from datasets.transforms import evaluation_resize
 
 DECODING = 1  # raised when datasets.images turns a file into other pixels than before
@@ -176,25 +176,15 @@ def match_by_stem(
     a: Sequence[FilePicture], b: Sequence[FilePicture], folder_a: Path, folder_b: Path
 ) -> list[FilePicture]:
     """For every picture of a, the one of b with the same stem. UserError with the names that have no partner."""
-    stems_a, stems_b = _by_stem(a, folder_a), _by_stem(b, folder_b)
-    lonely = [f"{folder_a.name}/{p.path.name}" for stem, p in stems_a.items() if stem not in stems_b]
-    lonely += [f"{folder_b.name}/{p.path.name}" for stem, p in stems_b.items() if stem not in stems_a]
+    stems_a, stems_b = images_by_stem(folder_a), images_by_stem(folder_b)
+    lonely = [f"{folder_a.name}/{path.name}" for stem, path in stems_a.items() if stem not in stems_b]
+    lonely += [f"{folder_b.name}/{path.name}" for stem, path in stems_b.items() if stem not in stems_a]
     if lonely:
         shown = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
         reason = f"{len(a)} images, {len(b)} in {folder_b}, {len(lonely)} without a partner: {shown}"
         raise UserError(folder_a, reason, "pairs have equal stems", lonely if len(lonely) > 3 else ())
-    return [stems_b[p.path.stem] for p in a]
-
-
-def _by_stem(pictures: Sequence[FilePicture], folder: Path) -> dict[str, FilePicture]:
-    stems: dict[str, FilePicture] = {}
-    for picture in pictures:
-        stem = picture.path.stem
-        if stem in stems:
-            both = f"{stems[stem].path.name} and {picture.path.name} have the same stem"
-            raise UserError(folder, both, "pairs are found by stem: rename or remove one")
-        stems[stem] = picture
-    return stems
+    by_stem = {picture.path.stem: picture for picture in b}
+    return [by_stem[picture.path.stem] for picture in a]
 
 
 def set_hash(pictures: Iterable[Picture]) -> str:

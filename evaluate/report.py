@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from datasets.errors import UserError
-from datasets.files import require_writable, write_atomically
+from datasets.files import write_atomically
 from evaluate.comparisons import Comparison
 from evaluate.metrics import METRICS, MeasuredValues, Metric, metrics_of
 from evaluate.pictures import FilePicture, set_hash
@@ -287,8 +287,7 @@ def versions() -> dict[str, str]:
 
 
 def refuse_another_protocol(folder: Path, protocol: Protocol) -> None:
-    """UserError where the folder cannot be written to, or holds a report of another protocol, or no report."""
-    require_writable(folder)
+    """UserError where the folder has a report.json of another protocol, or one that is no report."""
     path, fix = folder / "report.json", "name another folder with --output"
     try:
         existing = str(json.loads(path.read_bytes())["protocol"]["id"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.errors import UserError, run_command
+from evaluate.options import NetworkOptions
 from gan.command_line import parse_flags, parse_options
 
 NORMS = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS"}
@@ -22,7 +23,7 @@ OTHER: dict[str, Direction] = {"AtoB": "BtoA", "BtoA": "AtoB"}
 
 
 @dataclass(frozen=True)
-class Table3Options:
+class Table3Options(NetworkOptions):
     """Table 3: PONO+MS and NC+MS on Maps, Horse2Zebra and Day2Night. Prints the plan; --run carries it out."""
 
     preset: Literal["full", "smoke"] = "full"
@@ -47,18 +48,6 @@ class Table3Options:
     """Write table3.tex as well."""
     no_estimate: bool = False
     """Do not time a training step for the plan (on a CPU at full size that takes minutes)."""
-    inception_weights: Path | None = None
-    """Inception weights. Default: I2I_WEIGHTS, the cache, a download."""
-    lpips_weights: Path | None = None
-    """AlexNet weights. Default: I2I_WEIGHTS, the cache, a download."""
-    allow_unverified: bool = False
-    """Take weights that are not the published ones."""
-    offline: bool = False
-    """Download nothing."""
-    cache_dir: Path | None = None
-    """Folder of weights and features that are kept. Default: I2I_CACHE, or ~/.cache/i2i."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train and evaluate."""
     debug: bool = False
     """Show the traceback of an error as well."""
 

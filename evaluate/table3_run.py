@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from datasets.errors import RunError, UserError
 from datasets.files import require_writable, write_atomically
@@ -18,7 +18,7 @@ from datasets.synthetic import write_dataset
 from evaluate.command import Evaluation, prepare, weights_choice
 from evaluate.comparisons import Comparison
 from evaluate.metrics import FLAGS, networks_of, without_weights
-from evaluate.options import EvaluateOptions
+from evaluate.options import EvaluateOptions, NetworkOptions
 from evaluate.report import as_csv, as_table, file_list_hashes
 from evaluate.table3 import (
     NORMS,
@@ -35,7 +35,6 @@ from evaluate.table3 import (
     plan_trainings,
     print_plan,
 )
-from evaluate.weights import find_weights
 from gan.run import RunFolder
 from gan.viewers.samples import labelled_grid
 
@@ -48,8 +47,6 @@ StoredReport = Mapping[str, Any]
 COLUMNS = {"fid_ab": 2, "fid_ba": 2, "lpips_ab": 4, "lpips_ba": 4}
 """Of the table, in the order of PUBLISHED, with their decimals."""
 
-CAPTION = 16  # pixels; height of a figure's captions
-
 
 def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     """Print the plan or carry it out. Returns the exit code of a training that failed or was stopped, else 0."""
@@ -60,7 +57,8 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     if not options.run:
         print_plan(plan, options, data_dir)
         return 0
-    evaluation = evaluate_options(options)
+    shared = {field.name: getattr(options, field.name) for field in fields(NetworkOptions)}
+    evaluation = EvaluateOptions(**shared, epoch=options.epoch)
     refuse_before_training(plan, options, data_dir)
     announce_missing_weights(evaluation)
     require_writable(output / "rows")
@@ -86,19 +84,6 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     return 0
 
 
-def evaluate_options(options: Table3Options) -> EvaluateOptions:
-    """The flags that are handed on to the evaluation."""
-    return EvaluateOptions(
-        epoch=options.epoch,
-        inception_weights=options.inception_weights,
-        lpips_weights=options.lpips_weights,
-        allow_unverified=options.allow_unverified,
-        offline=options.offline,
-        cache_dir=options.cache_dir,
-        device=options.device,
-    )
-
-
 def refuse_before_training(plan: Sequence[PlannedTraining], options: Table3Options, data_dir: Path) -> None:
     """Refuse, before hours of training, what could not be trained or evaluated after it. Raises UserError."""
     if options.epoch == "best" and any(training.setting.model == "cycle_gan" for training in plan):
@@ -113,7 +98,7 @@ def refuse_before_training(plan: Sequence[PlannedTraining], options: Table3Optio
 
 def announce_missing_weights(options: EvaluateOptions) -> None:
     """Find the weights before training, and say which columns will stay empty. UserError for unusable files."""
-    _, missing = find_weights(networks_of(FLAGS), weights_choice(options))
+    _, missing = weights_choice(options).find(networks_of(FLAGS))
     by_reason: dict[str, list[str]] = {}
     for flag, error in without_weights(FLAGS, missing).items():
         by_reason.setdefault(str(error), []).append(flag)
@@ -389,7 +374,7 @@ def write_figures(pictures: Mapping[PlannedTraining, Sequence[Comparison]], coun
             for way in setting.data.ways:
                 if columns := _figure_columns(setting, way, pictures, count):
                     title = f"{setting.title}: {setting.data.words(way)}".replace("→", " to ")
-                    blocks.append(_with_title(title, labelled_grid(columns)))
+                    blocks.append(labelled_grid({title: [labelled_grid(columns)]}))
         if blocks:
             width = max(block.width for block in blocks)
             sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
@@ -418,12 +403,3 @@ def _figure_columns(
         columns[NORMS[training.norm]] = [Image.fromarray(row.fakes[i].load()) for i in chosen]
         targets = [Image.fromarray(row.targets[i].load()) for i in chosen] if row.targets else []
     return columns | ({"target": targets} if targets else {})
-
-
-def _with_title(title: str, grid: Image.Image) -> Image.Image:
-    """The grid with a line of text above it."""
-    font = ImageFont.load_default(CAPTION - 3)
-    block = Image.new("RGB", (max(grid.width, round(font.getlength(title))), grid.height + CAPTION), "white")
-    ImageDraw.Draw(block).text((0, 0), title, fill=(40, 40, 40), font=font)
-    block.paste(grid, (0, CAPTION))
-    return block

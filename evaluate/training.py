@@ -28,7 +28,7 @@ from evaluate.metrics import (
     without_weights,
 )
 from evaluate.pictures import ArrayPicture
-from evaluate.weights import WeightsChoice, cache_folder, find_weights
+from evaluate.weights import WeightsChoice, cache_folder
 from gan.step import find_device
 
 Evaluator = Callable[[Mapping[str, Tensor]], dict[str, float]]
@@ -52,8 +52,7 @@ def make_evaluator(
     states stay as they are.
     """
     flags = parse_metrics(metrics, "--eval_metrics")
-    choice = WeightsChoice(cache_dir or cache_folder(), offline=offline)
-    weights, missing = find_weights(networks_of(flags), choice)
+    weights, missing = WeightsChoice(cache_dir or cache_folder(), offline=offline).find(networks_of(flags))
     absent = without_weights(flags, missing)
     for flag, error in absent.items():
         if best_by is not None and best_by.split("_")[0] == flag.split("_")[0]:

@@ -97,6 +97,19 @@ class WeightsChoice:
     offline: bool = False
     allow_unverified: bool = False
 
+    def find(self, networks: Iterable[str]) -> tuple[dict[str, Weights], dict[str, UserError]]:
+        """The weights of these networks, and why some cannot be had. A file that is named must be usable: UserError."""
+        weights: dict[str, Weights] = {}
+        missing: dict[str, UserError] = {}
+        for network in networks:
+            try:
+                weights[network] = load_weights(SOURCES[network], self, self.named.get(network))
+            except UserError as error:
+                if self.named.get(network):
+                    raise
+                missing[network] = error
+        return weights, missing
+
 
 class WeightsMissing(UserError):
     """No file in any of the places, and no download; the message says where to put it."""
@@ -107,22 +120,6 @@ def cache_folder() -> Path:
     if folder := os.environ.get("I2I_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "i2i"
-
-
-def find_weights(
-    networks: Iterable[str], choice: WeightsChoice
-) -> tuple[dict[str, Weights], dict[str, UserError]]:
-    """The weights of these networks, and why some cannot be had. A file that is named must be usable: UserError."""
-    weights: dict[str, Weights] = {}
-    missing: dict[str, UserError] = {}
-    for network in networks:
-        try:
-            weights[network] = load_weights(SOURCES[network], choice, choice.named.get(network))
-        except UserError as error:
-            if choice.named.get(network):
-                raise
-            missing[network] = error
-    return weights, missing
 
 
 def load_weights(source: WeightsSource, choice: WeightsChoice, given: Path | None = None) -> Weights:

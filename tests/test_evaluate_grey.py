@@ -1,6 +1,5 @@
 """Networks with one output channel: their outputs, and the real pictures too, are compared in grey."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from datasets.errors import UserError
 from evaluate import pixels
 from evaluate.comparisons import EvaluatedRun
-from gan.options import from_dict
+from gan.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
@@ -43,11 +42,11 @@ def test_grey_outputs_are_compared_with_grey_pictures(data: Path, tmp_path: Path
 def test_the_colours_of_both_domains_of_a_cyclegan(
     tmp_path: Path, input_nc: int, output_nc: int, colours: str
 ) -> None:
-    trained = from_dict({"model": "cycle_gan", "crop_size": 32})
-    trained = replace(trained, model=replace(trained.model, input_nc=input_nc, output_nc=output_nc))
+    trained = {"model": "cycle_gan", "crop_size": 32, "input_nc": input_nc, "output_nc": output_nc}
+    RunFolder(tmp_path).write_options(trained)
     for split in ("testA", "testB"):
         write_pictures(tmp_path / split, 2, 1)
-    run = EvaluatedRun(tmp_path, trained, tmp_path)
+    run = EvaluatedRun(tmp_path, tmp_path)
     protocol = run.protocol()
     assert protocol.id == f"i2i-1/32/eval/{colours}"
     for direction, channels in (("AtoB", output_nc), ("BtoA", input_nc)):

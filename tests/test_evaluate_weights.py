@@ -20,7 +20,6 @@ from evaluate.weights import (
     WeightsMissing,
     WeightsSource,
     find_file,
-    find_weights,
     load_weights,
 )
 
@@ -248,7 +247,7 @@ def test_alexnet_without_a_layer(places: Path) -> None:
 
 def test_a_named_file_must_be_usable_a_missing_one_need_not(places: Path) -> None:
     cache = places / "cache"
-    found, missing = find_weights(["inception", "heads"], WeightsChoice(cache, offline=True))
+    found, missing = WeightsChoice(cache, offline=True).find(["inception", "heads"])
     assert list(found) == ["heads"] and isinstance(missing["inception"], WeightsMissing)
     with pytest.raises(UserError, match="no such file"):
-        find_weights(["inception"], WeightsChoice(cache, {"inception": places / "none.pth"}))
+        WeightsChoice(cache, {"inception": places / "none.pth"}).find(["inception"])
