@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.errors import RunError, UserError
-from evaluate import lpips, measure, pixels
+from evaluate import lpips, measure, metrics, pixels
 from evaluate.comparisons import Comparison
 from evaluate.features import Networks
 from evaluate.measure import Wanted, make_batches
@@ -137,9 +137,7 @@ def test_both_directions_and_several_runs_share_the_pass(tmp_path: Path) -> None
         )
         rows += [Comparison("x", "AtoB", to_b, b, b, a), Comparison("x", "BtoA", to_a, a, a, b)]
     measurements = FastMeasurements()
-    from evaluate.metrics import measure as measure_rows
-
-    measure_rows(rows, ALL, measurements)
+    metrics.measure(rows, ALL, measurements)
     assert measurements.pictures_decoded == 48
     assert measurements.networks.seen["lpips"] == 48
 

@@ -1,7 +1,6 @@
 """Where weights come from: search order, verification, and a download from a local server that misbehaves."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import serving
 
 from datasets.errors import UserError
 from datasets.files import sha256_of
@@ -57,14 +57,8 @@ def server() -> Iterator[Server]:
         def log_message(self, *args: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    state.address = f"http://127.0.0.1:{http.server_port}"
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as state.address:
+        yield state
 
 
 @pytest.fixture
@@ -87,19 +81,22 @@ def load(network: str, path: Path | None = None, allow: bool = False, **changes:
 
 
 def test_search_order(server: Server, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download, torch.hub's folder, our cache, I2I_WEIGHTS, a named file: each goes before the ones ahead of it."""
     source, cache = _source(server), places / "cache"
-    assert find_file(source, None, cache) == cache / "weights" / NAME  # downloaded
+    assert find_file(source, None, cache).read_bytes() == CONTENT
+    (cache / "weights" / NAME).unlink()
+    for folder in (places / "torch/hub/checkpoints", cache / "weights", places / "own"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NAME).touch()
+        if folder.name == "own":
+            monkeypatch.setenv("I2I_WEIGHTS", str(folder))
+        assert find_file(source, None, cache) == folder / NAME
+    (places / "named.pth").touch()
+    assert find_file(source, places / "named.pth", cache) == places / "named.pth"
     assert len(server.ranges) == 1
-    assert find_file(source, None, cache) == cache / "weights" / NAME  # found
-    assert len(server.ranges) == 1
-    folder = places / "folder"
-    folder.mkdir()
-    (folder / NAME).touch()
-    monkeypatch.setenv("I2I_WEIGHTS", str(folder))
-    assert find_file(source, None, cache) == folder / NAME
-    named = places / "named.pth"
-    named.touch()
-    assert find_file(source, named, cache) == named
+    monkeypatch.setenv("I2I_WEIGHTS", str(places / "nothing"))
+    with pytest.raises(UserError, match=r"I2I_WEIGHTS: .*nothing is no folder"):
+        find_file(source, None, cache)
 
 
 def test_download_goes_on_where_it_was_cut(server: Server, places: Path) -> None:
@@ -134,20 +131,6 @@ def test_cache_that_cannot_be_written(server: Server, places: Path) -> None:
     (places / "cache").touch()
     with pytest.raises(WeightsMissing):
         find_file(_source(server), None, places / "cache")
-
-
-def test_variable_that_names_no_folder(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("I2I_WEIGHTS", str(places / "nothing"))
-    with pytest.raises(UserError, match=r"I2I_WEIGHTS: .*nothing is no folder"):
-        find_file(SOURCES["inception"], None, places / "cache")
-
-
-def test_torch_hub_files_are_used(server: Server, places: Path) -> None:
-    there = places / "torch" / "hub" / "checkpoints" / NAME
-    there.parent.mkdir(parents=True)
-    there.touch()
-    assert find_file(_source(server), None, places / "cache") == there
-    assert server.ranges == []
 
 
 def test_offline_says_where_to_put_it(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
