@@ -305,7 +305,7 @@ def _measured(
             reason = f"{metric.title} is not a number: the features are not finite"
             raise UserError(comparison.label, reason, "check the files of weights")
         values[metric.name] = value
-        if resamples:
+        if resamples and comparison.only is None:  # baselines are bounds: no intervals
             width = half_width(metric.resampled(comparison, measurements, resamples))
             widths |= {} if width is None else {metric.name: width}
     return MeasuredValues(values, widths)
