@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
+import tabulate
 
 from datasets.errors import UserError
 from datasets.files import write_atomically
@@ -24,6 +24,8 @@ FEATURES = 2048  # with fewer images the covariances of FID are singular
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")
 FIXED = ("run", "direction", "checkpoint", "n_fake", "n_real")
 TEXTS = 3  # the first three columns are left-aligned text
+
+tabulate.MIN_PADDING = 0  # heads are no wider than their text: a report should fit into a terminal
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def as_table(heads: Sequence[str], lines: Sequence[Sequence[str]], form: str, te
     if form == "pipe":
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     sides = ["left"] * texts + ["right"] * (len(heads) - texts)
-    return tabulate(lines, heads, form, disable_numparse=True, colalign=sides if lines else None)
+    return tabulate.tabulate(lines, heads, form, disable_numparse=True, colalign=sides if lines else None)
 
 
 def as_csv(lines: Sequence[Sequence[object]]) -> str:
