@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.fid import FeatureRows
-from evaluate.kid import resampled_mmd
+from evaluate.fid import FeatureRows, resampled_mmd
 
 NORMAL_95 = 1.959964  # standard deviations on each side of a normal distribution's middle 95 %
 SEED = 0

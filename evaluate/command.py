@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.files import new_folder
-from evaluate.cache import FeatureCache
 from evaluate.comparisons import Comparison, collect, find_run
-from evaluate.features import Networks
+from evaluate.features import FeatureCache, Networks
 from evaluate.measure import Measurements
 from evaluate.metrics import FLAGS, SEED, measure, metrics_of, networks_of, parse_metrics, problems_of
-from evaluate.options import EvaluateOptions
-from evaluate.protocol import Protocol
+from evaluate.options import EvaluateOptions, Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
 from evaluate.weights import Weights, WeightsChoice, cache_folder
 from gan.step import find_device

@@ -1,34 +1,56 @@
 """What is compared: runs, folders of any program and baselines, each as generated pictures against real ones.
 
-Collecting reads file lists, hashes of files and the runs' options; nothing is translated yet.
+Collecting reads file lists, hashes of files and the runs' options. A run is translated when its pictures are first
+asked for: RUN/evaluation/epoch-E-step-S/DIRECTION/STEM.png. Beside them `outputs.json` says what made them
+(checkpoint, direction, mode) and from which inputs, by content. What is still right is used again; an interrupted call
+leaves only whole files, and the next one makes the missing ones.
 """
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import overload
+
+import torch
 
 from datasets.errors import UserError
-from datasets.layouts import Sources, find_sources
-from evaluate.baselines import fit_colours
-from evaluate.options import EvaluateOptions
-from evaluate.outputs import Outputs
+from datasets.files import require_writable, sha256_of, write_atomically
+from datasets.layouts import Sources, Split, find_sources
+from evaluate.options import EvaluateOptions, Protocol
 from evaluate.pictures import (
     FilePicture,
+    Part,
     Picture,
     all_stored_in_grey,
+    fit_colours,
     folder_pictures,
     match_by_stem,
-    pictures_of_side,
+    pictures_of,
     require_one_size,
 )
-from evaluate.protocol import Protocol
-from gan.options import TrainOptions, channels, from_dict
+from gan.checkpoint_file import read_sidecar
+from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.run import RunFolder
-from gan.translate import TestMode, load_translator
+from gan.state import forked_random_state
+from gan.translate import TestMode, Translator, load_translator, output_names, translate_pictures
 
 PIXEL_METRICS = ("psnr", "ssim", "l1")
 """What baselines are measured by: networks are not made for pictures of one colour."""
+
+MANIFEST = "outputs.json"
+
+OUTPUTS_VERSION = 2
+"""Of the way outputs are made, raised when it changes: older ones are made again. 2: dropout seeded by the picture."""
+
+NOT_OF_A_CONFIGURATION = frozenset(
+    {"name", "seed", "checkpoints_dir", "device", "num_threads", "print_freq", "display_freq", "save_epoch_freq",
+     "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config"}
+)  # fmt: skip
+"""Options in which two runs may differ and still count as seeds of one configuration."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +87,7 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     Raises UserError for runs of different protocols, empty folders, mixed sizes, and names without a partner.
     """
     if options.fake and options.real:
-        folders = EvaluatedFolders(options.fake, options.real, options.input, options.size, options.grey)
-        return folders.compared(options.paired, options.num_test)
+        return _folders(options, options.fake, options.real)
     epochs, first = options.epochs(), options.num_test
     tested = [EvaluatedRun(run, options.dataroot, epochs[0]) for run in runs]
     protocols = {run.protocol(options.test_mode, first): run.folder.name for run in tested}
@@ -80,7 +101,7 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
         for direction in run.directions
     ]
     if options.baselines:
-        comparisons += baseline_comparisons(tested, first)
+        comparisons += _baselines(tested, first)
     return comparisons, next(iter(protocols))
 
 
@@ -128,38 +149,34 @@ class EvaluatedRun:
         colours = "-".join(dict.fromkeys({1: "L", 3: "RGB"}[count] for count in outputs))
         return Protocol(str(self.trained.data.crop_size), mode, first, colours=colours)
 
-    def sides(self, direction: str) -> tuple[Sources, list[FilePicture], list[FilePicture]]:
-        """(sources, inputs, real pictures of the target domain) of the test split for one direction, all of them."""
-        return self._sides(direction, find_sources(self.dataroot, "test", self.trained.data.dataset_mode))
-
-    def training_pairs(self, direction: str) -> list[tuple[FilePicture, FilePicture]]:
-        """(input, target) of the training split at the evaluated size; empty where it has no pairs."""
+    def sources(self, split: Split = "test") -> Sources:
+        """The files of a split; of the training split as many as the run was trained on."""
         data = self.trained.data
-        sources = find_sources(self.dataroot, "train", data.dataset_mode, data.max_dataset_size)
-        if not sources.is_paired:
-            return []
-        _, inputs, targets = self._sides(direction, sources)
-        return list(zip(inputs, targets, strict=True))
+        limit = data.max_dataset_size if split == "train" else None
+        return find_sources(self.dataroot, split, data.dataset_mode, limit)
 
-    def _sides(
-        self, direction: str, sources: Sources
-    ) -> tuple[Sources, list[FilePicture], list[FilePicture]]:
+    def sides(self, direction: str, split: Split = "test") -> tuple[list[FilePicture], list[FilePicture]]:
+        """(inputs, real pictures of the target domain) of a split for one direction, at the evaluated size."""
+        data, sources = self.trained.data, self.sources(split)
         if direction == "BtoA":
             sources = sources.swapped()
-        size = self.trained.data.crop_size
+        parts: tuple[Part, Part] = ("whole", "whole")
+        if sources.layout == "aligned":
+            parts = ("right", "left") if sources.is_swapped else ("left", "right")
         input_nc, output_nc = channels(self.trained, direction)
-        inputs = pictures_of_side(sources, "a", size, input_nc)
-        reals = pictures_of_side(sources, "b", size, output_nc)
+        inputs = pictures_of(sources.a, data.crop_size, input_nc, parts[0])
+        reals = pictures_of(sources.b, data.crop_size, output_nc, parts[1])
         if not inputs or not reals:
-            reason = "no test pictures of both domains"
-            raise UserError(sources.root, reason, "name the data set with --dataroot")
-        return sources, inputs, reals
+            raise UserError(
+                sources.root, "no test pictures of both domains", "name the data set with --dataroot"
+            )
+        return inputs, reals
 
     def comparison(
         self, direction: str, epoch: str, mode: TestMode, first: int | None, device: str
     ) -> Comparison:
         """Its outputs in one direction. first: cuts inputs and targets, never the real pictures."""
-        sources, inputs, reals = self.sides(direction)
+        sources, (inputs, reals) = self.sources(), self.sides(direction)
         return Comparison(
             label=self.folder.resolve().name,
             direction=direction,
@@ -171,60 +188,165 @@ class EvaluatedRun:
         )
 
 
-def baseline_comparisons(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comparison]:
+def _baselines(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comparison]:
     """Two comparisons for every data set and direction among the runs that have training pairs."""
     seen = set()
     for run, direction in ((one, direction) for one in runs for direction in one.directions):
         trained = run.trained
         data = (run.dataroot, direction, trained.data.crop_size, channels(trained, direction))
-        pairs = [] if data in seen else run.training_pairs(direction)
-        seen.add(data)
-        if not pairs:
+        if data in seen:
             continue
-        _, inputs, reals = run.sides(direction)
-        fit = fit_colours((a.load(), b.load()) for a, b in pairs)
+        seen.add(data)
+        if not run.sources("train").is_paired:
+            continue
+        inputs, reals = run.sides(direction)
+        pairs = zip(*run.sides(direction, "train"), strict=True)
+        fit = fit_colours((picture.load(), target.load()) for picture, target in pairs)
         for name, predictions in fit.predictions(inputs[:first]).items():
             yield Comparison(
                 f"baseline: {name}", direction, predictions, reals, reals[:first], only=PIXEL_METRICS
             )
 
 
-@dataclass(frozen=True)
-class EvaluatedFolders:
-    """Two folders of pictures, from any program, and the folder of the inputs if there is one.
+def _folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[list[Comparison], Protocol]:
+    """Two folders of pictures from any program, and that of the inputs if there is one: one row and its protocol."""
 
-    size: side that all are stretched to, None as they are: all must then have one size; grey: they are seen in grey.
+    def pictures(folder: Path) -> list[FilePicture]:
+        return folder_pictures(folder, options.size, 1 if options.grey else 3)
+
+    first, source = options.num_test, options.input
+    fakes, reals = pictures(fake), pictures(real)
+    targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
+    inputs = match_by_stem(fakes, pictures(source), fake, source) if source else None
+    size = str(options.size)
+    if options.size is None:
+        size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
+    details = {"fake": str(fake), "real": str(real), "input": str(source or "")}
+    if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
+        details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
+    row = Comparison(
+        label=fake.name or str(fake),
+        direction="",
+        fakes=fakes[:first],
+        reals=reals,
+        targets=None if targets is None else targets[:first],
+        inputs=None if inputs is None else inputs[:first],
+        details=details,
+    )
+    return [row], Protocol(size, "files", first, colours="L" if options.grey else "RGB")
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs(Sequence[FilePicture]):
+    """The translations of a run's test inputs, in their order.
+
+    Nothing is loaded or translated before the first picture, or what it was made by, is asked for: until then a call
+    can be refused at no cost. Raises UserError then: unknown epoch, damaged checkpoint, what cannot be read or written.
     """
 
-    fake: Path
-    real: Path
-    input: Path | None = None
-    size: int | None = None
-    grey: bool = False
+    run: Path
+    inputs: Sequence[FilePicture]
+    direction: str
+    epoch: str = "last"
+    mode: TestMode = "eval"
+    device: str = "auto"
 
-    def compared(self, paired: bool, first: int | None) -> tuple[list[Comparison], Protocol]:
-        """The one row and its protocol. paired: by equal stems; first: cuts all but the real pictures."""
-        fakes, reals = self._pictures(self.fake), self._pictures(self.real)
-        targets = match_by_stem(fakes, reals, self.fake, self.real) if paired else None
-        inputs = (
-            match_by_stem(fakes, self._pictures(self.input), self.fake, self.input) if self.input else None
-        )
-        size = str(self.size)
-        if self.size is None:
-            size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
-        details = {"fake": str(self.fake), "real": str(self.real), "input": str(self.input or "")}
-        if not self.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
-            details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
-        row = Comparison(
-            label=self.fake.name or str(self.fake),
-            direction="",
-            fakes=fakes[:first],
-            reals=reals,
-            targets=None if targets is None else targets[:first],
-            inputs=None if inputs is None else inputs[:first],
-            details=details,
-        )
-        return [row], Protocol(size, "files", first, colours="L" if self.grey else "RGB")
+    def __len__(self) -> int:
+        return len(self.inputs)
 
-    def _pictures(self, folder: Path) -> list[FilePicture]:
-        return folder_pictures(folder, self.size, 1 if self.grey else 3)
+    @overload
+    def __getitem__(self, index: int) -> FilePicture: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FilePicture]: ...
+    def __getitem__(self, index: int | slice) -> FilePicture | list[FilePicture]:
+        return self._made[0][index]
+
+    @property
+    def made_by(self) -> Mapping[str, object]:
+        """For report.json: the checkpoint, and the options that make two runs seeds of one configuration."""
+        return self._made[1]
+
+    @property
+    def checkpoint(self) -> str:
+        """`last (epoch 4, step 412)`, or without the name of the choice where that is the epoch."""
+        position = f"epoch {self.made_by['epoch']}, step {self.made_by['step']}"
+        return position if self.epoch.isdecimal() else f"{self.epoch} ({position})"
+
+    @cached_property
+    def _made(self) -> tuple[list[FilePicture], Mapping[str, object]]:
+        translator = load_translator(
+            self.run, epoch=self.epoch, direction=self.direction, device=self.device, test_mode=self.mode
+        )
+        made_by = {
+            "run": str(self.run),
+            "seed": translator.options.run.seed,
+            "epoch": translator.epoch,
+            "step": translator.step,
+            "checkpoint": self.epoch,
+            "checkpoint_sha256": checkpoint_hash(translator.checkpoint),
+            "configuration": {
+                name: value
+                for name, value in stored_dict(translator.options).items()
+                if name not in NOT_OF_A_CONFIGURATION and not name.startswith("visdom")
+            },
+        }
+        return pictures_of(make_outputs(self.run, translator, self.inputs, self.mode)), made_by
+
+
+def checkpoint_hash(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint: its sidecar's, else computed."""
+    sidecar = read_sidecar(checkpoint)
+    return sidecar.sha256 if sidecar else sha256_of(checkpoint)
+
+
+def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture], mode: str) -> list[Path]:
+    """The translation of every input, at the input's evaluated size. Returns their files, in the inputs' order.
+
+    One picture at a time: batch statistics are then as published (mode "train"), and a call that resumes an
+    interrupted one writes the same bytes, dropout included.
+
+    Raises UserError naming an input that cannot be read or an output that cannot be written.
+    """
+    position = f"epoch-{translator.epoch}-step-{translator.step}" + ("" if mode == "eval" else f"-{mode}")
+    folder = run / "evaluation" / position / translator.direction
+    require_writable(folder)
+    files = [folder / name for name in output_names([picture.path for picture in inputs])]
+    inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}
+    maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
+    made_by = hashlib.sha256(json.dumps(maker).encode()).hexdigest()
+    known = _read_manifest(folder, made_by)
+    for file in folder.glob("*.png"):
+        if file.name not in known or inputs_of.get(file.name, known[file.name]) != known[file.name]:
+            file.unlink()  # of another checkpoint, or of an input that has changed
+    manifest = {"made_by": made_by, "inputs": known | inputs_of}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    missing = [(picture, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()]
+    if missing:
+        with _seeded(translator, [picture for picture, _ in missing]):
+            translate_pictures(translator, [(picture.load_image, file) for picture, file in missing])
+    return files
+
+
+@contextlib.contextmanager
+def _seeded(translator: Translator, pictures: Sequence[FilePicture]) -> Iterator[None]:
+    """Inside, random numbers (dropout) depend on the picture alone. pictures: in the order they are translated."""
+    seeds = (int.from_bytes(hashlib.sha256(p.key.encode()).digest()[:4]) for p in pictures)
+
+    def seed(*_: object) -> None:
+        torch.manual_seed(next(seeds))
+
+    hook = translator.network.register_forward_pre_hook(seed)
+    try:
+        with forked_random_state():
+            yield
+    finally:
+        hook.remove()
+
+
+def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:
+    """File name -> key of the input, of the outputs in the folder that this network made."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        return dict(content["inputs"]) if content["made_by"] == made_by else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,15 +1,18 @@
-"""The networks whose features the metrics compare: the TF-2015 Inception network of FID, and LPIPS's AlexNet.
+"""The networks whose features the metrics compare, Inception and AlexNet, and the cache of what they computed.
 
-The definition of Inception's patched blocks is taken from the pytorch_fid package; the weights come from a file.
-For speed every convolution absorbs the batch normalisation after it (exact in real arithmetic, eval mode
-only).
+The definition of Inception's patched blocks (TF-2015, FID's network) is taken from the pytorch_fid package; the weights
+come from a file. For speed every convolution absorbs the batch normalisation after it (exact in real arithmetic, eval
+mode only).
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import contextlib
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from datasets.errors import UserError
+from datasets.errors import UserError, warn
 from evaluate.lpips import AlexNetTrunk, heads_from_state
 from evaluate.weights import SOURCES, Weights
 
@@ -140,7 +143,7 @@ class Networks:
             try:
                 with torch.random.fork_rng(
                     devices=[]
-                ):  # initial weights: not of the training's random numbers
+                ):  # keeps initial weights off the training's random numbers
                     self._built[name] = build(weights.state).to(self.device)
             except (RuntimeError, KeyError) as error:
                 reason = f"tensors do not fit the network: not {source.what}"
@@ -166,7 +169,100 @@ class Networks:
             return trunk(images.to(self.device).float() / 127.5 - 1)
 
 
-def _full_precision() -> AbstractContextManager[None]:
+def _full_precision() -> contextlib.AbstractContextManager[None]:
     """No TF32 in cuDNN's convolutions, which is on by default and rounds to 10 bits."""
     deterministic = torch.backends.cudnn.deterministic
     return torch.backends.cudnn.flags(enabled=True, deterministic=deterministic, allow_tf32=False)
+
+
+_TYPES: dict[bytes, type] = {b"f": np.float32, b"d": np.float64}
+
+
+class FeatureCache:
+    """Key -> one-dimensional float32 or float64 array, on disk. path None: for this process only.
+
+    A key names the content of the pictures, the resize, the network and its weights, so an entry never goes stale. One
+    SQLite file: a process that is killed leaves it whole, several processes may share it, and every entry carries a
+    checksum; a damaged one is computed again. A file that cannot be opened or written costs one warning, and the report
+    goes on without it. What only this process needs is in a file without a name that SQLite makes and removes, so that
+    memory stays flat.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._databases = [_open("")]  # the named one, if there is one, comes first
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._databases.insert(0, _open_or_replace(path))
+            except (OSError, sqlite3.Error) as error:
+                self._warn(error)
+
+    def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, NDArray]]:
+        """The sound entries among these keys, one at a time, in the order of the keys."""
+        for key in keys:
+            if (value := self._read(key)) is not None:
+                yield key, value
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """The keys without a sound entry, each once, in order."""
+        wanted = list(dict.fromkeys(keys))
+        found = {key for key, _ in self.stream(wanted)}
+        return [key for key in wanted if key not in found]
+
+    def put(self, entries: Mapping[str, NDArray]) -> None:
+        """Add entries; they are on disk, all of them, when this returns."""
+        rows = [(key, *_packed(value)) for key, value in entries.items()]
+        for database in self._databases:
+            try:
+                with database:
+                    database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
+                return
+            except sqlite3.Error as error:
+                self._warn(error)
+
+    def _read(self, key: str) -> NDArray | None:
+        for database in self._databases:
+            try:
+                row = database.execute("SELECT data, sum FROM entries WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._warn(error)
+                continue
+            if row is not None and zlib.crc32(row[0]) == row[1] and row[0][:1] in _TYPES:
+                return np.frombuffer(row[0][1:], _TYPES[row[0][:1]])
+        return None
+
+    def _warn(self, error: Exception) -> None:
+        if self._path is not None:
+            warn(self._path, f"{error}; features are computed again by the next report")
+            self._path = None
+
+
+def _packed(value: NDArray) -> tuple[bytes, int]:
+    kind = b"f" if value.dtype == np.float32 else b"d"
+    data = kind + np.ascontiguousarray(value, _TYPES[kind]).tobytes()
+    return data, zlib.crc32(data)
+
+
+def _open_or_replace(path: Path) -> sqlite3.Connection:
+    """The database; a corrupt file is replaced by an empty one."""
+    try:
+        return _open(path)
+    except sqlite3.OperationalError:  # locked, read-only, no space: the file itself may be fine
+        raise
+    except sqlite3.DatabaseError:
+        path.unlink()
+        return _open(path)
+
+
+def _open(path: Path | Literal[""]) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=60)
+    try:
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, data BLOB, sum INTEGER)")
+        database.commit()
+    except sqlite3.Error:
+        with contextlib.suppress(sqlite3.Error):
+            database.close()
+        raise
+    return database

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from datasets.errors import RunError, UserError
 from datasets.files import ahead
 from evaluate import lpips
-from evaluate.cache import FeatureCache
-from evaluate.features import FEATURES, Networks
+from evaluate.features import FEATURES, FeatureCache, Networks
 from evaluate.fid import FeatureRows
 from evaluate.pictures import Picture, PicturePair, Pixels, set_hash
 

@@ -18,8 +18,7 @@ from evaluate import pixels
 from evaluate.bootstrap import Resampler, Values, half_width, of_all_pairs, of_distance, of_kid, of_mean
 from evaluate.comparisons import Comparison
 from evaluate.features import FEATURES
-from evaluate.fid import FeatureRows, fid
-from evaluate.kid import kid
+from evaluate.fid import FeatureRows, fid, kid
 from evaluate.lpips import SMALLEST_SIDE, all_pairs_mean, head_vector, map_sizes
 from evaluate.measure import Measurements, Wanted
 from evaluate.pictures import PicturePair, set_hash

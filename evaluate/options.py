@@ -1,4 +1,4 @@
-"""The options of `python -m evaluate`. No torch is imported here: --help answers at once."""
+"""What is asked for, and the named protocol that follows from it. No torch is imported here: --help answers at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from datasets.errors import UserError
+
+VERSION = "i2i-1"  # of the protocol: raised when the definition of any metric or resize changes
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,66 @@ class EvaluateOptions(NetworkOptions):
         parts += [] if self.size is None else [f"size-{self.size}"]
         parts += ["grey"] if self.grey else []
         return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that moves a number and is not the pictures themselves: only numbers of equal ids may be compared.
+
+    size: side that all pictures are stretched to, or "WxH" where they are used as they are. mode: how outputs were
+    made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of pictures. first: at most
+    so many test inputs, None for all; reals are never cut. verified: all weights are the published ones. colours: what
+    outputs and reals are compared in: "RGB", "L" (grey), or domain A's and domain B's where they differ, as in "L-RGB".
+    """
+
+    size: str
+    mode: str
+    first: int | None = None
+    verified: bool = True
+    colours: str = "RGB"
+
+    @property
+    def id(self) -> str:
+        """Short name that is printed with every number.
+
+        >>> Protocol("256", "eval").id
+        'i2i-1/256/eval'
+        >>> Protocol("256", "eval", colours="L").id
+        'i2i-1/256/eval/L'
+        """
+        parts = [VERSION, self.size, self.mode, *([self.colours] if self.colours != "RGB" else [])]
+        parts += [] if self.first is None else [f"first{self.first}"]
+        parts += [] if self.verified else ["unverified-weights"]
+        return "/".join(parts)
+
+    @property
+    def smallest_side(self) -> int:
+        """Of the compared pictures, in pixels."""
+        return min(int(side) for side in self.size.split("x"))
+
+    def sentences(self) -> list[str]:
+        """What the id stands for, in words."""
+        if "x" in self.size:
+            size = f"all pictures are {self.size} pixels and used as they are"
+        else:
+            size = f"all pictures stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)"
+        made = {
+            "eval": "outputs made in eval mode (dropout off, running statistics), written as 8-bit PNG",
+            "train": "outputs made in train mode (dropout and batch statistics on), written as 8-bit PNG",
+            "files": "outputs read from the folder as they are",
+        }[self.mode]
+        words = {"RGB": "in RGB", "L": "in grey (luma, shown to the networks as three equal channels)"}
+        if "-" in self.colours:
+            a, b = self.colours.split("-")
+            seen = f"domain A compared {words[a]}, domain B {words[b]}"
+        else:
+            seen = f"outputs and real images compared {words[self.colours]}"
+        which = "all" if self.first is None else f"the first {self.first}"
+        if self.mode == "files":
+            counted = [f"fakes: {which} pictures of their folder", "reals: all pictures of theirs, never cut"]
+        else:
+            only = "" if self.first is None else " only"
+            reals = "reals: all test pictures of the target domain, through the same resize"
+            counted = [f"outputs of {which} test inputs{only}", reals]
+        warning = [] if self.verified else ["WEIGHTS NOT VERIFIED: these numbers compare with no others"]
+        return [size, made, seen, *counted, *warning]

@@ -1,4 +1,8 @@
-"""The pictures of an evaluation: anything with a key and a `load()` - a file, an array, a prediction."""
+"""The pictures of an evaluation: anything with a key and a `load()` - a file, an array, a prediction.
+
+The predictions are the baselines, the floor that a trained network has to beat: the mean colour of all training
+targets, and the affine map from input colour to target colour with the least squared error.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -11,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets.decoding import FORMATS
 from datasets.errors import UserError, file_error
 from datasets.files import sha256_of
 from datasets.images import find_images, load_image
-from datasets.layouts import Sources, half, images_by_stem
+from datasets.layouts import half, images_by_stem
 from datasets.transforms import evaluation_resize
 
 DECODING = 1  # raised when datasets.images turns a file into other pixels than before
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
+Part = Literal["whole", "left", "right"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class FilePicture:
 
     path: Path
     content: str  # SHA-256 of the file
-    part: Literal["whole", "left", "right"] = "whole"
+    part: Part = "whole"
     size: int | None = None
     channels: int = 3
 
@@ -55,9 +61,7 @@ class FilePicture:
         picture = load_image(self.path, self.channels)
         if self.part != "whole":
             picture = half(picture, self.path, right=self.part == "right")
-        if self.size is not None:
-            picture = evaluation_resize(picture, self.size)
-        return picture
+        return picture if self.size is None else evaluation_resize(picture, self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,27 +103,18 @@ Picture = FilePicture | ArrayPicture | Prediction
 PicturePair = tuple[Picture, Picture]
 
 
-def pictures_of(paths: Iterable[Path], size: int | None = None, channels: int = 3) -> list[FilePicture]:
-    """Whole files as pictures."""
-    return [FilePicture(path, content_of(path), "whole", size, channels) for path in paths]
-
-
-def pictures_of_side(
-    sources: Sources, side: Literal["a", "b"], size: int | None, channels: int = 3
+def pictures_of(
+    paths: Iterable[Path], size: int | None = None, channels: int = 3, part: Part = "whole"
 ) -> list[FilePicture]:
-    """A or B of a split, halves of side-by-side files included."""
-    paths = sources.a if side == "a" else sources.b
-    part: Literal["whole", "left", "right"] = "whole"
-    if sources.layout == "aligned":
-        part = "right" if (side == "b") != sources.is_swapped else "left"
+    """Files, or the same half of every file, as pictures."""
     return [FilePicture(path, content_of(path), part, size, channels) for path in paths]
 
 
 def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[FilePicture]:
     """The pictures of one folder, sorted by name.
 
-    Without a size all must have one size already; UserError names the first that differs, or the folder
-    where there is none.
+    Without a size all must have one size already. UserError names the first that differs, or the folder where there
+    is none.
     """
     if not folder.is_dir():
         reason = "is a file, a folder is needed" if folder.exists() else "no such folder"
@@ -135,9 +130,9 @@ def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[F
 
 def require_one_size(pictures: Sequence[FilePicture]) -> tuple[int, int]:
     """(width, height) that all of these pictures have, from their headers. UserError for mixed sizes."""
-    first = _header_size(pictures[0].path)
+    first = _header(pictures[0].path)[0]
     for picture in pictures[1:]:
-        found = _header_size(picture.path)
+        found = _header(picture.path)[0]
         if found != first:
             raise UserError(
                 picture.path,
@@ -147,29 +142,23 @@ def require_one_size(pictures: Sequence[FilePicture]) -> tuple[int, int]:
     return first
 
 
-def _header_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if picture.format == "PNG" and "exif" not in picture.info:
-                return width, height  # asking for EXIF would decode the whole file
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side
-            return (height, width) if turned else (width, height)
-    except Exception:  # load_image knows how to say what is wrong with the file
-        return load_image(path).size
-
-
 def all_stored_in_grey(pictures: Iterable[FilePicture]) -> bool:
-    """True if every readable header says greyscale."""
-    return all(_header_mode(picture.path) in ("1", "L", "LA", "I", "F", "I;16", "") for picture in pictures)
+    """True if every header says greyscale. Raises UserError naming a file that cannot be read."""
+    return all(_header(picture.path)[1] in ("1", "L", "LA", "I", "F", "I;16") for picture in pictures)
 
 
-def _header_mode(path: Path) -> str:
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    """(width, height) as it is shown, and Pillow's mode, without decoding the picture where that can be avoided."""
     try:
-        with Image.open(path) as picture:
-            return picture.mode
-    except Exception:  # load_image names it later
-        return ""
+        with Image.open(path, formats=FORMATS) as picture:
+            (width, height), mode = picture.size, picture.mode
+            if picture.format == "PNG" and "exif" not in picture.info:
+                return (width, height), mode  # asking for EXIF would decode the whole file
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side
+            return ((height, width) if turned else (width, height)), mode
+    except Exception:  # load_image knows how to say what is wrong with the file
+        loaded = load_image(path)
+        return loaded.size, loaded.mode
 
 
 def match_by_stem(
@@ -207,3 +196,49 @@ def content_of(path: Path) -> str:
 @lru_cache(maxsize=100_000)
 def _content_of(path: Path, size: int, changed: int) -> str:
     return sha256_of(path)
+
+
+@dataclass(frozen=True)
+class ColourFit:
+    """mean: (3,) colour of the targets; affine: (4, 3), target = (input, 1) @ affine; both on the scale 0..255."""
+
+    mean: NDArray[np.float64]
+    affine: NDArray[np.float64]
+
+    def mean_colour(self, picture: Pixels) -> Pixels:
+        """(H, W, 3) in the mean colour, whatever the input shows."""
+        return _to_uint8(np.broadcast_to(self.mean, picture.shape))
+
+    def affine_colour(self, picture: Pixels) -> Pixels:
+        """(H, W, 3): every pixel's colour mapped on its own."""
+        return _to_uint8(picture.astype(np.float64) @ self.affine[:3] + self.affine[3])
+
+    def predictions(self, inputs: Sequence[FilePicture]) -> dict[str, list[Prediction]]:
+        """What both predictors make of these inputs, by the predictor's name."""
+        fit = hashlib.sha256(self.mean.tobytes() + self.affine.tobytes()).hexdigest()[:16]
+        functions = {"mean colour": self.mean_colour, "affine colour map": self.affine_colour}
+        return {
+            name: [Prediction(picture, function, f"{name} {fit}") for picture in inputs]
+            for name, function in functions.items()
+        }
+
+
+def fit_colours(pairs: Iterable[tuple[Pixels, Pixels]]) -> ColourFit:
+    """Fit both baselines on (input, target) pictures (H, W, 3) uint8, one pair in memory at a time.
+
+    Normal equations in float64; where inputs do not vary in some direction (grey pictures) the least-norm solution.
+    ValueError for no pairs.
+    """
+    gram, cross = np.zeros((4, 4)), np.zeros((4, 3))
+    for picture, target in pairs:
+        x = np.concatenate([picture.reshape(-1, 3), np.ones((picture.size // 3, 1))], axis=1)
+        y = target.reshape(-1, 3).astype(np.float64)
+        gram += x.T @ x
+        cross += x.T @ y
+    if gram[3, 3] == 0:
+        raise ValueError("no training pairs to fit a baseline on")
+    return ColourFit(cross[3] / gram[3, 3], np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ cross)
+
+
+def _to_uint8(picture: NDArray[np.float64]) -> Pixels:
+    return np.rint(picture.clip(0, 255)).astype(np.uint8)

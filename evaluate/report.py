@@ -17,8 +17,8 @@ from datasets.errors import UserError
 from datasets.files import write_atomically
 from evaluate.comparisons import Comparison
 from evaluate.metrics import METRICS, MeasuredValues, Metric, metrics_of
+from evaluate.options import Protocol
 from evaluate.pictures import FilePicture, set_hash
-from evaluate.protocol import Protocol
 
 FEATURES = 2048  # with fewer images the covariances of FID are singular
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")

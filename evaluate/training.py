@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.errors import UserError, say
-from evaluate.cache import FeatureCache
 from evaluate.comparisons import Comparison
-from evaluate.features import FEATURES, Networks
+from evaluate.features import FEATURES, FeatureCache, Networks
 from evaluate.measure import Measurements
 from evaluate.metrics import (
     METRICS,

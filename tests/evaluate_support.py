@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluate import lpips
-from evaluate.cache import FeatureCache
 from evaluate.command import output_folder, run_evaluation
 from evaluate.comparisons import Comparison, find_run
-from evaluate.features import Networks, build_inception
+from evaluate.features import FeatureCache, Networks, build_inception
 from evaluate.measure import Measurements
 from evaluate.metrics import measure
 from evaluate.options import EvaluateOptions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.baselines import fit_colours
+from evaluate.pictures import fit_colours
 
 
 def test_affine_map_is_the_least_squares_solution() -> None:

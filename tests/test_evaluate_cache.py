@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.cache import FeatureCache
+from evaluate.features import FeatureCache
 
 
 def test_arrays_come_back_in_order(tmp_path: Path) -> None:

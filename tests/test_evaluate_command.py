@@ -27,9 +27,8 @@ from datasets.errors import UserError, run_command
 from datasets.images import load_image, to_picture, to_tensor
 from evaluate import pixels
 from evaluate.command import run_evaluation
-from evaluate.comparisons import find_run
+from evaluate.comparisons import find_run, make_outputs
 from evaluate.features import InceptionPool
-from evaluate.outputs import make_outputs
 from evaluate.pictures import pictures_of
 from gan.translate import load_translator
 
@@ -133,13 +132,13 @@ def test_outputs_of_an_older_version_are_made_again(
 ) -> None:
     translator = load_translator(runs / "p2p_0", test_mode="train")
     inputs = pictures_of([runs / "data/test/000.png"], size=32)
-    monkeypatch.setattr("evaluate.outputs.VERSION", 1)
+    monkeypatch.setattr("evaluate.comparisons.OUTPUTS_VERSION", 1)
     (old,) = make_outputs(tmp_path, translator, inputs, "train")
     expected = old.read_bytes()
     Image.new("RGB", (32, 32)).save(old)  # as an older version made it
     make_outputs(tmp_path, translator, inputs, "train")
     assert old.read_bytes() != expected  # used again by the same version
-    monkeypatch.setattr("evaluate.outputs.VERSION", 2)
+    monkeypatch.setattr("evaluate.comparisons.OUTPUTS_VERSION", 2)
     make_outputs(tmp_path, translator, inputs, "train")
     assert old.read_bytes() == expected
 

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from evaluate import kid as kernel
-from evaluate.fid import FeatureRows, fid, frechet_distance, gaussian_from_features, gaussian_from_moments
-from evaluate.kid import squared_mmd
+from evaluate import fid as kernel
+from evaluate.fid import (
+    FeatureRows,
+    fid,
+    frechet_distance,
+    gaussian_from_features,
+    gaussian_from_moments,
+    squared_mmd,
+)
 
 
 def _features(count: int, width: int, seed: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_the_colours_of_both_domains_of_a_cyclegan(
     protocol = run.protocol()
     assert protocol.id == f"i2i-1/32/eval/{colours}"
     for direction, channels in (("AtoB", output_nc), ("BtoA", input_nc)):
-        _, _, reals = run.sides(direction)
+        _, reals = run.sides(direction)
         pixels_of_real = reals[0].load()
         assert (np.ptp(pixels_of_real, axis=2).max() == 0) == (channels == 1)
     assert any("grey" in sentence for sentence in protocol.sentences())

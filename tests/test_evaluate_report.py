@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from evaluate.metrics import METRICS
-from evaluate.protocol import Protocol
+from evaluate.options import Protocol
 from evaluate.report import Report, Row, with_groups
 from gan.loop import HIGHER_IS_BETTER
 

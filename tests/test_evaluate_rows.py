@@ -14,8 +14,7 @@ from torch import Tensor
 
 from evaluate import fid, measure
 from evaluate.comparisons import Comparison
-from evaluate.fid import FeatureRows, gaussian_from_features
-from evaluate.kid import kid, resampled_mmd, squared_mmd
+from evaluate.fid import FeatureRows, gaussian_from_features, kid, resampled_mmd, squared_mmd
 from evaluate.pictures import folder_pictures
 
 
@@ -136,7 +135,7 @@ def test_a_cache_without_a_file_is_not_in_memory() -> None:
     """80 MB of features in the process that made them: its peak grows by far less."""
     program = """
 import numpy as np
-from evaluate.cache import FeatureCache
+from evaluate.features import FeatureCache
 cache, row = FeatureCache(None), np.zeros(2048, np.float32)
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 cache.put({"first": row})
