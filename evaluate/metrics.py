@@ -17,11 +17,12 @@ from datasets.errors import UserError
 from evaluate import pixels
 from evaluate.bootstrap import Resampler, Values, half_width, of_all_pairs, of_distance, of_kid, of_mean
 from evaluate.comparisons import Comparison
-from evaluate.features import FEATURES
 from evaluate.fid import FeatureRows, fid, kid
 from evaluate.lpips import SMALLEST_SIDE, all_pairs_mean, head_vector, map_sizes
-from evaluate.measure import Measurements, Wanted
-from evaluate.pictures import PicturePair, set_hash
+from evaluate.measure import LpipsSum, LpipsToSet, Measurements, PairValue, PictureFeatures, Quantity
+from evaluate.pictures import set_hash
+
+Needs = Literal["", "targets", "no targets", "inputs"]
 
 SEED = 0  # of KID's subsets and of the bootstrap
 
@@ -31,8 +32,9 @@ class Metric(ABC):
     """One column.
 
     name: in report.json; flag: its name in --metrics, shared by columns that differ in what is compared; digits:
-    decimals in tables; definition: one line for reports; least_side, least_count: of the pictures and how many on each
-    side it needs.
+    decimals in tables; definition: one line for reports. It needs the weights of `networks` (keys of
+    `weights.SOURCES`), pictures of `least_side` pixels, `least_count` of them on each side, and by `needs` outputs with
+    targets, without targets, or without targets but with inputs.
     """
 
     name: str
@@ -41,21 +43,23 @@ class Metric(ABC):
     digits: int
     definition: str
     lower_is_better: bool = True
-    least_side: int = 1  # pixels
+    networks: tuple[str, ...] = ()
+    least_side: int = 1
     least_count: int = 1
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """Whose weights it needs: keys of `weights.SOURCES`."""
-        return ()
+    needs: Needs = ""
 
     def applies(self, comparison: Comparison) -> bool:
-        """Whether the comparison has what is compared."""
-        return True
+        """Whether the comparison has what is compared, and the metric makes sense there."""
+        if comparison.only is not None and self.flag not in comparison.only:
+            return False
+        has_targets = comparison.targets is not None
+        if self.needs == "inputs":  # says how far a translation moves away, where no target says where to
+            return not has_targets and comparison.inputs is not None
+        return not self.needs or has_targets == (self.needs == "targets")
 
     @abstractmethod
-    def request(self, comparison: Comparison, wanted: Wanted) -> None:
-        """Add what it is computed from to what the pass over the pictures computes."""
+    def quantities(self, comparison: Comparison) -> Sequence[Quantity]:
+        """What it is computed from: all that the pass over the pictures has to find."""
 
     @abstractmethod
     def value(self, comparison: Comparison, measured: Measurements) -> float:
@@ -76,20 +80,15 @@ class SetMetric(Metric):
     features: str
     distance: Callable[[FeatureRows, FeatureRows], float]  # of fakes and reals
     resampler: Resampler | None = None
+    networks: tuple[str, ...] = ("inception",)
     least_count: int = 2
 
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return (FEATURES[self.features].network,)
-
-    def request(self, comparison: Comparison, wanted: Wanted) -> None:
-        wanted.features.setdefault(self.features, []).extend([*comparison.fakes, *comparison.reals])
+    def quantities(self, comparison: Comparison) -> Sequence[Quantity]:
+        return [PictureFeatures(self.features, p) for p in (*comparison.fakes, *comparison.reals)]
 
     def _sides(self, comparison: Comparison, measured: Measurements) -> tuple[FeatureRows, FeatureRows]:
-        return (
-            measured.features(self.features, comparison.fakes),
-            measured.features(self.features, comparison.reals),
-        )
+        fakes = measured.features(self.features, comparison.fakes)
+        return fakes, measured.features(self.features, comparison.reals)
 
     def value(self, comparison: Comparison, measured: Measurements) -> float:
         return self.distance(*self._sides(comparison, measured))
@@ -101,49 +100,29 @@ class SetMetric(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class PairMetric(Metric):
-    """A mean over (output, its target) or (output, its input). function: of two pictures, None for LPIPS."""
+    """A mean over (output, its target), or (output, its input). function: of two pictures, None for LPIPS."""
 
-    function: Callable[[pixels.Array, pixels.Array], float] | None = None
-    partner: Literal["target", "input"] = "target"
+    function: pixels.PixelFunction | None = None
+    needs: Needs = "targets"
 
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return () if self.function else ("alexnet", "heads")
-
-    def applies(self, comparison: Comparison) -> bool:
-        if self.partner == "input":  # says how far a translation moves away, where no target says where to
-            return comparison.targets is None and comparison.inputs is not None
-        return comparison.targets is not None
-
-    def _pairs(self, comparison: Comparison) -> list[PicturePair]:
-        partners = comparison.targets if self.partner == "target" else comparison.inputs
-        return list(zip(comparison.fakes, partners or (), strict=True))
-
-    def request(self, comparison: Comparison, wanted: Wanted) -> None:
-        wanted.pairs.setdefault(self.flag, []).extend(self._pairs(comparison))
-        if self.function:
-            wanted.functions[self.flag] = self.function
+    def quantities(self, comparison: Comparison) -> Sequence[Quantity]:
+        partners = comparison.inputs if self.needs == "inputs" else comparison.targets
+        pairs = zip(comparison.fakes, partners or (), strict=True)
+        return [PairValue(self.flag, pair, self.function) for pair in pairs]
 
     def value(self, comparison: Comparison, measured: Measurements) -> float:
-        return float(np.mean(measured.pair_values(self.flag, self._pairs(comparison))))
+        return float(np.mean(measured.numbers(self.quantities(comparison))))
 
     def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
-        return of_mean(measured.pair_values(self.flag, self._pairs(comparison)), resamples)
+        return of_mean(measured.numbers(self.quantities(comparison)), resamples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllPairsLpips(Metric):
-    """The mean LPIPS over every (output, real picture), for what has no targets."""
+    """The mean LPIPS over every (output, real picture)."""
 
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return ("alexnet", "heads")
-
-    def applies(self, comparison: Comparison) -> bool:
-        return comparison.targets is None
-
-    def request(self, comparison: Comparison, wanted: Wanted) -> None:
-        wanted.lpips_sums += [comparison.fakes, comparison.reals]
+    def quantities(self, comparison: Comparison) -> Sequence[Quantity]:
+        return [LpipsSum(comparison.fakes), LpipsSum(comparison.reals)]
 
     def value(self, comparison: Comparison, measured: Measurements) -> float:
         height, width = comparison.fakes[0].load().shape[:2]
@@ -154,15 +133,15 @@ class AllPairsLpips(Metric):
 
     def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
         fakes, reals = comparison.fakes, comparison.reals
-        fake_hash, real_hash = set_hash(fakes), set_hash(reals)
-        fake_sum, real_sum = measured.lpips_sum(fakes), measured.lpips_sum(reals)
-        to_reals = [(picture, real_sum, real_hash) for picture in fakes]
-        to_fakes = [(picture, fake_sum, fake_hash) for picture in reals]
-        measured.compute(Wanted(lpips_to_sets=to_reals + to_fakes))
-        return of_all_pairs(
-            measured.lpips_to_set(fakes, real_hash), measured.lpips_to_set(reals, fake_hash), resamples
-        )
+        fake_sum, fake_hash = measured.lpips_sum(fakes), set_hash(fakes)
+        real_sum, real_hash = measured.lpips_sum(reals), set_hash(reals)
+        to_reals = [LpipsToSet(picture, real_sum, real_hash) for picture in fakes]
+        to_fakes = [LpipsToSet(picture, fake_sum, fake_hash) for picture in reals]
+        measured.compute([*to_reals, *to_fakes])
+        return of_all_pairs(measured.numbers(to_reals), measured.numbers(to_fakes), resamples)
 
+
+LPIPS = ("alexnet", "heads")
 
 METRICS: tuple[Metric, ...] = (
     SetMetric(
@@ -181,15 +160,18 @@ METRICS: tuple[Metric, ...] = (
         "FID's features",
     ),
     PairMetric(
-        name="lpips_target", flag="lpips", title="LPIPS (to target)", digits=4, least_side=SMALLEST_SIDE,
+        name="lpips_target", flag="lpips", title="LPIPS (to target)", digits=4, networks=LPIPS,
+        least_side=SMALLEST_SIDE,
         definition="LPIPS v0.1, AlexNet, inputs in [-1, 1], mean over (output, its target)",
     ),
     AllPairsLpips(
-        name="lpips_all_pairs", flag="lpips", title="LPIPS (all pairs)", digits=4, least_side=SMALLEST_SIDE,
+        name="lpips_all_pairs", flag="lpips", title="LPIPS (all pairs)", digits=4, networks=LPIPS,
+        least_side=SMALLEST_SIDE, needs="no targets",
         definition="LPIPS v0.1, AlexNet, mean over all (output, real image of the target domain) pairs",
     ),
     PairMetric(
-        name="lpips_input", flag="lpips", title="LPIPS (to input)", digits=4, least_side=SMALLEST_SIDE, partner="input",
+        name="lpips_input", flag="lpips", title="LPIPS (to input)", digits=4, networks=LPIPS,
+        least_side=SMALLEST_SIDE, needs="inputs",
         definition="LPIPS v0.1, AlexNet, mean over (output, its input)",
     ),
     PairMetric(
@@ -222,13 +204,7 @@ def parse_metrics(text: str, option: str = "--metrics") -> tuple[str, ...]:
 
 def metrics_of(comparison: Comparison, flags: Iterable[str]) -> list[Metric]:
     """The columns that a comparison has among those chosen, in their fixed order."""
-    return [
-        metric
-        for metric in METRICS
-        if metric.flag in flags
-        and metric.applies(comparison)
-        and (comparison.only is None or metric.flag in comparison.only)
-    ]
+    return [metric for metric in METRICS if metric.flag in flags and metric.applies(comparison)]
 
 
 def networks_of(flags: Iterable[str]) -> list[str]:
@@ -285,11 +261,10 @@ def measure(
 
     Raises UserError naming a picture that cannot be read, or a metric that is not a number.
     """
-    wanted = Wanted()
-    for comparison in comparisons:
-        for metric in metrics_of(comparison, flags):
-            metric.request(comparison, wanted)
-    measurements.compute(wanted)
+    chosen = [(metric, comparison) for comparison in comparisons for metric in metrics_of(comparison, flags)]
+    measurements.compute(
+        quantity for metric, comparison in chosen for quantity in metric.quantities(comparison)
+    )
     return [_measured(comparison, flags, measurements, resamples) for comparison in comparisons]
 
 

@@ -100,7 +100,6 @@ class Prediction:
 
 
 Picture = FilePicture | ArrayPicture | Prediction
-PicturePair = tuple[Picture, Picture]
 
 
 def pictures_of(

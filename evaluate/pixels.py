@@ -4,6 +4,8 @@ Pictures are (H, W, C) arrays of equal shape with values from 0 (black) to `data
 uint8, 1 for floats in [0, 1].
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ WINDOW = 11  # pixels; SSIM's Gaussian window
 SIGMA = 1.5  # pixels; its standard deviation
 
 Array = NDArray[np.float64]
+PixelFunction = Callable[[NDArray, NDArray], float]
 
 
 def _float64(a: NDArray, b: NDArray) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,10 @@ def _mean_of(rows: Sequence[Row]) -> Row:
     kind = str(rows[0].details.get("checkpoint", ""))
     names = [name for name in rows[0].values if all(name in row.values for row in rows)]
     by_name = {name: np.array([row.values[name] for row in rows]) for name in names}
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*(row.label for row in rows), strict=False))
+    common = "".join(letters[0] for letters in same).rstrip("_- ")
     return Row(
-        label=f"{_common_start([row.label for row in rows])} (mean ± sd of {len(rows)})",
+        label=f"{common or rows[0].label} (mean ± sd of {len(rows)})",
         direction=rows[0].direction,
         checkpoint=f"epoch {kind}" if kind.isdecimal() else kind,
         n_fake=rows[0].n_fake,
@@ -130,13 +133,6 @@ def _mean_of(rows: Sequence[Row]) -> Row:
         missing=rows[0].missing,
         details={"seed": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},
     )
-
-
-def _common_start(labels: Sequence[str]) -> str:
-    start = labels[0]
-    while not all(label.startswith(start) for label in labels):
-        start = start[:-1]
-    return start.rstrip("_- ") or labels[0]
 
 
 @dataclass(frozen=True)

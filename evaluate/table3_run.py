@@ -147,7 +147,7 @@ def by_process(flags: Sequence[str]) -> int:
 
 
 def report_of(evaluation: Evaluation, options: EvaluateOptions, flags: list[str], path: Path) -> StoredReport:
-    """The training's report: what is stored, where nothing that it was computed from has changed, else computed."""
+    """The training's report: the stored one where nothing that it was computed from has changed, else a new one."""
     stored = read_report(path)
     if stored is not None and stored["flags"] == flags and is_current(stored, evaluation):
         print("evaluated already", flush=True)
@@ -170,22 +170,24 @@ def read_report(path: Path) -> StoredReport | None:
 def is_current(stored: StoredReport, evaluation: Evaluation) -> bool:
     """Compare protocol, weights, checkpoint, and by their hashes the inputs, outputs and real pictures.
 
-    Weights that cannot be had now say nothing against a row that was computed with them. Outputs that are gone are made
-    again, which changes no number.
+    A row stays current where its weights cannot be had now. Outputs that are gone are made again, which changes no
+    number.
     """
     protocols = [replace(evaluation.protocol, verified=verified).id for verified in (True, False)]
-    if stored["not_computed"] or stored["protocol"]["id"] not in protocols:
-        return False
     weights = {name: found["sha256"] for name, found in stored["weights"].items()}
-    if any(weights.get(name) != found.digest for name, found in evaluation.weights.items()):
-        return False
-    known = [
+    rows = [
         (row["direction"], row.get("checkpoint_sha256"), row["file_list_hashes"]) for row in stored["rows"]
     ]
-    return known == [
-        (row.direction, row.made_by.get("checkpoint_sha256"), file_list_hashes(row))
-        for row in evaluation.comparisons
-    ]
+    return (
+        not stored["not_computed"]
+        and stored["protocol"]["id"] in protocols
+        and all(weights.get(name) == found.digest for name, found in evaluation.weights.items())
+        and rows
+        == [
+            (row.direction, row.made_by.get("checkpoint_sha256"), file_list_hashes(row))
+            for row in evaluation.comparisons
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -341,26 +343,19 @@ def terminal_text(rows: Sequence[TableRow]) -> str:
 
 def csv_text(rows: Sequence[TableRow], protocol: str) -> str:
     """table3.csv, full precision."""
-    heads = ["protocol", "data", "model", "norm"]
-    for column in COLUMNS:
-        kinds = ("", "_sd", "_published", *(("_n_fake", "_n_real") if column.startswith("fid") else ()))
-        heads += [column + kind for kind in kinds]
     keys = {title: norm for norm, title in NORMS.items()}
-    lines: list[list[object]] = [list(heads)]
+    lines = []
     for row in rows:
-        line: list[object] = [
-            protocol,
-            row.setting.data.name,
-            row.setting.model,
-            keys.get(row.norm, row.norm),
-        ]
-        for column in COLUMNS:
-            cell = row.cells[column]
-            line += [cell.mean, cell.sd, cell.published]
+        setting = row.setting
+        line: dict[str, object] = {"protocol": protocol, "data": setting.data.name, "model": setting.model}
+        line["norm"] = keys.get(row.norm, row.norm)
+        for column, cell in row.cells.items():
+            line |= {column: cell.mean, f"{column}_sd": cell.sd, f"{column}_published": cell.published}
             if column.startswith("fid"):
-                line += [" ".join(str(counts[side]) for counts in cell.counts) for side in (0, 1)]
+                line[f"{column}_n_fake"] = " ".join(str(fakes) for fakes, _ in cell.counts)
+                line[f"{column}_n_real"] = " ".join(str(reals) for _, reals in cell.counts)
         lines.append(line)
-    return as_csv(lines)
+    return as_csv([list(lines[0]), *(list(line.values()) for line in lines)])
 
 
 def write_figures(pictures: Mapping[PlannedTraining, Sequence[Comparison]], count: int, output: Path) -> None:
@@ -368,38 +363,39 @@ def write_figures(pictures: Mapping[PlannedTraining, Sequence[Comparison]], coun
 
     Of the first seed; `count` pictures, evenly spread over the test split.
     """
-    for figure in sorted({setting.figure for setting in SETTINGS}):
-        blocks = []
-        for setting in (setting for setting in SETTINGS if setting.figure == figure):
-            for way in setting.data.ways:
-                if columns := _figure_columns(setting, way, pictures, count):
-                    title = f"{setting.title}: {setting.data.words(way)}".replace("→", " to ")
-                    blocks.append(labelled_grid({title: [labelled_grid(columns)]}))
-        if blocks:
-            width = max(block.width for block in blocks)
-            sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
-            top = 0
-            for block in blocks:
-                sheet.paste(block, (0, top))
-                top += block.height
-            save_png(sheet, output / f"figure{figure}.png")
+    figures: dict[int, list[Image.Image]] = {}
+    for setting in SETTINGS:
+        for way in setting.data.ways:
+            if columns := _figure_columns(setting, way, pictures, count):
+                title = f"{setting.title}: {setting.data.words(way)}".replace("→", " to ")
+                block = labelled_grid({title: [labelled_grid(columns)]})
+                figures.setdefault(setting.figure, []).append(block)
+    for figure, blocks in figures.items():
+        size = max(block.width for block in blocks), sum(block.height for block in blocks)
+        sheet = Image.new("RGB", size, "white")
+        top = 0
+        for block in blocks:
+            sheet.paste(block, (0, top))
+            top += block.height
+        save_png(sheet, output / f"figure{figure}.png")
 
 
 def _figure_columns(
     setting: Setting, way: str, pictures: Mapping[PlannedTraining, Sequence[Comparison]], count: int
 ) -> dict[str, list[Image.Image]]:
-    """Caption -> pictures for one direction of one setting."""
+    """Caption -> pictures for one direction of one setting; empty where nothing is trained."""
     columns: dict[str, list[Image.Image]] = {}
     targets: list[Image.Image] = []
     for training, comparisons in pictures.items():
         row = next((row for row in comparisons if row.direction == way), None)
         if training.setting != setting or row is None or NORMS[training.norm] in columns:
             continue
-        last, shown = len(row.fakes) - 1, min(count, len(row.fakes))
-        chosen = [round(i * last / max(shown - 1, 1)) for i in range(shown)]
-        columns.setdefault(
-            "input", [Image.fromarray(row.inputs[i].load()) for i in chosen] if row.inputs else []
+        shown = min(count, len(row.fakes))
+        chosen = [round(i * (len(row.fakes) - 1) / max(shown - 1, 1)) for i in range(shown)]
+        inputs, fakes, targets = (
+            [Image.fromarray(side[i].load()) for i in chosen] if side else []
+            for side in (row.inputs, row.fakes, row.targets)
         )
-        columns[NORMS[training.norm]] = [Image.fromarray(row.fakes[i].load()) for i in chosen]
-        targets = [Image.fromarray(row.targets[i].load()) for i in chosen] if row.targets else []
+        columns.setdefault("input", inputs)
+        columns[NORMS[training.norm]] = fakes
     return columns | ({"target": targets} if targets else {})

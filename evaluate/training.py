@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.errors import UserError, say
+from datasets.images import to_picture
 from evaluate.comparisons import Comparison
 from evaluate.features import FEATURES, FeatureCache, Networks
-from evaluate.measure import Measurements
+from evaluate.measure import Measurements, PictureFeatures
 from evaluate.metrics import (
     METRICS,
     measure,
@@ -57,7 +57,7 @@ def make_evaluator(
         if best_by is not None and best_by.split("_")[0] == flag.split("_")[0]:
             raise error
     if absent:
-        _warn(f"{', '.join(absent)} left out of --eval_metrics: {next(iter(absent.values()))}")
+        say(f"warning: {', '.join(absent)} left out of --eval_metrics: {next(iter(absent.values()))}")
     kept = [flag for flag in flags if flag not in absent]
     return TrainingMetrics(kept, Networks(weights, find_device(device)))
 
@@ -74,21 +74,10 @@ class TrainingMetrics:
         if "target" in images:
             fakes, targets = as_pictures(images["fake"], "output"), as_pictures(images["target"], "target")
             return self._measure([Comparison("outputs", "", fakes, targets, targets)])[0]
-        sides = self._measure(
-            [
-                Comparison(
-                    side,
-                    "",
-                    as_pictures(images[f"fake_{side}"], side),
-                    as_pictures(images[f"input_{side}"], side),
-                )
-                for side in "AB"
-            ]
-        )
-        values = {
-            f"{name}_{side}": v for side, found in zip("AB", sides, strict=True) for name, v in found.items()
-        }
-        return values | {name: (sides[0][name] + sides[1][name]) / 2 for name in sides[0]}
+        both = [[as_pictures(images[f"{kind}_{side}"], side) for kind in ("fake", "input")] for side in "AB"]
+        a, b = self._measure([Comparison("outputs", "", fakes, reals) for fakes, reals in both])
+        sides = {f"{name}_A": a[name] for name in a} | {f"{name}_B": b[name] for name in b}
+        return sides | {name: (a[name] + b[name]) / 2 for name in a}
 
     def _measure(self, comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
         """The values of each comparison by flag."""
@@ -102,7 +91,9 @@ class TrainingMetrics:
         measured = measure(comparisons, [flag for flag in flags if flag not in problems], measurements)
         reals = [picture for comparison in comparisons for picture in comparison.reals]
         kinds = [kind for kind in FEATURES if FEATURES[kind].network in self.networks.weights]
-        self._reals = dict(cache.stream(measurements.feature_key(kind, p) for kind in kinds for p in reals))
+        self._reals = dict(
+            cache.stream(PictureFeatures(kind, p).key(self.networks) for kind in kinds for p in reals)
+        )
         by_flag = [{FLAG_OF[name]: value for name, value in found.values.items()} for found in measured]
         return [{flag: found[flag] for flag in self.flags if flag in found} for found in by_flag]
 
@@ -110,15 +101,10 @@ class TrainingMetrics:
         for flag, problem in problems.items():
             if flag not in self._warned:
                 self._warned.add(flag)
-                _warn(f"{flag} left out: {problem.reason}; see --val_count and --crop_size")
+                say(f"warning: {flag} left out: {problem.reason}; see --val_count and --crop_size")
 
 
 def as_pictures(images: Tensor, name: str) -> list[ArrayPicture]:
     """(N, C, H, W) in [-1, 1], C 1 or 3 -> pictures with the pixels that a file of them would have."""
-    pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    arrays = np.ascontiguousarray(pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    arrays = [np.asarray(to_picture(image).convert("RGB")) for image in images]
     return [ArrayPicture(array, f"{name} {number}") for number, array in enumerate(arrays, start=1)]
-
-
-def _warn(text: str) -> None:
-    say(f"warning: {text}")

@@ -2,6 +2,7 @@
 
 import sqlite3
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from datasets.errors import RunError, UserError
 from evaluate import lpips, measure, metrics, pixels
 from evaluate.comparisons import Comparison
 from evaluate.features import Networks
-from evaluate.measure import Wanted, make_batches
+from evaluate.measure import PairValue, PictureFeatures, Quantity, make_batches
 from evaluate.metrics import parse_metrics, problems_of
 from evaluate.pictures import FilePicture, folder_pictures, match_by_stem, pictures_of, set_hash
 from evaluate.weights import Weights
@@ -112,7 +113,7 @@ def test_entries_that_are_lost_end_the_report(
     measurements = FastMeasurements(tmp_path / "cache")
     compute = measurements.compute
 
-    def losing(wanted: Wanted) -> None:
+    def losing(wanted: Iterable[Quantity]) -> None:
         compute(wanted)
         with sqlite3.connect(
             tmp_path / "cache"
@@ -178,12 +179,13 @@ def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_batches_never_part_pairs() -> None:
     pictures = [FilePicture(Path(f"{i}.png"), str(i)) for i in range(10)]
-    pairs = [("psnr", (0, 7)), ("l1", (7, 9)), ("l1", (1, 2))]
-    made = make_batches(pictures, [(name, (pictures[i], pictures[j])) for name, (i, j) in pairs], 2)
+    places = [("psnr", 0, 7), ("l1", 7, 9), ("l1", 1, 2)]
+    pairs = [PairValue(name, (pictures[i], pictures[j])) for name, i, j in places]
+    made = make_batches([*(PictureFeatures("fid", picture) for picture in pictures), *pairs], 2)
     together = [{pictures.index(p) for p in batch.pictures} for batch in made]  # type: ignore[arg-type]
     assert {0, 7, 9} in together and {1, 2} in together
     assert sorted(i for batch in together for i in batch) == list(range(10))
-    assert sum(len(batch.pairs) for batch in made) == 3
+    assert sum(len(batch.quantities) for batch in made) == 13
     assert all(len(batch.pictures) <= 3 for batch in made)
 
 
@@ -201,7 +203,7 @@ def test_a_pair_of_two_sizes_is_refused(tmp_path: Path) -> None:
     a = pictures_of([write_pictures(tmp_path / "a", 1, 1) / "000.png"])
     b = pictures_of([write_pictures(tmp_path / "b", 1, 1, (40, 40)) / "000.png"])
     with pytest.raises(UserError, match=r"40x32.*40x40"):
-        FastMeasurements().compute(Wanted(pairs={"psnr": [(a[0], b[0])]}))
+        FastMeasurements().compute([PairValue("psnr", (a[0], b[0]), pixels.psnr)])
 
 
 def test_unmatched_names(folders: tuple[Path, Path]) -> None:
@@ -249,7 +251,8 @@ def test_bootstrap_of_a_mean_is_its_standard_error(folders: tuple[Path, Path]) -
     row = _row(folders, paired=True)
     measurements = FastMeasurements()
     widths = measurements.widths(row, ("fid", "kid", "psnr"), 2000)
-    values = measurements.pair_values("psnr", list(zip(row.fakes, row.targets or [], strict=True)))
+    pairs = zip(row.fakes, row.targets or [], strict=True)
+    values = measurements.numbers(PairValue("psnr", pair, pixels.psnr) for pair in pairs)
     assert widths["psnr"] == pytest.approx(1.96 * values.std() / 7**0.5, rel=0.06)
     assert widths["fid"] > 0 and widths["kid"] > 0
 
@@ -281,7 +284,7 @@ def test_real_network_rows_agree_with_pytorch_fid(tmp_path: Path, monkeypatch: p
     networks = Networks({"inception": Weights(state, "3" * 64, Path("x"), False)})
     measurements = FastMeasurements(batch_size=2, networks=networks)
     pictures = pictures_of(paths)
-    measurements.compute(Wanted(features={"fid": [*pictures], "fid_clean": [*pictures]}))
+    measurements.compute(PictureFeatures(kind, p) for kind in ("fid", "fid_clean") for p in pictures)
     ours = measurements.features("fid", pictures).all()
     assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
     clean = pytest.importorskip("cleanfid.fid", reason="clean-fid is not installed")
