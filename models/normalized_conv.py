@@ -56,13 +56,13 @@ class NormalizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Moments]:  # type: ignore[override]
         stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)  # (N, C, H + pads, W + pads)
-            padding = (0, 0)
+        left, right, top, bottom = pads = self._reversed_padding_repeated_twice
+        padding = (0, 0)
+        if self.padding_mode == "zeros":
+            padding = (bottom, right)  # "same" with an even kernel: one more than top and left, cut off below
         else:
-            padding = (self.padding[0], self.padding[1])
-        return normalized_conv2d(
+            x = F.pad(x, pads, mode=self.padding_mode)  # (N, C, H + pads, W + pads)
+        result = normalized_conv2d(
             x,
             self.weight,
             self.bias,
@@ -77,6 +77,11 @@ class NormalizedConv2d(nn.Conv2d):
             activation=self.activation,
             negative_slope=self.negative_slope,
         )  # (N, O, H', W'), and the moments (N, groups, H', W')
+        if self.padding_mode != "zeros" or (left, top) == (right, bottom):
+            return result
+        whole = (result,) if isinstance(result, Tensor) else (result[0], *result[1])
+        y, *moments = (v[:, :, bottom - top :, right - left :] for v in whole)
+        return (y, Moments(*moments)) if moments else y
 
     def extra_repr(self) -> str:
         shown = {"eps": True, "correction": True, "return_moments": self.return_moments}
