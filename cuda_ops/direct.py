@@ -191,7 +191,7 @@ def _base_with_statistics(
     """What the convolution runs on, the padding it still needs, the padded maps m and q, and the pivot."""
     if x.device.type == "cpu" and not _must_be_traceable():
         m, q = _pixel_statistics(x, conv.groups)
-        if not _mean_is_large(m, q, x.shape[1] // conv.groups):
+        if x.numel() == 0 or not _mean_is_large(m, q, x.shape[1] // conv.groups):
             ph, pw = conv.padding
             m, q = F.pad(torch.cat([m, q], 1), (pw, pw, ph, ph)).chunk(2, 1)
             return x, conv.padding, m, q, None

@@ -56,8 +56,9 @@ def normalized_conv2d(
     inputs) whatever the dtype of `x` or autocast; `y` has the dtype that a convolution would give. `activation` is
     applied to y; a backend may fuse it.
 
-    Raises ValueError for shapes that do not fit, for a patch without variance (C/G * kh * kw <= correction) and for an
-    unknown backend or activation; RuntimeError where `backend="cuda"` is not available.
+    Raises ValueError for shapes that do not fit, for a patch without variance (C/G * kh * kw <= correction), for an
+    unknown backend or activation and for a negative slope below 0. Raises RuntimeError where `backend="cuda"` is not
+    available.
 
     >>> x, weight = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[1.0, 2.0]]]])
     >>> normalized_conv2d(x, weight, correction=0, eps=0.0)  # the patch standardises to (-1, 1)
@@ -156,6 +157,8 @@ def choose(backend: str, x: Tensor, weight: Tensor, conv: ConvParams) -> str:
             return "cuda"
         if backend == "cuda":
             raise RuntimeError(f'backend="cuda" is not available here: {reason}')
+    if x.shape[0] == 0:  # nothing to unfold
+        return "direct"
     if backend != "auto":
         return backend
     height, width = conv.output_size(x.shape, weight.shape)
@@ -185,6 +188,8 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams, 
         raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if conv.activation not in ACTIVATIONS:
         raise ValueError(f"activation {conv.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if conv.negative_slope < 0:  # the sign of y must tell which side of the activation was taken
+        raise ValueError(f"negative_slope must be >= 0, not {conv.negative_slope}")
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(f"x and weight must be 4-D, not {tuple(x.shape)} and {tuple(weight.shape)}")
     if not x.is_floating_point():

@@ -200,6 +200,16 @@ def test_compiled_without_a_graph_break_and_channels_last() -> None:
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["reference", "direct", "auto"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_empty_batch_gives_an_empty_batch(backend: str, groups: int) -> None:
+    x, b = torch.randn(0, 4, 9, 7), torch.randn(6)
+    w = torch.randn(6, 4 // groups, 3, 3)
+    y, mean, std, dx, dw, db = everything(backend, x, w, b, padding=1, groups=groups)
+    assert (y.shape, mean.shape, std.shape, dx.shape) == ((0, 6, 9, 7), *[(0, groups, 9, 7)] * 2, x.shape)
+    assert not dw.any() and not db.any()
+
+
 def test_adding_a_constant_to_the_input_or_the_weights_changes_nothing() -> None:
     torch.manual_seed(10)
     x, w = torch.randn(1, 4, 9, 9, dtype=torch.float64), torch.randn(3, 4, 3, 3, dtype=torch.float64)
@@ -221,6 +231,7 @@ def test_adding_a_constant_to_the_input_or_the_weights_changes_nothing() -> None
         ({"x": torch.zeros(1, 4, 4, 4, dtype=torch.int64)}, "floating point"),
         ({"x": torch.randn(1, 4, 4, 4, dtype=torch.float64)}, "cast one"),
         ({"stride": 0}, ">= 1"),
+        ({"negative_slope": -0.1, "activation": "leaky_relu"}, "negative_slope must be >= 0, not -0.1"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_in_one_sentence(change: dict[str, object], words: str) -> None:
