@@ -43,13 +43,14 @@ _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 _outcomes: dict[tuple[str, int, Unit], str | None] = {}
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 def why_not(x: Tensor, weight: Tensor, conv: ConvParams, warn: bool = False) -> str | None:
     """None where the kernels can serve these tensors, else the reason. Builds them on first use.
 
-    With `warn`, kernels that should run on this device but cannot be built are reported once, as a UserWarning.
+    With `warn`, kernels that should run on this device but cannot be built are reported, each reason once, as a
+    UserWarning. Raises BuildError where they cannot be built just now: in a graph capture, or without memory.
     """
     if x.device.type not in LAUNCHERS:
         return f"x is on the device {x.device.type}, the kernels are for cuda"
@@ -82,8 +83,8 @@ def build_failure(device: str, index: int, warn: bool, *types: Any) -> str | Non
         else:
             _outcomes[key] = None
     failure = _outcomes[key]
-    if failure is not None and warn and device not in _warned:
-        _warned.add(device)
+    if failure is not None and warn and (device, failure) not in _warned:
+        _warned.add((device, failure))
         warnings.warn(f"normalized_conv2d falls back to its torch form: {failure}", stacklevel=4)
     return failure
 
