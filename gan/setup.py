@@ -175,9 +175,6 @@ def build_data(options: TrainOptions) -> TrainingData:
 def check_device(options: TrainOptions) -> None:
     """Refuse what the device cannot do, before anything is written. Raises UserError naming the flag."""
     device = find_device(options.device.device)
-    if options.run.deterministic and device.type == "cuda" and str(options.model.netG).startswith("resnet"):
-        reason = "reflection padding has no deterministic gradient on a GPU"
-        raise UserError("--deterministic", reason, "use a U-Net generator, or leave it out")
     if options.model.nc_backend == "cuda":
         try:
             NormalizedConv2d(1, 1, 3, backend="cuda").to(device)(torch.ones(1, 1, 3, 3, device=device))
