@@ -95,7 +95,7 @@ def run(program: Path, case: Case, unit: Unit, threads: int, monkeypatch: pytest
     command = [str(program)]
     if shutil.which("setarch"):  # ThreadSanitizer cannot use every random layout of the address space
         command = ["setarch", "-R", *command]
-    done = subprocess.run(command, input=recorder.request(), capture_output=True, timeout=200)
+    done = subprocess.run(command, input=recorder.request(), capture_output=True)
     text = done.stderr.decode(errors="replace")
     if "FATAL: ThreadSanitizer" in text or "personality" in text:
         pytest.skip(f"sanitizers do not run here: {text.splitlines()[0]}")

@@ -176,7 +176,7 @@ def test_several_threads_at_once() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join()
     finally:
         sys.setswitchinterval(interval)
     for got, right in zip(results, wanted, strict=True):
@@ -325,7 +325,7 @@ def test_meta_tensors_need_no_kernels(seen: list[str]) -> None:
 )
 def test_the_benchmark_of_the_host_time_runs() -> None:
     command = [sys.executable, "benchmarks/nc_host_time.py", "--rounds", "1"]
-    done = subprocess.run(command, cwd=SOURCE.parents[1], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=SOURCE.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("float32 ")]
     assert [row[10:39].strip() for row in rows] == [

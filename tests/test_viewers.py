@@ -66,7 +66,7 @@ def test_a_failing_viewer_is_dropped_with_one_line_and_the_others_go_on(broken, 
     assert bad.calls.count(broken) == 1 + (broken == "close"), "once, and close once more to let go"
     assert good.calls == ["start"] + ["record", "samples", "commands"] * 3 + ["close"]
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["warning: Log stopped: the disk is full (training goes on without it)"]
+    assert lines == ["warning: Log stopped: the disk is full (training continues without it)"]
 
 
 def test_records_so_far_reach_every_viewer_though_they_are_read_once():

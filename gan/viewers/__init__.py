@@ -1,7 +1,7 @@
 """What shows a training while it runs: one small protocol, and a fan-out that no failing viewer can stop.
 
 A viewer receives what `metrics.jsonl` receives, one dict a line, and the paths of the sample pictures. It may
-raise from any method: `Viewers` then drops it with one warning and training goes on.
+raise from any method: `Viewers` then drops it with one warning and training continues.
 """
 
 import contextlib
@@ -104,7 +104,9 @@ class Viewers:
             except Exception as error:  # a viewer is never worth a training
                 self._viewers.remove(viewer)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                say(f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training goes on without it)")
+                say(
+                    f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training continues without it)"
+                )
                 with contextlib.suppress(Exception):
                     viewer.close()
 

@@ -5,6 +5,8 @@ loses nothing: when a server answers again, everything is sent anew. Should the 
 from `metrics.jsonl`, which holds it all.
 """
 
+import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,8 +19,10 @@ from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
 from gan.viewers.visdom_launch import missing_scripts
 from gan.viewers.visdom_panes import (
     ABOUT,
+    HISTORY,
     Board,
     about_message,
+    caption_of,
     command_of,
     controls_message,
     placeholder_message,
@@ -35,6 +39,9 @@ LISTEN_EVERY = 1.5
 
 PAUSE, LONGEST_PAUSE, SHARE = 1.0, 10.0, 0.05
 """Seconds between two updates: at least PAUSE, more so that updating takes at most SHARE of the time."""
+
+START_SECONDS = 2.0
+"""How long the start of a training waits to learn whether a server answers already."""
 
 SERVER_SECONDS = 45.0
 """How long a server that was started may take until it answers (its own download of scripts included)."""
@@ -54,6 +61,8 @@ class Sender:
     ) -> None:
         self.inbox = Inbox(INBOX_LIMIT)
         self._run_info, self._env, self._client, self._server = run, env, client, server
+        self._server_wanted = False
+        self._start_failure = ""
         self._board = _board(known)
         self._reread = reread
         self._connected = False
@@ -70,6 +79,16 @@ class Sender:
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
 
     def start(self) -> None:
+        """Start the thread, and before it a server if one may be started and none answers yet."""
+        if self._server:
+            patience = self._client.timeout
+            self._client.timeout = min(patience, START_SECONDS)
+            with contextlib.suppress(LoginRefused):  # there is a server
+                try:
+                    self._client.probe()
+                except Unreachable:
+                    self._start_server(self._server)
+            self._client.timeout = patience
         self._thread.start()
 
     def close(self, seconds: float) -> None:
@@ -81,7 +100,11 @@ class Sender:
             self._server.stop()
 
     def commands(self) -> set[str]:
-        """What was clicked since the last call."""
+        """What was clicked since the last call. A server that the thread has missed is started here."""
+        if self._server_wanted:
+            self._server_wanted = False
+            assert self._server
+            self._start_server(self._server)
         if not self._asked:
             return set()
         with self._lock:
@@ -92,7 +115,7 @@ class Sender:
         try:
             self._send_until_closed()
         except Exception as error:  # our own fault: still nothing that a training should hear of
-            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training goes on without it)")
+            say(f"warning: visdom stopped: {type(error).__name__}: {error} (training continues without it)")
         finally:
             if self._events:
                 self._events.close()
@@ -122,32 +145,51 @@ class Sender:
                 self._lost(error)
 
     def _connect(self) -> None:
+        if self._start_failure:
+            reason, self._start_failure = self._start_failure, ""
+            self._server = None
+            raise Unreachable(f"none could be started: {reason}")
         try:
-            self._client.probe()
+            if self._server and self._server.is_running and not self._server.has_answered:
+                self._await_server(self._server)
+            else:
+                self._client.probe()
         except LoginRefused:
             raise
         except Unreachable:
-            if self._server is None or self._server.is_running:
-                raise
-            self._start_server(self._server)
+            self._server_wanted = self._server is not None and not self._server.is_running
+            raise
         self._connected, self._connected_at = True, time.monotonic()
         self._start_over()
 
     def _start_over(self) -> None:
         """Send everything again, and listen again: the server is another one, or has forgotten us."""
         self._board.forget_sent()
+        self._board.history_sent = self._history_on_server()
         self._fixed_panes_sent = False
         self._next_push = 0.0
         self._events = self._register()
         self._listen_at = time.monotonic() + LISTEN_EVERY
 
+    def _history_on_server(self) -> int:
+        """How many moments of our slider the server shows already, as after an outage without a restart."""
+        if self._client.post("win_exists", {"win": HISTORY, "eid": self._env}) != b"true":
+            return 0
+        content = json.loads(self._client.post("win_data", {"win": HISTORY, "eid": self._env}))["content"]
+        ours = [caption_of(record) for record in self._board.history]
+        shown = content[-1]["caption"] if content else ""
+        return ours.index(shown) + 1 if shown in ours else 0
+
     def _start_server(self, server: LocalServer) -> None:
-        wanted = self._client.address.port
+        """Start the process, in the thread that forks the loader's workers and no other."""
         try:
             server.start()
         except OSError as error:
-            self._server = None
-            raise Unreachable(f"none could be started: {error}") from error
+            self._start_failure = str(error)
+
+    def _await_server(self, server: LocalServer) -> None:
+        """Wait until the server that was started answers. Raises Unreachable."""
+        wanted = self._client.address.port
         self._client.address = server.address
         deadline = time.monotonic() + SERVER_SECONDS
         while True:
@@ -160,6 +202,7 @@ class Sender:
                         f"the one that was started does not answer, see {server.log}"
                     ) from error
             time.sleep(0.1)
+        server.has_answered = True
         if missing_scripts():
             say(
                 "note: Visdom's page will stay blank: it could not load its scripts (docs/watching.md says what helps)"
@@ -172,7 +215,7 @@ class Sender:
     def _push(self) -> None:
         """Bring the server up to date."""
         begin = time.monotonic()
-        if not self._fixed_panes_sent and not self._board.moments:
+        if not self._fixed_panes_sent and not self._board.newest:
             # the page shows panes in the order they came in: the samples' place comes first
             self._client.post(*placeholder_message(self._env))
         send_news(self._client, self._run_info, self._env, self._board)
@@ -215,13 +258,13 @@ class Sender:
                 self._closed_by_hand(str(event.get("target")))
 
     def _closed_by_hand(self, pane: str) -> None:
-        """A curve that somebody closed comes back whole with its next point, the samples with the next ones only.
+        """A curve that somebody closed comes back whole with its next point, samples with the next ones only.
 
         Options and buttons stay away until everything is sent again.
         """
-        if pane == self._board.slider:
-            self._board.moments.clear()
-            self._board.moments_sent = 0
+        if pane == HISTORY:
+            self._board.history.clear()
+            self._board.history_sent = 0
         elif pane in self._board.panes:
             self._board.panes[pane].was_sent(False)
 

@@ -1,11 +1,14 @@
-"""A Visdom server of our own: a child process that only this machine can reach."""
+"""A Visdom server of our own: a child process that only this machine can reach.
+
+Only the training's own thread starts the process. A loader worker that another thread forks at that moment would
+inherit the pipe on which `Popen` waits for the start to succeed, and hold it open until the epoch ends.
+"""
 
 import contextlib
 import importlib.util
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from gan.viewers.visdom_http import Address
@@ -23,10 +26,9 @@ class LocalServer:
         self._folder = folder
         self._keep = keep
         self.address = address
+        self.has_answered = False  # since its last start
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = False
         self._starts = 0
-        self._lock = threading.Lock()  # started by the sender's thread, stopped by the training's
 
     @property
     def log(self) -> Path:
@@ -42,6 +44,7 @@ class LocalServer:
         if self._starts == STARTS:
             raise OSError(f"it ended {STARTS} times, see {self.log}")
         self._starts += 1
+        self.has_answered = False
         if importlib.util.find_spec("visdom") is None:
             raise OSError("the visdom package is not installed")
         port = free_port(self.address.port)
@@ -52,9 +55,7 @@ class LocalServer:
         command += ["-port", str(port), "-bind_local", "-env_path", str(self._folder.resolve() / "state")]
         command += ["-base_url", self.address.path] if self.address.path else []
         command += ["--keep"] if self._keep else []
-        with self._lock, self.log.open("ab") as log:
-            if self._stopped:
-                raise OSError("the run is over")
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -72,8 +73,7 @@ class LocalServer:
 
     def stop(self) -> None:
         """End the process within seconds, unless it is to be kept."""
-        with self._lock:
-            process, self._process, self._stopped = self._process, None, True
+        process, self._process = self._process, None
         if process is None or self._keep:
             return
         process.terminate()

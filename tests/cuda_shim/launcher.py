@@ -8,8 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from cuda_ops.nvrtc import SOURCE
-from cuda_ops.nvrtc import KERNELS, Arguments, Dims, LaunchKernel, Launcher, Unit
+from cuda_ops.nvrtc import KERNELS, SOURCE, Arguments, Dims, Launcher, LaunchKernel, Unit
 
 FOLDER = Path(__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
