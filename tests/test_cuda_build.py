@@ -23,6 +23,8 @@ from cuda_ops import __main__ as report
 from cuda_ops import cuda, nvrtc
 from cuda_ops.normalized_conv import choose
 from cuda_ops.nvrtc import SOURCE, Arguments, BuildError, Unit, architecture_for, build, compiled
+from gan.setup import _check_nc_backend
+from gan.step import Placement
 
 try:
     nvrtc.nvrtc_version()
@@ -334,6 +336,29 @@ def test_auto_says_nothing_where_the_kernels_do_not_apply(failing: None) -> None
         assert choose("auto", x, weight, CONV_PARAMS) != "cuda"
     with pytest.raises(RuntimeError, match="x is empty"):
         choose("cuda", x, weight, CONV_PARAMS)
+
+
+class NoLaunch:
+    """A launcher that runs nothing."""
+
+    threads = 256
+
+    def bind(self, arguments: Arguments) -> Any:
+        return lambda kernel, grid, block: None
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_run_with_backend_cuda_builds_all_that_it_may_need(
+    bf16: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[Unit] = set()
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", lambda index, unit: asked.add(unit) or NoLaunch())
+    monkeypatch.setattr(cuda, "_outcomes", {})
+    _check_nc_backend("cuda", Placement(torch.device("cpu"), bf16, channels_last))
+    layouts = (False, True) if channels_last else (False,)
+    inputs = (F32, BF16) if bf16 else (F32,)
+    assert asked == {Unit(x, BF16 if bf16 else F32, F32, last) for x in inputs for last in layouts}
 
 
 def test_no_compilation_inside_a_graph_capture(monkeypatch: pytest.MonkeyPatch) -> None:
