@@ -405,9 +405,8 @@ class _NormalizedConv2d(torch.autograd.Function):
         ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dstd: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         needs, outputs = ctx.needs_input_grad, (dy, dmean, dstd)
-        if (
-            torch.is_grad_enabled()
-        ):  # create_graph=True: torch's operations can be differentiated again, kernels not
+        # With create_graph=True, and under transforms, torch must differentiate or batch the operations of this pass.
+        if torch.is_grad_enabled() or direct.is_transformed(*outputs):
             x, weight, bias, *_ = ctx.saved_tensors
             return *direct.differentiable_backward(needs, x, weight, bias, ctx.plan.conv, outputs), None
         return *_backward(needs, _take_saved(ctx), ctx.plan, outputs), None
@@ -519,7 +518,7 @@ def _autograd_backward(
 ) -> tuple[Tensor | None, ...]:
     needs, outputs = tuple(ctx.needs_input_grad[:3]), (dy, dmean, dstd)
     x, weight, bias, *kept = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True, as in _NormalizedConv2d
+    if torch.is_grad_enabled() or direct.is_transformed(*outputs):  # as in _NormalizedConv2d
         conv = _conv_params(ctx.numbers)
         gradients = direct.differentiable_backward(needs, x, weight, bias, conv, outputs)
     else:

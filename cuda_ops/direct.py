@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Activation = Literal["none", "relu", "leaky_relu"]
 IntPair = tuple[int, int]
@@ -58,8 +59,23 @@ class ConvParams(NamedTuple):
 
 def normalized_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """(y, mean, std) as in `cuda_ops.normalized_conv.reference`; memory does not grow with the kernel size."""
+    if is_transformed():
+        y, _, pivot, mean, std = _forward(x, weight, bias, conv)
+        return y, mean if pivot is None else mean + pivot, std
     y, mean, std = _NormalizedConv2d.apply(x, weight, bias, conv)
     return y, mean, std
+
+
+def is_transformed(*gradients: Tensor | None) -> bool:
+    """Whether torch.func, forward-mode AD or batched gradients are at work.
+
+    They need operations that torch can differentiate and batch by itself: no kernels, and no backward pass of our own.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return any(v is not None and torch._C._functorch.is_legacy_batchedtensor(v) for v in gradients)
 
 
 def activate(x: Tensor, activation: Activation, negative_slope: float) -> Tensor:
@@ -100,7 +116,7 @@ class _NormalizedConv2d(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         conv: ConvParams = ctx.conv
         x, weight, bias, z, pivot, mean, std, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the closed form cannot be differentiated again
+        if torch.is_grad_enabled() or is_transformed(dy, dmean, dstd):  # create_graph=True, or see there
             outputs = (dy, dmean, dstd)
             return *differentiable_backward(ctx.needs_input_grad, x, weight, bias, conv, outputs), None
 
@@ -174,13 +190,15 @@ def differentiable_backward(
     conv: ConvParams,
     output_gradients: OutputGradients,
 ) -> InputGradients:
-    """The gradients by autograd's own rules, so that they can be differentiated again."""
-    y, _, pivot, mean, std = _forward(x, weight, bias, conv)
+    """The gradients by autograd's own rules, so that they can be differentiated again, or batched."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y, _, pivot, mean, std = _forward(x, weight, bias, conv)
     outputs = (y, mean if pivot is None else mean + pivot, std)
     pairs = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
     used, given = zip(*pairs, strict=True)
     inputs = [v for v, needed in zip((x, weight, bias), needs, strict=False) if needed and v is not None]
-    found = iter(torch.autograd.grad(used, inputs, given, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(used, inputs, given, create_graph=again, allow_unused=True))
     dx, dw, db = (next(found) if needed else None for needed in needs[:3])
     return dx, dw, db
 
@@ -189,7 +207,7 @@ def _base_with_statistics(
     x: Tensor, conv: ConvParams
 ) -> tuple[Tensor, IntPair, Tensor, Tensor, Tensor | None]:
     """What the convolution runs on, the padding it still needs, the padded maps m and q, and the pivot."""
-    if x.device.type == "cpu" and not _must_be_traceable():
+    if x.device.type == "cpu" and not _must_be_traceable(x):
         m, q = _pixel_statistics(x, conv.groups)
         if x.numel() == 0 or not _mean_is_large(m, q, x.shape[1] // conv.groups):
             ph, pw = conv.padding
@@ -200,9 +218,11 @@ def _base_with_statistics(
     return base, (0, 0), *_pixel_statistics(base, conv.groups), pivot
 
 
-def _must_be_traceable() -> bool:
-    """Autograd and the compiler need one path, without in-place arithmetic, whatever the data."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+def _must_be_traceable(x: Tensor) -> bool:
+    """Autograd, the compiler and tensors without data need one path, without in-place arithmetic, whatever the data."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
+        return True
+    return type(x) not in (Tensor, torch.nn.Parameter)
 
 
 def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +233,7 @@ def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """
     channels = _per_group(x.to(statistics_dtype(x)), groups)  # (N, G, C/G, H, W)
     m = channels.mean(2, keepdim=True)
-    if _must_be_traceable():
+    if _must_be_traceable(x):
         q = (channels - m).square().sum(2)
     else:  # a few rows at a time (1 MiB in float32), so that the deviations stay in the cache
         rows = max(1, (1 << 18) * x.shape[2] // max(x.numel(), 1))
@@ -239,7 +259,7 @@ def _pad_and_centre(x: Tensor, pivot: Tensor, conv: ConvParams) -> Tensor:
     """x padded with zeros, minus the pivot (so the border holds -pivot), in the dtype of the statistics."""
     pivot = pivot.repeat_interleave(x.shape[1] // conv.groups, 1)  # (N, C, 1, 1)
     ph, pw = conv.padding
-    if conv.padding == (0, 0) or _must_be_traceable():
+    if conv.padding == (0, 0) or _must_be_traceable(x):
         return F.pad(x.to(pivot.dtype), (pw, pw, ph, ph)) - pivot
     last = x.is_contiguous(memory_format=torch.channels_last)
     padded = torch.empty(

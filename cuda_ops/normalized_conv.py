@@ -68,6 +68,7 @@ def normalized_conv2d(
         stride, padding, dilation, groups, eps, correction, activation, negative_slope, backend, return_moments,
     )  # fmt: skip
     plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
+    plain = plain and not direct.is_transformed()
     if torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack():
         call = _prepare(x, weight, bias, given, False)
     else:
@@ -119,6 +120,8 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
     if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
     chosen = choose(backend, x, weight, conv)
+    if chosen == "cuda" and direct.is_transformed():
+        chosen = "direct"
     if chosen == "cuda" and plain:  # its convolutions run in autocast's dtype as they are
         return _Call(cuda.normalized_conv2d, cuda.make_plan(x, weight, conv, moments), "")
     return _Call(_FUNCTIONS[chosen], conv, x.device.type if autocast else "")
