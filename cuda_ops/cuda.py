@@ -161,7 +161,7 @@ def _plan(
         kh=kh, kw=kw, sh=conv.stride[0], sw=conv.stride[1], ph=conv.padding[0], pw=conv.padding[1],
         dh=conv.dilation[0], dw=conv.dilation[1], out_height=out_height, out_width=out_width,
         weight_last=weight_layout == torch.channels_last, filters_last=unit.channels_last,
-        activation=_ACTIVATION_CODES[conv.activation], slope=conv.negative_slope, eps=conv.eps,
+        activation=_ACTIVATION_CODES[conv.activation], tf32=conv.tf32, slope=conv.negative_slope, eps=conv.eps,
         entries=entries, degrees=entries - conv.correction,
     )  # fmt: skip
     pixels, places = images * padded_height * padded_width, images * out_height * out_width
@@ -424,7 +424,7 @@ def _take_saved(ctx: Any) -> Saved:
 # normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
 _CONV_PARAMS = (
     "int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, int correction, str activation, "
-    "float negative_slope, ScalarType compute"
+    "float negative_slope, ScalarType compute, bool tf32"
 )
 _library = torch.library.Library("normalized_conv", "DEF")
 _library.define(
@@ -455,8 +455,9 @@ def _conv_params(numbers: Sequence[Any]) -> ConvParams:
 
 
 def _operator_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
-    results = _forward(x, weight, bias, make_plan(x, weight, _conv_params(numbers), moments=True))
-    return tuple(x.new_empty(0, dtype=numbers[-1]) if v is None else v for v in results)
+    conv = _conv_params(numbers)
+    results = _forward(x, weight, bias, make_plan(x, weight, conv, moments=True))
+    return tuple(x.new_empty(0, dtype=conv.compute) if v is None else v for v in results)
 
 
 def _operator_backward(

@@ -43,6 +43,7 @@ class ConvParams(NamedTuple):
     activation: Activation
     negative_slope: float
     compute: torch.dtype  # what the convolution runs in and y comes out as
+    tf32: bool = False  # whether the convolution may round its float32 inputs to TF32
 
     def padded_size(self, x: Sequence[int]) -> IntPair:
         """Height and width of an input of shape `x` with its padding."""
@@ -146,7 +147,7 @@ class _NormalizedConv2d(torch.autograd.Function):
             if dz is None:
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
-                filters = _centre(weight).to(conv.compute)
+                filters = _centre(weight, conv.tf32).to(conv.compute)
                 dx = _convolution_backward(dz, x, filters, conv, conv.padding, (True, False))[0].to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
             dx = dx.to(x.dtype)
@@ -163,7 +164,7 @@ def _forward(
     kernel, out = (weight.shape[2], weight.shape[3]), conv.output_size(x.shape, weight.shape)
     entries, positions = weight[0].numel(), kernel[0] * kernel[1]
     base, padding, m, q, pivot = _base_with_statistics(x, conv)
-    filters = _centre(weight).to(conv.compute)
+    filters = _centre(weight, conv.tf32).to(conv.compute)
     z = F.conv2d(base.to(conv.compute), filters, None, conv.stride, padding, conv.dilation, conv.groups)
 
     sums = _window_sum(torch.cat([m, m.square(), q], 1), kernel, out, conv)
@@ -285,10 +286,28 @@ def _cast(output: Tensor, dtype: torch.dtype) -> Tensor:
     return output if output.dtype == dtype else output.to(dtype)
 
 
-def _centre(weight: Tensor) -> Tensor:
-    """W~: every filter minus its mean, in float32 or wider."""
+def _centre(weight: Tensor, tf32: bool) -> Tensor:
+    """W~: every filter minus its mean, in float32 or wider.
+
+    Its entries must sum to zero as the convolution reads them, or the mean of a patch leaks into y, and a flat patch
+    multiplies that by 1 / sqrt(eps). So for TF32 they are rounded here, and the smallest one takes what is left over.
+    """
     weight = weight.to(statistics_dtype(weight))
-    return weight - weight.mean((1, 2, 3), keepdim=True)
+    weight = weight - weight.mean((1, 2, 3), keepdim=True)
+    if not tf32:
+        return weight
+    exact = weight.detach().flatten(1)  # (O, n)
+    rounded = round_to_tf32(exact)
+    smallest = rounded.abs().argmin(1, keepdim=True)
+    rest = (exact - rounded).sum(1, keepdim=True) + rounded.gather(1, smallest)
+    rounded = rounded.scatter(1, smallest, round_to_tf32(rest)).view_as(weight)
+    return rounded + (weight - weight.detach())  # the value of the one, the gradient of the other
+
+
+def round_to_tf32(x: Tensor) -> Tensor:
+    """float32 x to the nearest values with TF32's 10 bits of mantissa, ties to even."""
+    bits = x.view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
 def _per_group(x: Tensor, groups: int) -> Tensor:

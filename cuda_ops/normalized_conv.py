@@ -12,6 +12,7 @@ convolution with centred weights; `cuda` (cuda_ops/cuda.py) is `direct` with fus
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -76,7 +77,7 @@ def normalized_conv2d(
         signature = (
             x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, weight.device,
             None if bias is None else (bias.shape, bias.device), LAUNCHERS.get(device),
-            autocast_dtype(device), given,
+            autocast_dtype(device), uses_tf32(x.device), given,
         )  # fmt: skip
         try:
             known = _calls.get(signature)
@@ -114,7 +115,9 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
     """
     stride, padding, dilation, groups, eps, correction, activation, slope, backend, moments = given
     pairs = _pair(stride), _pair(padding), _pair(dilation)
-    conv = ConvParams(*pairs, groups, eps, correction, activation, slope, result_dtype(x))
+    compute = result_dtype(x)
+    tf32 = compute == torch.float32 and uses_tf32(x.device)
+    conv = ConvParams(*pairs, groups, eps, correction, activation, slope, compute, tf32)
     _validate(x, weight, bias, conv, backend)
     autocast = autocast_dtype(x.device.type) is not None
     if not autocast and weight.dtype != x.dtype:
@@ -179,6 +182,19 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes convolutions in on devices of this type; None where it is off."""
     on = device != "meta" and torch.is_autocast_enabled(device)  # of meta tensors it knows nothing
     return torch.get_autocast_dtype(device) if on else None
+
+
+@torch.compiler.assume_constant_result
+def uses_tf32(device: torch.device) -> bool:
+    """Whether cuDNN may round the float32 inputs of a convolution on this device to TF32."""
+    # what torch.backends.cudnn.conv.fp32_precision reads, in a tenth of the time
+    on = device.type == "cuda" and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+    return on and torch._C._get_cudnn_enabled() and _has_tf32(device)
+
+
+@cache
+def _has_tf32(device: torch.device) -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _pair(value: int | IntPair) -> IntPair:
