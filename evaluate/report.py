@@ -5,6 +5,7 @@ import io
 import json
 import math
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,6 +25,8 @@ from evaluate.pictures import FilePicture, set_hash
 FEATURES = 2048  # with fewer images the covariances of FID are singular
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")
 FIXED = ("run", "direction", "checkpoint", "n_fake", "n_real")
+WIDTH = 120  # characters of a terminal that a table should fit into
+LABEL_WIDTH = 22  # characters of a run's name in a line, where a table would be wider
 TEXTS = 3  # the first three columns are left-aligned text
 
 tabulate.MIN_PADDING = 0  # heads are no wider than their text: a report should fit into a terminal
@@ -179,25 +182,31 @@ class Report:
             write_atomically(folder / name, text.encode())
         return [folder / name for name in texts]
 
-    def table(self, form: str) -> str:
+    def table(self, form: str, narrow: bool = False) -> str:
         """The rows as a table of `tabulate`: "simple" for a terminal, "pipe" (Markdown), "latex_booktabs".
 
-        Columns without content are left out. In a terminal the pairing of a metric stands in a second line of the head.
+        Columns without content are left out. In a terminal the pairing of a metric stands in a second line of the head;
+        a table that is still wider than WIDTH is made narrow: cells take several lines.
         """
         heads = [*FIXED, *(metric.title for metric in self.columns)]
-        if form == "simple":
-            heads = [head.replace(" (", "\n(") for head in heads]
         lines = []
         for row in self.rows:
             fixed = [row.label, row.direction, row.checkpoint, str(row.n_fake or ""), str(row.n_real or "")]
             lines.append([*fixed, *(row.cell(metric) for metric in self.columns)])
+        if form == "simple":
+            heads = [head.replace(" ", "\n") if narrow else head.replace(" (", "\n(") for head in heads]
+        if narrow:
+            lines = [_in_several_lines(line) for line in lines]
         used = [i for i in range(len(heads)) if any(line[i] for line in lines)]
-        return as_table(
+        table = as_table(
             [heads[i] for i in used],
             [[line[i] for i in used] for line in lines],
             form,
             sum(i < TEXTS for i in used),
         )
+        if form == "simple" and not narrow and max(map(len, table.splitlines())) > WIDTH:
+            return self.table(form, narrow=True)
+        return table
 
     def markdown(self) -> str:
         """report.md: the table, what its columns mean, why some are missing."""
@@ -256,6 +265,16 @@ class Report:
 
 def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+
+
+def _in_several_lines(cells: Sequence[str]) -> list[str]:
+    """A row with the direction below the run, and long cells broken where their parts begin."""
+    run, direction, *others = cells
+    names = [*textwrap.wrap(run, LABEL_WIDTH), *([direction] if direction else [])]
+    breaks = {" (": "\n(", ", ": ",\n", " ± ": "\n± "}
+    for mark, broken in breaks.items():
+        others = [cell.replace(mark, broken) for cell in others]
+    return ["\n".join(names), "", *others]
 
 
 def as_table(heads: Sequence[str], lines: Sequence[Sequence[str]], form: str, texts: int) -> str:

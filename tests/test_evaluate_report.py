@@ -70,6 +70,19 @@ def test_columns_without_content_are_left_out() -> None:
     assert lines[2][0] == "i2i-1/32/files" and lines[2][-4:] == ["12.0", "0.5", "", ""]
 
 
+def test_a_table_with_every_column_fits_a_terminal() -> None:
+    """With intervals and long names too; no cell is lost."""
+    values = {metric.name: 123.456 for metric in METRICS if metric.needs in ("", "targets")}
+    label = "horse2zebra_cycle_gan_nc_ms_seed0"
+    found = Row(
+        label, "BtoA", "last (epoch 200, step 219200)", 1098, 1098, values, dict.fromkeys(values, 1.5)
+    )
+    text = Report(Protocol("256", "eval"), [found]).table("simple")
+    assert max(map(len, text.splitlines())) <= 120
+    shown = "".join(text.split())
+    assert all(part in shown for part in (label[:22], label[22:], "BtoA", "(epoch200,", "123.46", "±1.50000"))
+
+
 def test_better_is_the_same_for_a_report_and_for_the_best_checkpoint() -> None:
     assert {metric.flag for metric in METRICS if not metric.lower_is_better} == HIGHER_IS_BETTER
 
