@@ -87,7 +87,9 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     Raises UserError for runs of different protocols, empty folders, mixed sizes, and names without a partner.
     """
     if options.fake and options.real:
-        return _folders(options, options.fake, options.real)
+        folders = EvaluatedFolders(options.fake, options.real, options.input, options.size, options.grey)
+        row, protocol = folders.comparison(options.paired, options.num_test)
+        return [row], protocol
     epochs, first = options.epochs(), options.num_test
     tested = [EvaluatedRun(run, options.dataroot, epochs[0]) for run in runs]
     protocols = {run.protocol(options.test_mode, first): run.folder.name for run in tested}
@@ -208,32 +210,45 @@ def _baselines(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comp
             )
 
 
-def _folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[list[Comparison], Protocol]:
-    """Two folders of pictures from any program, and that of the inputs if there is one: one row and its protocol."""
+@dataclass(frozen=True)
+class EvaluatedFolders:
+    """Two folders of pictures, from any program, and the folder of the inputs if there is one.
 
-    def pictures(folder: Path) -> list[FilePicture]:
-        return folder_pictures(folder, options.size, 1 if options.grey else 3)
+    size: side that all are stretched to, None as they are: all must then have one size; grey: they are seen in grey.
+    """
 
-    first, source = options.num_test, options.input
-    fakes, reals = pictures(fake), pictures(real)
-    targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
-    inputs = match_by_stem(fakes, pictures(source), fake, source) if source else None
-    size = str(options.size)
-    if options.size is None:
-        size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
-    details = {"fake": str(fake), "real": str(real), "input": str(source or "")}
-    if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
-        details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
-    row = Comparison(
-        label=fake.name or str(fake),
-        direction="",
-        fakes=fakes[:first],
-        reals=reals,
-        targets=None if targets is None else targets[:first],
-        inputs=None if inputs is None else inputs[:first],
-        details=details,
-    )
-    return [row], Protocol(size, "files", first, colours="L" if options.grey else "RGB")
+    fake: Path
+    real: Path
+    input: Path | None = None
+    size: int | None = None
+    grey: bool = False
+
+    def comparison(self, paired: bool, first: int | None) -> tuple[Comparison, Protocol]:
+        """The row and its protocol. paired: by equal stems; first: cuts all but the real pictures."""
+        fakes, reals = self._pictures(self.fake), self._pictures(self.real)
+        targets = match_by_stem(fakes, reals, self.fake, self.real) if paired else None
+        inputs = None
+        if self.input:
+            inputs = match_by_stem(fakes, self._pictures(self.input), self.fake, self.input)
+        size = str(self.size)
+        if self.size is None:
+            size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
+        details = {"fake": str(self.fake), "real": str(self.real), "input": str(self.input or "")}
+        if not self.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
+            details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
+        row = Comparison(
+            label=self.fake.name or str(self.fake),
+            direction="",
+            fakes=fakes[:first],
+            reals=reals,
+            targets=None if targets is None else targets[:first],
+            inputs=None if inputs is None else inputs[:first],
+            details=details,
+        )
+        return row, Protocol(size, "files", first, colours="L" if self.grey else "RGB")
+
+    def _pictures(self, folder: Path) -> list[FilePicture]:
+        return folder_pictures(folder, self.size, 1 if self.grey else 3)
 
 
 @dataclass(frozen=True, eq=False)

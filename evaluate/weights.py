@@ -111,10 +111,6 @@ class WeightsChoice:
         return weights, missing
 
 
-class WeightsMissing(UserError):
-    """No file in any of the places, and no download; the message says where to put it."""
-
-
 def cache_folder() -> Path:
     """Folder of everything that is kept between calls: $I2I_CACHE, else i2i under $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("I2I_CACHE"):
@@ -140,7 +136,8 @@ def load_weights(source: WeightsSource, choice: WeightsChoice, given: Path | Non
 
 
 def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: bool = False) -> Path:
-    """The file to load, downloaded into cache/weights if need be. WeightsMissing where there is none."""
+    """The file to load, downloaded into cache/weights if need be. UserError where there is none: the message
+    says where to put it."""
     if given is not None:
         if not given.is_file():
             raise UserError(given, f"no such file of {source.network} weights", f"see {source.flag}")
@@ -167,7 +164,7 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
         _download(source, target)
     except UserError as error:
         reason = f"missing; {source.url} (SHA-256 {_published(source)}...): {error.reason}"
-        raise WeightsMissing(target, reason, f"put it there, or {source.flag}") from error
+        raise UserError(target, reason, f"put it there, or {source.flag}") from error
     return target
 
 
