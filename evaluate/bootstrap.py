@@ -42,7 +42,7 @@ def of_distance(distance: Callable[[FeatureRows, FeatureRows], float]) -> Resamp
     def resampled(fakes: FeatureRows, reals: FeatureRows, resamples: int) -> Values:
         return np.array(
             [
-                distance(fakes.taken(ours), reals.taken(theirs))
+                distance(fakes.resampled(ours), reals.resampled(theirs))
                 for ours, theirs in draws(resamples, fakes.count, reals.count)
             ]
         )

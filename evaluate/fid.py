@@ -9,7 +9,7 @@ is small for small sets.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,14 @@ SVD_LIMIT = 1024
 class FeatureRows:
     """`count` rows of features that need not be in memory together.
 
-    read: gives the rows of some numbers, (k,) -> (k, d), in their order. Statistics over blocks cost the same memory
-    for a hundred pictures and for a hundred thousand.
+    read: gives the rows of some numbers, (k,) -> (k, d), in their order. weights: how often each row counts, (count,)
+    with the sum `count`; None: once. Statistics over blocks cost the same memory for a hundred pictures and for a
+    hundred thousand.
     """
 
     count: int
     read: Callable[[NDArray[np.int64]], NDArray]
+    weights: Array | None = None
 
     @classmethod
     def of(cls, array: NDArray) -> "FeatureRows":
@@ -39,12 +41,12 @@ class FeatureRows:
         return cls(len(array), lambda numbers: array[numbers])
 
     def all(self) -> NDArray:
-        """(count, d): every row."""
+        """(count, d): every row once."""
         return self.read(np.arange(self.count))
 
-    def taken(self, numbers: NDArray[np.int64]) -> "FeatureRows":
-        """The rows of these numbers, with repeats."""
-        return FeatureRows(len(numbers), lambda chosen: self.read(numbers[chosen]))
+    def resampled(self, numbers: NDArray[np.int64]) -> "FeatureRows":
+        """As many rows, those of these numbers (count,), with repeats."""
+        return replace(self, weights=np.bincount(numbers, minlength=self.count).astype(np.float64))
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         """All rows in order, in float64: (which, rows) for at most `BLOCK` of them at a time."""
@@ -74,14 +76,17 @@ def gaussian_from_features(features: FeatureRows) -> Gaussian:
     """
     if features.count < 2:
         raise ValueError("a covariance needs at least 2 images")
-    mean: Array = np.sum([block.sum(axis=0) for _, block in features.blocks()], axis=0) / features.count
+    weights = np.ones(features.count) if features.weights is None else features.weights
+    mean: Array = (
+        np.sum([weights[which] @ block for which, block in features.blocks()], axis=0) / features.count
+    )
     if not np.isfinite(mean).all():
         raise ValueError("features are not finite")
     width = len(mean)
     many = features.count > width
     rows, covariance = [], np.zeros((width, width) if many else (0, 0))
-    for _, block in features.blocks():
-        centred = (block - mean) / np.sqrt(features.count - 1)
+    for which, block in features.blocks():
+        centred = (block - mean) * np.sqrt(weights[which, None] / (features.count - 1))
         if many:
             covariance += centred.T @ centred
         else:

@@ -49,7 +49,7 @@ def test_gaussian_of_rows_read_in_blocks(count: int) -> None:
 def test_repeated_rows_count_as_often() -> None:
     features = made(700, 40)
     numbers = np.random.default_rng(1).integers(0, 700, 700)
-    found = gaussian_from_features(features.taken(numbers))
+    found = gaussian_from_features(features.resampled(numbers))
     expected = features.all()[numbers]
     np.testing.assert_allclose(found.mean, expected.mean(0), atol=1e-14)
     np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(expected, rowvar=False), atol=1e-12)
