@@ -27,7 +27,7 @@ clipped. It applies to all colours of a picture, not to its alpha.
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from datasets.tiff import MAGIC, read_tiff
 
 ValueRange = tuple[float, float]
 """(low, high) in a file's own numbers; what becomes 0 and 255."""
+
+WantedRange = ValueRange | Literal["auto"] | None
+"""auto: the least and largest value of the training pictures; None: what the number format can hold."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,13 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def load_image(path: Path, channels: int = 3, value_range: ValueRange | None = None) -> Image.Image:
-    """Picture of a file in mode L, RGB or RGBA for 1, 3 or 4 channels. Raises UserError naming the file."""
+def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -> Image.Image:
+    """Picture of a file in mode L, RGB or RGBA for 1, 3 or 4 channels. Raises UserError naming the file.
+
+    value_range: not "auto", which only a scan of all pictures can resolve.
+    """
+    if value_range == "auto":
+        raise ValueError("the automatic value range has not been looked for: see datasets.check.scan")
     if channels not in (1, 3, 4):
         raise ValueError(f"channels must be 1, 3 or 4, not {channels}")
     with naming_problems(path):
@@ -91,15 +99,16 @@ def load_image(path: Path, channels: int = 3, value_range: ValueRange | None = N
     return picture
 
 
-def inspect_image(path: Path, value_range: ValueRange | None = None, any_numbers: bool = False) -> ImageInfo:
+def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 
-    any_numbers: negative values, and floating point outside 0..1, are not refused, as their range is looked for.
+    With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
+    value_range = None if wanted == "auto" else wanted
     with naming_problems(path):
         content = _read(path)
         pixels, full = content.pixels, content.full
-        if not any_numbers or isinstance(pixels, Image.Image) or pixels.shape[2] in (2, 4):
+        if wanted != "auto" or isinstance(pixels, Image.Image) or pixels.shape[2] in (2, 4):
             picture = _to_8_bit(content, value_range, path)
             if picture.mode in ("LA", "RGBA"):
                 pixels, full = _to_channels(picture, 3), 255.0
@@ -177,7 +186,7 @@ def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> 
     colours = pixels[..., :-1] if pixels.shape[2] in (2, 4) else pixels
     if value_range is None and not (colours.min() >= 0 and colours.max() <= full):  # NaN fails both
         what = "negative values" if pixels.dtype.kind == "i" else "floating point values outside 0..1 or NaN"
-        raise UserError(path, f"holds {what}", "name what is black and white with --value_range LOW,HIGH")
+        raise UserError(path, f"holds {what}, which need --value_range", "LOW,HIGH: what is black and white")
     if pixels.dtype.kind == "f" and not np.isfinite(colours).all():
         raise _not_finite(path)
     scaled = np.empty(pixels.shape, np.uint8)
@@ -187,7 +196,7 @@ def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> 
         if colours is not pixels:
             part[..., -1] = pixels[strip, :, -1] * (255.0 / full)
         scaled[strip] = np.rint(part.clip(0, 255))
-    return Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
+    return Image.fromarray(np.squeeze(scaled))
 
 
 def _extremes(pixels: Image.Image | np.ndarray, path: Path) -> ValueRange:

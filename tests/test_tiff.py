@@ -229,7 +229,7 @@ def test_pages_are_counted(tmp_path: Path) -> None:
 def test_negative_values_name_the_option_and_a_range_takes_them(tmp_path: Path) -> None:
     array = np.linspace(-1000, 1000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1).astype(np.int16)
     path = write(tmp_path / "x.tif", array, "int16", "contig")
-    with pytest.raises(UserError, match=r"negative values .*--value_range LOW,HIGH"):
+    with pytest.raises(UserError, match=r"negative values, which need --value_range"):
         load_image(path)
     got = np.asarray(load_image(path, 1, (-500, 500)))
     assert np.array_equal(got, np.rint((array[..., 0] + 500.0).clip(0, 1000) * 0.255))
