@@ -287,7 +287,7 @@ def test_output_that_cannot_be_written(place: str, runs: Path, tmp_path: Path) -
 CHECKPOINTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "no valid checkpoint"),
     "half": (lambda data: data[: len(data) // 2], "incomplete"),
-    "flipped": (lambda data: data[:500] + bytes([data[500] ^ 1]) + data[501:], "checksum"),
+    "flipped": (lambda data: data[:-500] + bytes([data[-500] ^ 1]) + data[-499:], "checksum"),
     "a page": (lambda data: b"<!doctype html>" + b" " * (len(data) - 15), "no valid checkpoint"),
 }
 
