@@ -8,7 +8,7 @@ from gan.checkpoint import list_checkpoints, load_checkpoint, remove_uncommitted
 from gan.options import ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.run import MetricsLog, RunFolder, refuse_changes
 from gan.setup import TrainingData
-from gan.state import Position, check_format, describe_difference, restore
+from gan.state import Position, check_format, describe_difference, refuse_malformed, restore
 from gan.step import Trainer
 
 
@@ -29,7 +29,9 @@ def resume(
     saved, wanted = stored_dict(from_dict(state["options"])), stored_dict(options)
     override = options.run.override  # the checkpoint decides: anybody can edit options.yaml
     refuse_changes(run, changes_that_matter(saved, wanted), override, "options")
-    if change := changes(state["data"].split("\0"), data.report.listing):
+    with refuse_malformed(str(path)):
+        change = changes(state["data"].split("\0"), data.report.listing)
+    if change:
         refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
     try:
         position = restore(trainer, state, str(path))

@@ -121,7 +121,7 @@ def sweep(
 ) -> list[str]:
     """Kill at every operation of the saves; what went wrong, in words."""
     operations = count_operations(before(tmp_path / "count"))
-    assert len(operations) > 40
+    assert len(operations) > 30
     problems = []
     for torn in modes:
         for k in range(1, len(operations) + 1, stride):
@@ -184,8 +184,17 @@ def delete_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def name_the_latest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, "LATEST", "best.json")
-    plant(monkeypatch, "BEST", "latest.json")
+    waiting: list[tuple[Path, bytes]] = []
+
+    def best_last(path: Path, data: bytes) -> None:
+        if path.name == "best.json":
+            waiting.append((path, data))
+        else:
+            write_atomically(path, data)
+            while waiting:
+                write_atomically(*waiting.pop())
+
+    plant(monkeypatch, "write_atomically", best_last)
 
 
 def name_it_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +399,7 @@ def test_a_signal_during_a_save(tmp_path: Path, number: int, code: int) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("call", range(1, 20, 2))
+@pytest.mark.parametrize("call", range(1, 14, 2))
 def test_leaving_at_once_during_a_save(tmp_path: Path, call: int, monkeypatch) -> None:
     """A second Ctrl-C raises KeyboardInterrupt, wherever the save is."""
     folder = before(tmp_path / "run")
