@@ -117,7 +117,7 @@ _LAYOUT: dict[str, Callable[[Any], bool]] = {
     ),
     "metrics_bytes": lambda part: type(part) is int and part >= 0,
     "data": lambda part: type(part) is str,
-    "networks": lambda part: all(type(key) is str for tensors in part.values() for key in tensors.keys()),
+    "networks": lambda part: all(type(key) is str for tensors in part.values() for key, _ in tensors.items()),
     "machine": lambda part: all(type(value) in _SCALAR for value in part.values()),
 }
 """Part of a state -> whether it has the form that `capture` gives it."""
