@@ -25,7 +25,7 @@ Layout = Literal["aligned", "paired", "unaligned", "folder"]
 Split = Literal["train", "test"]
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
-_FOLDERS = {"unaligned": "{split}{side}", "paired": "{side}/{split}", "aligned": "{split}"}
+_PLACES = {"unaligned": "{split}{side}", "paired": "{side}/{split}", "aligned": "{split}"}
 _LOOKED_FOR = "trainA and trainB, A/train and B/train, or train with side-by-side images"
 
 
@@ -138,18 +138,17 @@ def name_below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _folders(root: Path, layout: str, name: str) -> tuple[Path, Path]:
-    """The folders of A and B where a layout has them, the same one twice for side-by-side files."""
-    a, b = (root / _FOLDERS[layout].format(split=name, side=side) for side in "AB")
-    return a, b
+def _place(layout: str, split_name: str, side: str) -> str:
+    """The folder below the root where a layout has a side of a split."""
+    return _PLACES[layout].format(split=split_name, side=side)
 
 
 def _find_layout(root: Path) -> Layout:
     layouts: tuple[Layout, ...] = ("unaligned", "paired", "aligned")
     for layout in layouts:
-        for name in ("train", "test", "val"):
-            if any(folder.is_dir() for folder in _folders(root, layout, name)):
-                return layout
+        places = (_place(layout, name, side) for name in ("train", "test", "val") for side in "AB")
+        if any((root / place).is_dir() for place in places):
+            return layout
     if find_images(root):
         return "folder"
     raise UserError(root, f"no data set here: looked for {_LOOKED_FOR}; {_contents(root)}", "see --dataroot")
@@ -157,20 +156,19 @@ def _find_layout(root: Path) -> Layout:
 
 def _split_folders(root: Path, split: Split, layout: Layout) -> tuple[str, Path, Path]:
     """(split name, folder of A, folder of B) of the first split name that is there."""
+    wanted = []
     for name in _SPLIT_NAMES[split]:
-        folders = _folders(root, layout, name)
-        there = [name_below(folder, root) for folder in folders if folder.is_dir()]
+        a, b = _place(layout, name, "A"), _place(layout, name, "B")
+        there = [place for place in (a, b) if (root / place).is_dir()]
         if len(there) == 2:
-            return name, *folders
+            return name, root / a, root / b
         if there:
-            [missing] = {name_below(folder, root) for folder in folders} - {*there}
+            missing = b if there == [a] else a
             raise UserError(root, f"{there[0]} without {missing}; {_contents(root)}", f"add {missing}")
-    places = [
-        " and ".join(dict.fromkeys(name_below(folder, root) for folder in _folders(root, layout, name)))
-        for name in _SPLIT_NAMES[split]
-    ]
-    wanted = f"folder{'s' * (layout != 'aligned')} {' or '.join(places)}"
-    raise NoSplit(root, f"no {wanted}; {_contents(root)}", f"needed for the {split} split")
+        wanted.append(a if a == b else f"{a} and {b}")
+    kind = "folder" if layout == "aligned" else "folders"
+    reason = f"no {kind} {' or '.join(wanted)}; {_contents(root)}"
+    raise NoSplit(root, reason, f"needed for the {split} split")
 
 
 def _refuse_non_folder(root: Path) -> None:
@@ -178,10 +176,8 @@ def _refuse_non_folder(root: Path) -> None:
         return
     if root.exists():
         raise UserError(root, "is a file, a folder is needed", "see --dataroot")
-    above = root.parent
-    while not above.is_dir() and above != above.parent:
-        above = above.parent
-    raise UserError(root, f"no such folder; {_contents(above, 'in ' + (str(above)))}", "see --dataroot")
+    above = next(folder for folder in root.absolute().parents if folder.is_dir())
+    raise UserError(root, f"no such folder; {_contents(above, f'in {above}')}", "see --dataroot")
 
 
 def _contents(folder: Path, where: str = "in it") -> str:
@@ -194,7 +190,7 @@ def _contents(folder: Path, where: str = "in it") -> str:
     files = [path.name for path in entries if not path.is_dir()]
     parts = []
     if folders:
-        parts.append("folders " + ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else ""))
+        parts.append("folders " + ", ".join(folders[:8]) + ", ..." * (len(folders) > 8))
     if files:
-        parts.append(f"{len(files)} file{'s' if len(files) > 1 else ''}, first {files[0]}")
-    return f"{where}: {'; '.join(parts)}" if parts else f"{where}: nothing"
+        parts.append(f"{len(files)} file{'s' * (len(files) > 1)}, first {files[0]}")
+    return f"{where}: {'; '.join(parts) or 'nothing'}"

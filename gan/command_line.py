@@ -77,6 +77,11 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
     return resolve(given), saved
 
 
+def parse_options(argv: Sequence[str]) -> TrainOptions:
+    """Complete options from flags alone; see `parse_train` for files and runs."""
+    return resolve(_parse(argv))
+
+
 def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
     """Options of a file as the flags that set them. None means that the default holds.
 

@@ -14,7 +14,7 @@ from datasets.check import ScanReport, scan
 from datasets.errors import UserError, log_text, printable
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
-from datasets.transforms import Geometry
+from datasets.transforms import Augmentation
 from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm, stored_dict
@@ -135,7 +135,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
 def build_data(options: TrainOptions) -> TrainingData:
     """Find, scan and cut the training split. UserError for anything that would stop the training later."""
     data = options.data
-    geometry = Geometry(data.preprocess, data.load_size, data.crop_size, data.flip)
+    augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
     sources = find_sources(Path(data.dataroot), "train", data.dataset_mode, data.max_dataset_size)
     _check_layout(options, sources)
     independent = options.model.model == "cycle_gan"
@@ -151,7 +151,7 @@ def build_data(options: TrainOptions) -> TrainingData:
     everything = partial(
         PairDataset,
         sources,
-        geometry,
+        augmentation,
         seed=options.run.seed,
         channels_a=options.model.input_nc,
         channels_b=options.model.output_nc,

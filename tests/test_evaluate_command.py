@@ -23,7 +23,7 @@ from evaluate.outputs import make_outputs
 from evaluate.pictures import pictures_of
 from evaluate.places import output_folder
 from evaluate.runs import find_run
-from gan.options import TrainOptions, from_dict, resolve, to_dict
+from gan.options import TrainOptions, from_dict, resolve
 from gan.translate import load_translator
 from train import train
 
@@ -71,7 +71,7 @@ def make_run(folder: Path, data: Path, name: str, model: str, **more: object) ->
         "ngf": 2, "ndf": 2, "norm": "instance", "load_size": 32, "crop_size": 32, "n_epochs": 1, "n_epochs_decay": 0,
         "num_threads": 0, "visdom": "off", "device": "cpu", "val_count": 2, **more,
     }  # fmt: skip
-    trained: TrainOptions = resolve(from_dict(to_dict(TrainOptions()) | flags))
+    trained: TrainOptions = resolve(from_dict(flags))
     assert train(trained, None) == 0
     return folder / name
 
