@@ -260,7 +260,7 @@ def kill_after(
         rest = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL
     told = step + sum(line.startswith("epoch ") and "step" in line for line in rest.splitlines())
-    saved = list((runs / "r").glob("ckpt-*.pt.sha256"))
+    saved = (runs / "r" / "latest.json").exists()
     kept = last_state(runs / "r")["position"]["step"] if saved else 0
     assert told - kept <= 2 * STEPS
     epochs = max(EPOCHS, kept // STEPS + 1)

@@ -142,7 +142,8 @@ def untrained_run(runs: Path, *flags: object, epoch: int = 3) -> Path:
     trainer = build_trainer(options)
     stored = stored_dict(options)
     state = capture(trainer, Position(epoch + 1, 0, 2 * epoch), stored, 0, ["none 0 0"])
-    run = RunFolder.create(runs, "r")
+    run = RunFolder.at(runs, "r")
+    run.path.mkdir(parents=True, exist_ok=True)
     run.write_options(stored)
     save_checkpoint(run.path, state, step=2 * epoch, epoch=epoch, keep=9)
     return run.path
