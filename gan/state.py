@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datasets.errors import UserError, is_out_of_memory, warn
 from gan.step import Trainer
 
+
 @dataclass
 class Position:
     """How far the training is: `batches` of epoch `epoch` (from 1) are done, `step` steps in all."""
@@ -58,7 +59,9 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
         for name, optimizer in trainer.optimizers.items():
             _restore_optimizer(optimizer, state["optimizers"][name])
         for name, pool in trainer.pools.items():
-            if any(image.ndim != 3 or not image.is_floating_point() for image in state["pools"][name]["images"]):
+            if any(
+                image.ndim != 3 or not image.is_floating_point() for image in state["pools"][name]["images"]
+            ):
                 raise ValueError(f"pools.{name} holds something else than images")
             pool.load_state_dict(state["pools"][name], _device(trainer))
         set_random_state(state["rng"])
@@ -91,7 +94,9 @@ def _device(trainer: Trainer) -> torch.device:
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Adam's moments. Learning rate and the like stay those of the options. Raises ValueError if they do not fit."""
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    own = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(saved)
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
@@ -112,7 +117,7 @@ _LAYOUT: dict[str, Callable[[Any], bool]] = {
     ),
     "metrics_bytes": lambda part: type(part) is int and part >= 0,
     "data": lambda part: type(part) is str,
-    "networks": lambda part: all(type(key) is str for tensors in part.values() for key in tensors.keys()),
+    "networks": lambda part: all(type(key) is str for tensors in part.values() for key in tensors),
     "machine": lambda part: type(part) is dict,
 }
 """Part of a state -> whether it has the form that `capture` gives it."""
