@@ -100,11 +100,9 @@ def load_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             head = file.read(1024)
         _refuse_other_files(path, head)
-        return (
-            read_zip_pickle(path, checksums=not _verify_by_sidecar(path))
-            if head[:2] == b"PK"
-            else decode(path)
-        )
+        if head[:2] != b"PK":
+            return decode(path)
+        return read_zip_pickle(path, checksums=not _verify_by_sidecar(path))
     except OSError as error:
         raise UserError(path, f"cannot be read: {error.strerror or error}") from error
 
@@ -214,10 +212,9 @@ def _epoch(path: Path) -> int | None:
 
 def _read_sidecar(path: Path) -> str:
     """The text beside a checkpoint of the first format, as `sha256sum` writes it; empty where there is none."""
-    try:
-        return path.with_name(path.name + ".sha256").read_text("ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""
+    with contextlib.suppress(OSError), path.with_name(path.name + ".sha256").open("rb") as file:
+        return file.read(4096).decode("ascii", "replace")
+    return ""
 
 
 def _verify_by_sidecar(path: Path) -> bool:

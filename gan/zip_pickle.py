@@ -13,7 +13,7 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -32,13 +32,11 @@ OPERATIONS = re.compile(
 """All that `torch.save` (pickle protocol 2) needs for containers, numbers, texts and tensors."""
 
 MOST_OPERATIONS = 1_000_000  # of the pickle; a CycleGAN with both Adam states has about 50,000
-MOST_DIMENSIONS = 64
-LARGEST_PICKLE = 2**26  # bytes
+LARGEST_PICKLE, LARGEST_DIRECTORY = 2**26, 2**23  # bytes
 RECORD_NAME = re.compile(
     r"[^/]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+)"
 )
 USUAL_FLAGS = 0x808  # of a zip record: names in UTF-8, sizes after the data
-END_RECORD = 22  # bytes of a zip file's end record without a comment
 
 
 def read_zip_pickle(path: Path, *, checksums: bool) -> dict[str, Any]:
@@ -48,15 +46,13 @@ def read_zip_pickle(path: Path, *, checksums: bool) -> dict[str, Any]:
     lie in its storage, and the pickle name nothing but tensors and containers. Raises UserError otherwise; OSError.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            file.seek(-END_RECORD, os.SEEK_END)
-            if file.read(4) != b"PK\x05\x06":  # readers disagree about what follows an end record
-                raise ValueError("a zip file with something after its end")
+        with path.open("rb") as file:
+            _check_end(file)
+            archive = zipfile.ZipFile(file)
             records = _check_directory(archive, path.stat().st_size)
             _check_pickle(archive.read(records["data.pkl"]), records)
-            bad = archive.testzip() if checksums else None
-        if bad is not None:
-            raise zipfile.BadZipFile(f"checksum mismatch in {bad}")
+            if checksums and (bad := archive.testzip()):
+                raise zipfile.BadZipFile(f"checksum mismatch in {bad}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as error:
         raise damaged(path, f"not a complete checkpoint: {error}") from None
@@ -71,32 +67,40 @@ def read_zip_pickle(path: Path, *, checksums: bool) -> dict[str, Any]:
     return dict(state)
 
 
+def _check_end(file: BinaryIO) -> None:
+    """Raise ValueError for a directory of records that is very large, or that readers may look for elsewhere."""
+    file.seek(max(-98, -file.seek(0, os.SEEK_END)), os.SEEK_END)
+    tail = file.read()  # the end record of large files (56 bytes), its locator (20), the end record (22)
+    sizes = [int.from_bytes(tail[-10:-6], "little")]
+    if tail[-42:-38] == b"PK\x06\x07":
+        sizes = [int.from_bytes(tail[40:48], "little")]
+    if tail[-22:-18] != b"PK\x05\x06" or sizes[0] > LARGEST_DIRECTORY:
+        raise ValueError("a zip file with something after its end, or with very many records")
+
+
 def _check_directory(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
     """The records by their name without the top folder. Raises ValueError."""
     entries = archive.infolist()
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise ValueError(f"compressed record {entry.filename}")
-        if entry.flag_bits & ~USUAL_FLAGS or entry.external_attr & 0xFFFF:
-            # torch's zip reader gives uninitialised memory for a record that is marked as a folder
+        # torch's zip reader gives uninitialised memory for a record that is marked as a folder
+        marked = entry.flag_bits & ~USUAL_FLAGS or entry.external_attr & 0xFFFF
+        if marked or not RECORD_NAME.fullmatch(entry.filename):
             raise ValueError(f"unusual record {entry.filename}")
-        if not RECORD_NAME.fullmatch(entry.filename):
-            raise ValueError(f"unexpected record {entry.filename}")
     records = {entry.filename.split("/", 1)[1]: entry for entry in entries}
-    if len(records) != len(entries) or len({entry.filename.split("/")[0] for entry in entries}) > 1:
-        raise ValueError("two records of one name, or more than one top folder")
+    if len(records) != len(entries) or sum(entry.file_size for entry in entries) > file_size:
+        raise ValueError("two records of one name, or records larger than the file")
     if "data.pkl" not in records or records["data.pkl"].file_size > LARGEST_PICKLE:
         raise ValueError("a zip file without data.pkl, or with a very large one")
-    if sum(entry.file_size for entry in entries) > file_size:
-        raise ValueError("records larger than the file")
     return records
 
 
 def _check_pickle(data: bytes, records: dict[str, zipfile.ZipInfo]) -> None:
+    """Raise ValueError unless the pickle is a dictionary of plain values and of tensors that lie in the records."""
     for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        if number > MOST_OPERATIONS or (
-            operation.name == "LONG_BINPUT" and int(argument or 0) > MOST_OPERATIONS
-        ):
+        places = int(argument) if operation.name == "LONG_BINPUT" and argument else 0
+        if max(number, places) > MOST_OPERATIONS:
             raise ValueError(f"more than {MOST_OPERATIONS} values")
         if not OPERATIONS.fullmatch(operation.name):
             raise ValueError(f"pickle operation {operation.name}")
@@ -170,7 +174,7 @@ class _Inspector(pickle.Unpickler):
 
     def _tensor(self, storage: _Known, offset: int, size: Any, stride: Any, grad: Any, hooks: Any) -> None:
         held, item_size = storage.meaning
-        if len(size) > MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
+        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
             raise ValueError("impossible tensor")
         elements = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
