@@ -2,16 +2,15 @@
 
 `torch.load(weights_only=True)` executes no code, but it believes what a file declares: it reads past the end of a
 record, gives 10 GB to `bytearray(10**10)`, and unpacks what is compressed. So the zip directory and the pickle are
-inspected first, with stand-ins in place of tensors.
+inspected first.
 """
 
-import io
 import math
 import os
-import pickle
 import pickletools
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,18 +19,24 @@ import torch
 from gan.checkpoint_format import damaged, not_plain
 
 ITEM_SIZE = {
-    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
-    "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+    "torch DoubleStorage": 8, "torch FloatStorage": 4, "torch HalfStorage": 2, "torch BFloat16Storage": 2,
+    "torch LongStorage": 8, "torch IntStorage": 4, "torch ShortStorage": 2, "torch CharStorage": 1,
+    "torch ByteStorage": 1, "torch BoolStorage": 1,
 }  # fmt: skip
 """What torch.save calls the storage of a type -> bytes of an element."""
 
-OPERATIONS = re.compile(
-    "PROTO|STOP|MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|BINUNICODE|EMPTY_(LIST|DICT|TUPLE)|APPENDS?"
-    "|SETITEMS?|TUPLE[123]?|(LONG_)?BIN(PUT|GET)|GLOBAL|REDUCE|BUILD|BINPERSID"
-)
-"""All that `torch.save` (pickle protocol 2) needs for containers, numbers, texts and tensors."""
+ORDERED_DICT = "collections OrderedDict"
+TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+KNOWN = {ORDERED_DICT, TENSOR, PARAMETER, *ITEM_SIZE}
+"""All that a pickle may name."""
+
+POPPED = {
+    "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1, "REDUCE": 2, "BUILD": 1,
+}  # fmt: skip
+"""Operation of a pickle -> values that it takes from the stack."""
 
 MOST_OPERATIONS = 1_000_000  # of the pickle; a CycleGAN with both Adam states has about 50,000
+MOST_DIMENSIONS = 64
 LARGEST_PICKLE, LARGEST_DIRECTORY = 2**26, 2**23  # bytes
 RECORD_NAME = re.compile(
     r"[^/]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+)"
@@ -50,7 +55,10 @@ def read_zip_pickle(path: Path, *, checksums: bool) -> dict[str, Any]:
             _check_end(file)
             archive = zipfile.ZipFile(file)
             records = _check_directory(archive, path.stat().st_size)
-            _check_pickle(archive.read(records["data.pkl"]), records)
+            content = _Inspector(records).follow(archive.read(records["data.pkl"]))
+            if not isinstance(content, dict):
+                raise ValueError("not a dictionary")
+            _count(content, {})
             if checksums and (bad := archive.testzip()):
                 raise zipfile.BadZipFile(f"checksum mismatch in {bad}")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -96,20 +104,6 @@ def _check_directory(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipf
     return records
 
 
-def _check_pickle(data: bytes, records: dict[str, zipfile.ZipInfo]) -> None:
-    """Raise ValueError unless the pickle is a dictionary of plain values and of tensors that lie in the records."""
-    for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        places = int(argument) if operation.name == "LONG_BINPUT" and argument else 0
-        if max(number, places) > MOST_OPERATIONS:
-            raise ValueError(f"more than {MOST_OPERATIONS} values")
-        if not OPERATIONS.fullmatch(operation.name):
-            raise ValueError(f"pickle operation {operation.name}")
-    content = _Inspector(data, records).load()
-    if not isinstance(content, dict):
-        raise ValueError("not a dictionary")
-    _count(content, {})
-
-
 def _count(value: Any, counts: dict[int, int]) -> int:
     """Values in a container, those that stand in several places counted in each. Raises ValueError for too many."""
     if not isinstance(value, dict | list | tuple):
@@ -123,64 +117,125 @@ def _count(value: Any, counts: dict[int, int]) -> int:
     return counts[id(value)]
 
 
-class _Known:
-    """Stands for a name in the pickle or for a storage."""
-
-    def __init__(self, meaning: Any) -> None:
-        self.meaning = meaning
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.meaning(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError("broken pickle")  # else a pickle could set any attribute
+@dataclass(frozen=True)
+class _Global:
+    name: str  # "module name"
 
 
-class _OrderedDict(dict[Any, Any]):
-    def __setstate__(self, state: Any) -> None:
-        """`_metadata` of a state_dict, which nobody needs."""
+@dataclass(frozen=True)
+class _Storage:
+    elements: int
+    item_size: int  # bytes
 
 
-class _Inspector(pickle.Unpickler):
-    """Follows the pickle with stand-ins: nothing is imported, and nothing but the methods below is called."""
+class _Inspector:
+    """Follows a pickle with stand-ins: nothing is imported or called, and no operation takes long.
 
-    def __init__(self, data: bytes, records: dict[str, zipfile.ZipInfo]) -> None:
-        super().__init__(io.BytesIO(data))
+    It knows the operations that `torch.save` (pickle protocol 2) needs for containers, numbers, texts and tensors.
+    """
+
+    def __init__(self, records: dict[str, zipfile.ZipInfo]) -> None:
         self._records = records
         self._types: dict[str, str] = {}  # of the storages
         self._budget = 2 * sum(record.file_size for record in records.values())  # bytes that all tensors show
 
-    def find_class(self, module: str, name: str) -> _Known:
-        known = {
-            "collections OrderedDict": _OrderedDict,
-            "torch._utils _rebuild_tensor_v2": self._tensor,
-            "torch._utils _rebuild_parameter": lambda tensor, requires_grad, hooks: tensor,
-            **{f"torch {storage}": storage for storage in ITEM_SIZE},
-        }
-        if f"{module} {name}" not in known:
-            raise ValueError(f"names {module}.{name}")
-        return _Known(known[f"{module} {name}"])
+    def follow(self, data: bytes) -> Any:
+        """What the pickle makes; None for each tensor, bool and None. Any error means that it is broken."""
+        stack: list[Any] = []
+        below: list[list[Any]] = []  # the stack under each open mark
+        memo: dict[Any, Any] = {}
+        for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
+            if number > MOST_OPERATIONS:
+                raise ValueError(f"more than {MOST_OPERATIONS} values")
+            name = operation.name
+            if name in ("TUPLE", "APPENDS", "SETITEMS"):
+                values, stack = stack, below.pop()
+            else:
+                values = [stack.pop() for _ in range(POPPED.get(name, 0))][::-1]
+            match name:
+                case "PROTO" | "STOP":
+                    pass
+                case "MARK":
+                    below.append(stack)
+                    stack = []
+                case (
+                    "NONE"
+                    | "NEWTRUE"
+                    | "NEWFALSE"
+                    | "BININT"
+                    | "BININT1"
+                    | "BININT2"
+                    | "LONG1"
+                    | "BINFLOAT"
+                    | "BINUNICODE"
+                ):
+                    stack.append(argument)
+                case "EMPTY_LIST":
+                    stack.append([])
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    stack.append(tuple(values))
+                case "APPEND" | "APPENDS":
+                    stack[-1].extend(values)
+                case "SETITEM" | "SETITEMS":
+                    if any(
+                        type(key) not in (str, int) for key in values[::2]
+                    ):  # a tuple may take for ever to hash
+                        raise ValueError("a key that is neither a text nor a whole number")
+                    stack[-1].update(zip(values[::2], values[1::2], strict=True))
+                case "BINPUT" | "LONG_BINPUT":
+                    memo[argument] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "GLOBAL":
+                    if argument not in KNOWN:
+                        raise ValueError(f"names {str(argument).replace(' ', '.')}")
+                    stack.append(_Global(argument))
+                case "BINPERSID":
+                    stack.append(self._storage(*values[0]))
+                case "REDUCE":
+                    stack.append(self._call(values[0], values[1]))
+                case "BUILD":
+                    stack[-1].keys()  # of an OrderedDict: `_metadata` of a state_dict, which nobody needs
+                case _:
+                    raise ValueError(f"pickle operation {name}")
+        [content] = stack
+        return content
 
-    def persistent_load(self, identity: Any) -> _Known:
-        """("storage", type, key, location, elements): the record must hold exactly that many elements."""
-        kind, storage, key, _, elements = identity
-        item_size = ITEM_SIZE[self._types.setdefault(str(key), storage.meaning)]
-        held = self._records[f"data/{key}"].file_size
-        if kind != "storage" or storage.meaning != self._types[str(key)]:
+    def _storage(self, kind: str, storage: _Global, key: str, location: str, elements: int) -> _Storage:
+        """A storage: its record must hold exactly that many elements, each time that it is named."""
+        if (
+            kind != "storage"
+            or type(key) is not str
+            or self._types.setdefault(key, storage.name) != storage.name
+        ):
             raise ValueError("broken pickle")
+        item_size = ITEM_SIZE[storage.name]
+        held = self._records[f"data/{key}"].file_size
         if type(elements) is not int or held != elements * item_size:
             raise ValueError(f"storage {key} declares {elements} elements and holds {held} bytes")
-        return _Known((elements, item_size))
+        return _Storage(elements, item_size)
 
-    def _tensor(self, storage: _Known, offset: int, size: Any, stride: Any, grad: Any, hooks: Any) -> None:
-        held, item_size = storage.meaning
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
+    def _call(self, called: _Global, arguments: tuple[Any, ...]) -> Any:
+        if called.name == ORDERED_DICT and not arguments:
+            return {}
+        if called.name == TENSOR:
+            return self._check_tensor(*arguments)
+        if called.name == PARAMETER:
+            return arguments[0]
+        raise ValueError("broken pickle")
+
+    def _check_tensor(
+        self, storage: _Storage, offset: int, size: Any, stride: Any, grad: bool, hooks: Any
+    ) -> None:
+        if len(size) > MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
             raise ValueError("impossible tensor")
         elements = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         # a stride of 0 shows one element many times: harmless to map, a bomb once it is copied
-        if elements > held or (elements and last >= held):
-            raise ValueError(f"a tensor of {elements} elements in a storage of {held}")
-        self._budget -= elements * item_size
+        if elements > storage.elements or (elements and last >= storage.elements):
+            raise ValueError(f"a tensor of {elements} elements in a storage of {storage.elements}")
+        self._budget -= elements * storage.item_size
         if self._budget < 0:
             raise ValueError("tensors that show more than twice what the file holds")
