@@ -107,7 +107,7 @@ def load_file(path: Path) -> dict[str, Any]:
         raise UserError(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def checkpoint_digest(path: Path) -> str:
+def checkpoint_hash(path: Path) -> str:
     """SHA-256 that identifies what a checkpoint holds, 64 hexadecimal digits: the one that it or its sidecar carries.
 
     A `.pt` file without a sidecar is hashed. Raises UserError for a file that is not a checkpoint; OSError.

@@ -31,11 +31,7 @@ TYPES = {
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 LONGEST_TEXT = 4096  # characters that stand in the header; longer texts become tensors of bytes
-
-
-def largest_header(file_size: int) -> int:
-    """Bytes that a header may have. Reading JSON takes up to 70 times its size, so this bounds the memory."""
-    return 2**21 + file_size // 64
+LARGEST_HEADER = 2**21  # bytes; reading JSON takes up to 70 times its size, so this bounds the memory
 
 
 def not_plain(path: Path, found: str) -> UserError:
@@ -70,7 +66,7 @@ def encode(state: dict[str, Any], *, step: int, epoch: int) -> tuple[bytes, list
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > largest_header(end):
+    if len(text) > LARGEST_HEADER:
         raise ValueError(f"a state of {len(text)} bytes without its tensors is too large to be saved")
     return len(text).to_bytes(8, "little") + text, list(tensors.values())
 
@@ -90,7 +86,7 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
         length = int.from_bytes(file.read(8), "little")
         if size > 8 and file.read(1) != b"{":
             raise not_plain(path, "neither a safetensors nor a zip file")
-        if size > 8 and length > largest_header(size):
+        if size > 8 and length > LARGEST_HEADER:
             raise not_plain(path, f"a header of {length} bytes in a file of {size} bytes")
         if size < 8 + length or size <= 8:
             raise damaged(path, f"incomplete: {size} of more than {8 + length} bytes")

@@ -30,10 +30,15 @@ TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_pa
 KNOWN = {ORDERED_DICT, TENSOR, PARAMETER, *ITEM_SIZE}
 """All that a pickle may name."""
 
+CONSTANTS = {
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+}  # fmt: skip
+"""Operations of a pickle that put one plain value on the stack."""
+
 POPPED = {
     "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1, "REDUCE": 2, "BUILD": 1,
 }  # fmt: skip
-"""Operation of a pickle -> values that it takes from the stack."""
+"""Operation -> values that it takes from the stack."""
 
 MOST_OPERATIONS = 1_000_000  # of the pickle; a CycleGAN with both Adam states has about 50,000
 MOST_DIMENSIONS = 64
@@ -158,17 +163,7 @@ class _Inspector:
                 case "MARK":
                     below.append(stack)
                     stack = []
-                case (
-                    "NONE"
-                    | "NEWTRUE"
-                    | "NEWFALSE"
-                    | "BININT"
-                    | "BININT1"
-                    | "BININT2"
-                    | "LONG1"
-                    | "BINFLOAT"
-                    | "BINUNICODE"
-                ):
+                case _ if name in CONSTANTS:
                     stack.append(argument)
                 case "EMPTY_LIST":
                     stack.append([])
@@ -179,9 +174,8 @@ class _Inspector:
                 case "APPEND" | "APPENDS":
                     stack[-1].extend(values)
                 case "SETITEM" | "SETITEMS":
-                    if any(
-                        type(key) not in (str, int) for key in values[::2]
-                    ):  # a tuple may take for ever to hash
+                    # a tuple may take for ever to hash
+                    if any(type(key) not in (str, int) for key in values[::2]):
                         raise ValueError("a key that is neither a text nor a whole number")
                     stack[-1].update(zip(values[::2], values[1::2], strict=True))
                 case "BINPUT" | "LONG_BINPUT":
@@ -205,11 +199,8 @@ class _Inspector:
 
     def _storage(self, kind: str, storage: _Global, key: str, location: str, elements: int) -> _Storage:
         """A storage: its record must hold exactly that many elements, each time that it is named."""
-        if (
-            kind != "storage"
-            or type(key) is not str
-            or self._types.setdefault(key, storage.name) != storage.name
-        ):
+        known_type = self._types.setdefault(key, storage.name) if type(key) is str else None
+        if kind != "storage" or known_type != storage.name:
             raise ValueError("broken pickle")
         item_size = ITEM_SIZE[storage.name]
         held = self._records[f"data/{key}"].file_size

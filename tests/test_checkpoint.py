@@ -17,7 +17,7 @@ from training_support import write_first_format
 import gan
 from datasets.errors import UserError
 from gan.checkpoint import (
-    checkpoint_digest,
+    checkpoint_hash,
     list_checkpoints,
     load_checkpoint,
     load_file,
@@ -122,7 +122,7 @@ def test_a_file_describes_itself(tmp_path: Path) -> None:
     metadata = header["__metadata__"]
     assert (metadata["format"], metadata["version"]) == ("2", gan.__version__)
     assert (metadata["step"], metadata["epoch"]) == ("412", "103")
-    assert metadata["sha256"] == checkpoint_digest(path) != checkpoint_digest(save(tmp_path, 416))
+    assert metadata["sha256"] == checkpoint_hash(path) != checkpoint_hash(save(tmp_path, 416))
     assert header["w"]["shape"] == [3, 4]
     changes = (Path(__file__).resolve().parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\n## {gan.__version__}\n" in changes
@@ -133,10 +133,10 @@ def test_the_digest_depends_on_all_that_is_in_a_file(tmp_path: Path) -> None:
         {"w": torch.zeros(4)}, {"v": torch.zeros(4)}, {"w": torch.zeros(2, 2)}, {"w": torch.zeros(4).int()},
         {"w": torch.ones(4)}, {"w": torch.zeros(4), "n": 1}, {"w": torch.zeros(4), "n": 1.0},
     ]  # fmt: skip
-    digests = {checkpoint_digest(save_checkpoint(tmp_path, s, step=1, epoch=0, keep=1)) for s in states}
+    digests = {checkpoint_hash(save_checkpoint(tmp_path, s, step=1, epoch=0, keep=1)) for s in states}
     assert len(digests) == len(states)
     again = save_checkpoint(tmp_path / "again", states[0], step=1, epoch=0, keep=1)
-    assert checkpoint_digest(again) in digests
+    assert checkpoint_hash(again) in digests
 
 
 # --- what is kept
@@ -267,13 +267,13 @@ def test_runs_of_the_first_format(tmp_path: Path, capsys) -> None:
         old = write_first_format(tmp_path, {"w": torch.full((3, 4), float(step))}, step=step, epoch=step // 4)
     assert [(info.step, info.epoch) for info in list_checkpoints(tmp_path)] == [(8, 2), (4, 1)]
     assert (loaded(tmp_path), loaded(tmp_path, 1), capsys.readouterr().err) == (8, 4, "")
-    assert checkpoint_digest(old) in old.with_name(old.name + ".sha256").read_text()
+    assert checkpoint_hash(old) in old.with_name(old.name + ".sha256").read_text()
     data = old.read_bytes()
     old.write_bytes(data[:-1] + b"\1")
     assert loaded(tmp_path) == 4
     assert f"{old.name} checksum mismatch" in capsys.readouterr().err
     sidecar = old.with_name(old.name + ".sha256")
-    sidecar.write_text(f"{'0' * 64}  {old.name}\n# replaces: {checkpoint_digest(old)} 3\n")
+    sidecar.write_text(f"{'0' * 64}  {old.name}\n# replaces: {checkpoint_hash(old)} 3\n")
     with pytest.raises(UserError, match="checksum mismatch"):
         load_file(old)
     old.write_bytes(data)
