@@ -119,10 +119,9 @@ def checkpoint_hash(path: Path) -> str:
 
 
 def remove_uncommitted(folder: Path) -> None:
-    """Remove what a killed save left: temporary files, checkpoints newer than the one `latest.json` names (but
-    not the best), sidecars without their file. Only for the training that holds the run's lock.
+    """Remove what a killed save left: checkpoints newer than the one `latest.json` names (but not the best), sidecars
+    without their file. Only for the training that holds the run's lock.
     """
-    remove_leftovers(folder)
     with contextlib.suppress(UserError):  # a damaged pointer: nothing tells which were complete
         _delete_others(folder, _step(_read_pointer(folder / LATEST)), keep=10**9)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from datasets.check import changes
 from datasets.errors import UserError, printable, say
+from datasets.files import remove_leftovers
 from gan.checkpoint import list_checkpoints, load_checkpoint, remove_uncommitted
 from gan.options import ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.run import MetricsLog, RunFolder, refuse_changes
@@ -19,6 +20,8 @@ def resume(
 
     Raises UserError, unless --override is given, where options or data differ in what is trained.
     """
+    for folder in (run.path, *run.path.rglob("*/")):  # samples and the page too
+        remove_leftovers(folder)
     if not list_checkpoints(run.path):
         say(f"no checkpoint in {run.path} yet: starting from the beginning")
         log.truncate(0)

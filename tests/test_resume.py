@@ -96,6 +96,8 @@ def test_stopped_at_the_end_of_an_epoch(
     model: str, data: Data, tmp_path: Path, uninterrupted: Callable[..., Path]
 ) -> None:
     assert train(*flags(model, data, tmp_path, 2)).code == 0
+    [sample, *_] = (tmp_path / "r").rglob("grid.png")
+    sample.with_name(".grid.png.0123456789ab.tmp").write_text("left by a kill")
     go_on(tmp_path, EPOCHS)
     assert_as_if_never_stopped(tmp_path / "r", uninterrupted(model))
     [event] = [line for line in records(tmp_path / "r") if line["kind"] == "event"]
