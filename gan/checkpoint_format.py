@@ -55,7 +55,7 @@ def encode(state: dict[str, Any], *, step: int, epoch: int) -> tuple[bytes, list
     content = packer.pack(state, "")
     metadata = {
         "format": str(FORMAT), "version": __version__, "step": str(step), "epoch": str(epoch),
-        "state": json.dumps([content, packer.strides], separators=(",", ":")),
+        "state": json.dumps([content, packer.strides], separators=(",", ":"), allow_nan=False),
     }  # fmt: skip
     # elements are aligned to their size if the largest come first
     tensors = dict(sorted(packer.tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
