@@ -159,7 +159,7 @@ def with_state(path: Path, state: str, w: torch.Tensor | None = None, **values: 
     return with_header(path, json.dumps(header).encode(), data)
 
 
-ONE = torch.ones(2, 3)
+ONE = torch.arange(6, dtype=torch.int32).view(torch.float32).reshape(2, 3)  # bytes that are a text too
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,7 @@ ONE = torch.ones(2, 3)
         "NaN",
         '[{"dict": [["a", {"tensor": "v"}]]}, {}]',
         '[{"dict": [["a", {"text": "v"}]]}, {}]',
+        '[{"dict": [["a", {"text": "w"}], ["b", {"text": "w"}]]}, {}]',  # texts could grow by being named often
         '[{"dict": [["a"]]}, {}]',
         '[{"dict": [[[], 1]]}, {}]',
         '[{"dict": [[{}, 1]]}, {}]',
@@ -188,7 +189,7 @@ ONE = torch.ones(2, 3)
         '[{"dict": []}, {"w": 7}]',
         '[{"dict": []}, {"v": [3, 1]}]',
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_a_state_that_makes_no_sense_is_refused(tmp_path: Path, state: str) -> None:
     assert "not a plain-tensor checkpoint, refused" in refusal(
