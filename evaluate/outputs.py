@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from datasets.files import require_writable, sha256_of, write_atomically
+from datasets.files import require_writable, write_atomically
 from evaluate.pictures import Picture
-from gan.checkpoint_file import read_sidecar
+from gan.checkpoint import checkpoint_hash
 from gan.state import forked_random_state
 from gan.translate import Translator, output_names, translate_pictures
 
@@ -71,12 +71,6 @@ def _maker(translator: Translator, mode: str) -> str:
     """Identifies the network and how it is run: 64 hex digits."""
     made_by = [VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
     return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
-
-
-def checkpoint_hash(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint: its sidecar's, else computed."""
-    sidecar = read_sidecar(checkpoint)
-    return sidecar.sha256 if sidecar else sha256_of(checkpoint)
 
 
 def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:

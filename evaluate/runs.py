@@ -8,9 +8,10 @@ from typing import Literal
 from datasets.errors import UserError
 from datasets.layouts import Sources, find_sources
 from evaluate.metrics import Comparison
-from evaluate.outputs import checkpoint_hash, make_outputs
+from evaluate.outputs import make_outputs
 from evaluate.pictures import Picture, pictures_of, pictures_of_side
 from evaluate.protocol import Protocol
+from gan.checkpoint import checkpoint_hash
 from gan.options import TrainOptions, channels, stored_dict
 from gan.run import RunFolder
 from gan.translate import Translator, load_translator

@@ -8,11 +8,10 @@ from datasets.errors import UserError
 from evaluate.command import weights_for
 from evaluate.metrics import FLAGS
 from evaluate.options import EvaluateOptions
-from evaluate.outputs import checkpoint_hash
 from evaluate.pictures import pictures_of, set_hash
 from evaluate.runs import RunChoice, protocol_of, test_sides
 from evaluate.table3_results import outputs_of
-from gan.checkpoint import load_checkpoint
+from gan.checkpoint import checkpoint_hash, load_checkpoint
 from gan.options import TrainOptions
 from gan.translate import output_names
 

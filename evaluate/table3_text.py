@@ -60,7 +60,7 @@ def progress(training: Training, checkpoints_dir: Path) -> int:
     from gan.checkpoint import list_checkpoints
 
     found = list_checkpoints(checkpoints_dir / training.name)
-    return found[0].epoch if found else 0
+    return found[0].epoch or 0 if found else 0
 
 
 def seconds_per_step(flags: Sequence[str], device: str) -> float:

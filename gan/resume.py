@@ -4,11 +4,12 @@ import dataclasses
 
 from datasets.check import changes
 from datasets.errors import UserError, printable, say
-from gan.checkpoint import list_checkpoints, load_checkpoint
+from datasets.files import remove_leftovers
+from gan.checkpoint import list_checkpoints, load_checkpoint, remove_uncommitted
 from gan.options import ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.run import MetricsLog, RunFolder, refuse_changes
 from gan.setup import TrainingData
-from gan.state import Position, check_format, describe_difference, restore
+from gan.state import Position, check_format, describe_difference, refuse_malformed, restore
 from gan.step import Trainer
 
 
@@ -19,16 +20,21 @@ def resume(
 
     Raises UserError, unless --override is given, where options or data differ in what is trained.
     """
+    for folder in (run.path, *run.path.rglob("*/")):  # samples and the page too
+        remove_leftovers(folder)
     if not list_checkpoints(run.path):
         say(f"no checkpoint in {run.path} yet: starting from the beginning")
         log.truncate(0)
         return Position()
+    remove_uncommitted(run.path)
     state, path = load_checkpoint(run.path, "last")
     check_format(state, str(path))
     saved, wanted = stored_dict(from_dict(state["options"])), stored_dict(options)
     override = options.run.override  # the checkpoint decides: anybody can edit options.yaml
     refuse_changes(run, changes_that_matter(saved, wanted), override, "options")
-    if change := changes(state["data"].split("\0"), data.report.listing):
+    with refuse_malformed(str(path)):
+        change = changes(state["data"].split("\0"), data.report.listing)
+    if change:
         refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
     try:
         position = restore(trainer, state, str(path))

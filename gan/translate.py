@@ -18,7 +18,7 @@ from datasets.images import ImageInfo, WantedRange, inspect_image, save_png, to_
 from gan.checkpoint import load_checkpoint
 from gan.options import TrainOptions, channels, from_dict, value_range
 from gan.setup import generators
-from gan.state import check_format, load_network
+from gan.state import check_format, load_network, refuse_malformed
 from gan.step import Placement, find_device
 
 Direction = Literal["AtoB", "BtoA"]
@@ -87,7 +87,8 @@ def load_translator(
     )  # this machine's, not the one it was trained on
     direction = direction or options.data.direction
     name = _generator_name(options, direction)
-    network = generators(options)[name]
+    with refuse_malformed(str(path)):
+        network = generators(options)[name]
     load_network(network, state["networks"].get(name, {}), where=f"{path}: {name}", check_finite=True)
     placement = Placement(find_device(device))
     placement.put_network(network).train(test_mode == "train")

@@ -102,7 +102,7 @@ def test_the_files_of_a_run(trained: Path) -> None:
     run = trained / "r"
     expected = {
         "options.yaml", "metrics.jsonl", "run.lock", "index.html", "page", "samples", "latest.json", "best.json",
-        "ckpt-00000006.pt", "ckpt-00000006.pt.sha256",
+        "ckpt-00000006.safetensors",
     }  # fmt: skip
     there = {path.name for path in run.iterdir()}
     assert expected <= there
@@ -146,8 +146,8 @@ def test_best_is_the_epoch_of_the_smallest_distance(trained: Path) -> None:
 def test_saves_between_epochs(aligned: Path, tmp_path: Path) -> None:
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 1, "--save_step_freq", 1, "--keep", 9)
     assert outcome.code == 0, outcome.err
-    assert sorted(path.name for path in (tmp_path / "r").glob("ckpt-*.pt")) == [
-        f"ckpt-{step:08d}.pt" for step in (1, 2, 3)
+    assert sorted(path.name for path in (tmp_path / "r").glob("ckpt-*.safetensors")) == [
+        f"ckpt-{step:08d}.safetensors" for step in (1, 2, 3)
     ]
 
 
@@ -327,7 +327,8 @@ def test_a_run_in_use_is_refused_and_stays_locked(aligned: Path, tmp_path: Path,
     with RunFolder(runs / "r").lock():
         outcome = go_on(runs, "--n_epochs", 3)
         assert outcome.code == 2 and holder in outcome.error
-    fresh = RunFolder.create(tmp_path / "fresh", "r")
+    fresh = RunFolder.at(tmp_path / "fresh", "r")
+    fresh.path.mkdir(parents=True)
     with fresh.lock():  # the other one is about to start: nothing is in its folder yet
         outcome = pix2pix(aligned, tmp_path / "fresh", "--n_epochs", 1)
         assert outcome.code == 2 and holder in outcome.error
@@ -365,7 +366,7 @@ def test_a_training_that_does_not_start_leaves_no_folder(
 def test_too_little_space_is_told_before_training(
     aligned: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = (trained / "r" / "ckpt-00000006.pt").stat().st_size
+    size = (trained / "r" / "ckpt-00000006.safetensors").stat().st_size
     tensors = 3 * 4 * sum(p.numel() for p in load_networks(aligned, tmp_path)["G"].parameters())
     assert tensors < size
     monkeypatch.setattr("gan.run.free_space", lambda _: 2 * tensors)  # less with the discriminator
@@ -427,7 +428,7 @@ def test_weights_that_are_no_numbers_are_never_saved(runs: Path, monkeypatch: py
 @pytest.fixture
 def small_files(runs: Path) -> Iterator[None]:
     """No file may be as large as a checkpoint."""
-    size = (runs / "r" / "ckpt-00000006.pt").stat().st_size
+    size = (runs / "r" / "ckpt-00000006.safetensors").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
     yield
@@ -584,7 +585,7 @@ def test_a_viewer_can_ask_to_save_sample_and_stop(
     assert "stopped after epoch 1, as asked" in outcome.out and "--continue_train" in outcome.out
     steps = [line["step"] for line in records(tmp_path / "r") if line["kind"] == "samples"]
     assert steps == [1, 3]
-    assert (tmp_path / "r" / "ckpt-00000001.pt").exists()
+    assert (tmp_path / "r" / "ckpt-00000001.safetensors").exists()
 
 
 def test_metrics_of_the_caller_choose_the_best(aligned: Path, tmp_path: Path) -> None:
