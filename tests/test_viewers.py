@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from visdom_support import FakeRun, train_record
 
-from gan.viewers import RunInfo, Viewer, Viewers, public_options
+from gan.viewers import RunInfo, Viewer, Viewers, public_options, read_options, read_records
 from gan.viewers.console import Console, duration
-from gan.viewers.history import read_options, read_records
 from gan.viewers.report_page import Figure, Table, make_report_page, thinned
 from gan.viewers.samples import columns_for, save_samples
 
@@ -66,7 +65,7 @@ def test_a_failing_viewer_is_dropped_with_one_line_and_the_others_go_on(broken, 
     assert bad.calls.count(broken) == 1 + (broken == "close"), "once, and close once more to let go"
     assert good.calls == ["start"] + ["record", "samples", "commands"] * 3 + ["close"]
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["warning: Log stopped: the disk is full (training goes on without it)"]
+    assert lines == ["warning: Log stopped: the disk is full (training continues without it)"]
 
 
 def test_records_so_far_reach_every_viewer_though_they_are_read_once():

@@ -72,8 +72,8 @@ def as_curves(points: dict[str, list]) -> dict[str, dict[int, float]]:
 def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training_goes(tmp_path, monkeypatch):
     """Its slider stands at the end, where a shorter list or another pane would turn the page blank."""
     monkeypatch.setattr("gan.viewers.visdom_panes.BLOCK", 4)
-    monkeypatch.setattr("gan.viewers.visdom_sender.PAUSE", 0.1)
-    monkeypatch.setattr("gan.viewers.visdom_sender.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("gan.viewers.visdom.PAUSE", 0.1)
+    monkeypatch.setattr("gan.viewers.visdom.LONGEST_PAUSE", 0.1)
     run = FakeRun(tmp_path, "long")
     errors: list[str] = []
     with real_server(tmp_path / "server") as server, chromium() as browser:
@@ -82,7 +82,7 @@ def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.on("pageerror", lambda error: errors.append(str(error)))
         wait_until(lambda: server.shows("long", "controls"))
-        page.goto(server.client.address.page("long"))
+        page.goto(server.address.page("long"))
         for step in range(1, 31):
             viewers.record(run.keep(train_record(step)))
             viewers.samples(*run.samples(step))
@@ -110,9 +110,9 @@ def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
             "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port),
         )  # fmt: skip
         try:
-            wait_until(lambda: "seen" in json.loads(server.client.post("env_state", {})), 60)
+            wait_until(lambda: "seen" in server.ask("env_state"), 60)
             page = browser.new_page(viewport={"width": 1500, "height": 1300})
-            page.goto(server.client.address.page("seen"))
+            page.goto(server.address.page("seen"))
             seen: dict[int, list] = {}
 
             def three_epochs() -> bool:

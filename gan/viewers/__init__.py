@@ -1,7 +1,7 @@
 """What shows a training while it runs: one small protocol, and a fan-out that no failing viewer can stop.
 
 A viewer receives what `metrics.jsonl` receives, one dict a line, and the paths of the sample pictures. It may
-raise from any method: `Viewers` then drops it with one warning and training goes on.
+raise from any method: `Viewers` then drops it with one warning, and training continues.
 """
 
 import contextlib
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from datasets.errors import say
+from gan.run import read_records as read_log
 
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
@@ -34,7 +37,7 @@ class RunInfo:
 
 
 class Viewer:
-    """One way to watch a run. Implementations override what they need; a method that raises costs the seat."""
+    """One way to watch a run. Implementations override what they need. A viewer that raises is dropped."""
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         """Begin; `records` is what metrics.jsonl already holds (empty unless the run is resumed)."""
@@ -104,9 +107,30 @@ class Viewers:
             except Exception as error:  # a viewer is never worth a training
                 self._viewers.remove(viewer)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                say(f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training goes on without it)")
+                say(
+                    f"warning: {type(viewer).__name__} stopped: {reason[:200]} (training continues without it)"
+                )
                 with contextlib.suppress(Exception):
                     viewer.close()
+
+
+KEYS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event": "message"}
+"""Kind of record -> the key it must have to be shown."""
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
+    records = read_log(folder / "metrics.jsonl")
+    return [record for record in records if KEYS.get(record.get("kind", ""), "no such key") in record]
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options of FOLDER/options.yaml, flat; empty if there is no readable file."""
+    try:
+        options = yaml.safe_load((folder / "options.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return options if isinstance(options, dict) else {}
 
 
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:

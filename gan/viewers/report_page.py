@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gan.viewers import GRID, Record, public_options
-from gan.viewers.history import read_options, read_records
+from gan.viewers import GRID, Record, public_options, read_options, read_records
 from gan.viewers.page import epochs_of, subtitle
 from gan.viewers.web import embed, escape, fill
 

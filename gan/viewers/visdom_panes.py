@@ -4,16 +4,21 @@ Names and shape of the messages are those of Visdom's JSON interface (`events` m
 """
 
 import base64
+import contextlib
 import html
 import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options
+
+if TYPE_CHECKING:  # it imports the visdom package
+    from gan.viewers.visdom_client import VisdomClient
 
 Message = dict[str, Any]
 
@@ -67,30 +72,30 @@ class CurvePane:
         self.title = title
         self.curves: dict[str, Curve] = {}
 
-    def message(self, env: str) -> tuple[str, Message] | None:
+    def message(self) -> tuple[str, Message] | None:
         """Endpoint and message that bring the server's pane up to date; None if it is."""
         if all(curve.sent == len(curve.x) for curve in self.curves.values()):
             return None
         if any(curve.sent == 0 for curve in self.curves.values()):
             return "events", {
-                **self._common(env, whole=True),
+                **self._common(whole=True),
                 "layout": self._layout(),
                 "opts": self._options(),
             }
-        return "update", {**self._common(env, whole=False), "append": True, "layout": {}, "opts": {}}
+        return "update", {**self._common(whole=False), "append": True, "layout": {}, "opts": {}}
 
     def was_sent(self, done: bool = True) -> None:
         for curve in self.curves.values():
             curve.sent = len(curve.x) if done else 0
 
-    def _common(self, env: str, whole: bool) -> Message:
+    def _common(self, whole: bool) -> Message:
         data = []
         for name, curve in self.curves.items():
             start = 0 if whole else curve.sent
             data.append(
                 {"x": curve.x[start:], "y": curve.y[start:], "name": name, "type": "scatter", "mode": "lines"}
             )
-        return {"win": self.name, "eid": env, "data": data}
+        return {"win": self.name, "data": data}
 
     def _options(self) -> Message:
         return {"title": self.title, "width": 480, "height": 340}
@@ -116,14 +121,16 @@ class Board:
     ever more slowly: a page that is open at a moment which is no longer there goes blank.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[Record] = ()) -> None:
         self.panes: dict[str, CurvePane] = {}
         self.newest: Record | None = None  # the last record of samples
-        self.newest_sent = False
         self.history: list[Record] = []  # records of samples in the slider, oldest first
-        self.history_sent = 0
         self.epoch = 0
         self._moments = 0
+        self._closed: set[str] = set()  # curves that somebody closed, and that have no new point yet
+        self.forget_sent()
+        for record in records:
+            self.add(record)
 
     def add(self, record: Record) -> None:
         """Take one record; what is known already changes nothing."""
@@ -156,13 +163,28 @@ class Board:
         """The server has lost everything, or may have."""
         self.newest_sent = False
         self.history_sent = 0
+        self.fixed_sent: set[str] = set()  # panes that never change
         for pane in self.panes.values():
             pane.was_sent(False)
+
+    def forget_pane(self, name: str) -> None:
+        """Somebody closed it. A curve comes back whole with its next point, samples with the next ones only.
+
+        Options and buttons stay away until everything is sent again.
+        """
+        if name == HISTORY:
+            self.history.clear()
+            self.history_sent = 0
+        else:
+            self._closed.add(name)
 
     def _point(self, pane: str, title: str, curve: str, step: int, value: float | None) -> None:
         if pane not in self.panes:
             self.panes[pane] = CurvePane(pane, title)
         self.panes[pane].curves.setdefault(curve, Curve()).add(step, value)
+        if pane in self._closed:
+            self._closed.remove(pane)
+            self.panes[pane].was_sent(False)
 
 
 def loss_pane(loss: str) -> tuple[str, str]:
@@ -180,30 +202,75 @@ def loss_pane(loss: str) -> tuple[str, str]:
     return "losses_other", "other losses"
 
 
+def send_news(client: "VisdomClient", run: RunInfo, board: Board, with_controls: bool) -> None:
+    """Send what the server does not have yet. Raises Unreachable half way.
+
+    The page shows panes in the order in which they came, so a text holds the first place until there are samples.
+    """
+    if board.newest and not board.newest_sent:
+        with contextlib.suppress(OSError):  # its picture is gone: the next one comes soon
+            client.post("events", **samples_message(run, board.newest))
+        board.newest_sent = True
+    if not board.newest and SAMPLES not in board.fixed_sent:
+        client.post(
+            "events", **text_message(SAMPLES, "newest samples", "Here the first samples will appear.")
+        )
+        board.fixed_sent.add(SAMPLES)
+    for pane in board.panes.values():
+        if message := pane.message():
+            client.post(message[0], **message[1])
+            pane.was_sent()
+    if ABOUT not in board.fixed_sent:
+        client.post("events", **about_message(run))
+        board.fixed_sent.add(ABOUT)
+    if with_controls and CONTROLS not in board.fixed_sent:
+        client.post("events", **controls_message())
+        board.fixed_sent.add(CONTROLS)
+    while board.history_sent < len(board.history):
+        try:
+            moment = history_message(run, board.history[board.history_sent])
+        except OSError:  # its picture is gone: the slider has one moment less
+            del board.history[board.history_sent]
+            continue
+        client.post("update" if board.history_sent else "events", **moment)
+        board.history_sent += 1
+
+
+def history_on_server(client: "VisdomClient", board: Board) -> int:
+    """How many moments of our slider the server shows already, as after an outage without a restart."""
+    if not client.win_exists(HISTORY):
+        return 0
+    content = json.loads(client.get_window_data(HISTORY))["content"]
+    ours = [caption_of(record) for record in board.history]
+    newest = content[-1]["caption"] if content else ""
+    return ours.index(newest) + 1 if newest in ours else 0
+
+
 def caption_of(record: Record) -> str:
     """`epoch 3, step 1200: input | fake | target`."""
     kinds = " | ".join(kind for kind in record["pictures"] if kind != GRID)
     return f"epoch {record['epoch']}, step {record['step']}: {kinds}"
 
 
-def samples_message(run: RunInfo, env: str, record: Record) -> tuple[str, Message]:
-    """Endpoint and message for the newest samples. Raises OSError if their picture is gone."""
+def samples_message(run: RunInfo, record: Record) -> Message:
+    """The newest samples. Raises OSError if their picture is gone."""
     content, options = _picture(run, record)
-    data = [{"type": "image", "content": content}]
-    return "events", {
+    return {
         "win": SAMPLES,
-        "eid": env,
-        "data": data,
+        "data": [{"type": "image", "content": content}],
         "opts": {**options, "title": "newest samples"},
     }
 
 
-def history_message(run: RunInfo, env: str, record: Record, first: bool) -> tuple[str, Message]:
-    """Endpoint and message that add one moment to the slider. Raises OSError if its picture is gone."""
+def history_message(run: RunInfo, record: Record) -> Message:
+    """One moment of the slider. Raises OSError if its picture is gone."""
     content, options = _picture(run, record)
-    data = [{"type": "image_history", "content": content}]
-    options = {**options, "title": "samples over time", "height": options["height"] + SLIDER_HEIGHT}
-    return ("events" if first else "update"), {"win": HISTORY, "eid": env, "data": data, "opts": options}
+    options["height"] += SLIDER_HEIGHT
+    return {
+        "win": HISTORY,
+        "data": [{"type": "image_history", "content": content}],
+        "opts": {**options, "title": "samples over time"},
+    }
 
 
 def _picture(run: RunInfo, record: Record) -> tuple[Message, Message]:
@@ -217,17 +284,6 @@ def _picture(run: RunInfo, record: Record) -> tuple[Message, Message]:
     return {"src": source, "caption": caption}, {"caption": caption, "width": width, "height": height}
 
 
-def placeholder_message(env: str) -> tuple[str, Message]:
-    """Holds the first place of the page for the samples that are to come."""
-    data = [{"type": "text", "content": "The first samples appear here once they are drawn."}]
-    return "events", {
-        "win": SAMPLES,
-        "eid": env,
-        "data": data,
-        "opts": {"title": "newest samples", "width": 480, "height": 340},
-    }
-
-
 def jpeg_address(path: Path) -> tuple[str, tuple[int, int]]:
     """A picture file as a `data:` address (uint8 RGB JPEG, quality 90) and its size (width, height)."""
     with Image.open(path) as file:
@@ -238,24 +294,29 @@ def jpeg_address(path: Path) -> tuple[str, tuple[int, int]]:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), picture.size
 
 
-def about_message(run: RunInfo, env: str) -> tuple[str, Message]:
-    """Options and host as a table; every word of it escaped, no password in it."""
-    content = f"<h4>{html.escape(run.name)}</h4>{_lines(run.host)}{_table(public_options(run.options))}"
-    data = [{"type": "text", "content": content}]
-    return "events", {
-        "win": ABOUT,
-        "eid": env,
-        "data": data,
-        "opts": {"title": ABOUT, "width": 480, "height": 340},
-    }
+def about_message(run: RunInfo) -> Message:
+    """Options and host as a table. Every word of it is escaped, and no password is in it."""
+    lines = "".join(f"<div>{html.escape(line)}</div>" for line in run.host.splitlines())
+    rows = (
+        f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in public_options(run.options).items()
+    )
+    return text_message(
+        ABOUT, "about", f"<h4>{html.escape(run.name)}</h4>{lines}<table>{''.join(rows)}</table>"
+    )
 
 
-def controls_message(env: str) -> tuple[str, Message]:
+def text_message(pane: str, title: str, content: str) -> Message:
+    """A pane of HTML."""
+    options = {"title": title, "width": 480, "height": 340}
+    return {"win": pane, "data": [{"type": "text", "content": content}], "opts": options}
+
+
+def controls_message() -> Message:
     """Three buttons, in the order of BUTTONS."""
     buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
-    data = [{"type": "properties", "content": buttons}]
-    options = {"title": CONTROLS, "width": 380, "height": 200}
-    return "events", {"win": CONTROLS, "eid": env, "data": data, "opts": options}
+    options = {"title": "controls", "width": 380, "height": 200}
+    return {"win": CONTROLS, "data": [{"type": "properties", "content": buttons}], "opts": options}
 
 
 def command_of(event: Mapping[str, Any], env: str) -> str | None:
@@ -268,15 +329,3 @@ def command_of(event: Mapping[str, Any], env: str) -> str | None:
     index = event.get("propertyId")
     commands = list(BUTTONS.values())
     return commands[index] if isinstance(index, int) and 0 <= index < len(commands) else None
-
-
-def _lines(text: str) -> str:
-    return "".join(f"<div>{html.escape(line)}</div>" for line in text.splitlines())
-
-
-def _table(options: Mapping[str, Any]) -> str:
-    rows = (
-        f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in options.items()
-    )
-    return f"<table>{''.join(rows)}</table>"
