@@ -110,7 +110,7 @@ def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
             "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port),
         )  # fmt: skip
         try:
-            wait_until(lambda: "seen" in server.ask("env_state"), 60)
+            wait_until(lambda: "seen" in server.ask("env_state") or training.poll() is not None, 200)
             page = browser.new_page(viewport={"width": 1500, "height": 1300})
             page.goto(server.address.page("seen"))
             seen: dict[int, list] = {}
@@ -121,7 +121,7 @@ def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
                     seen.setdefault(shown[0], shown)
                 return len(seen) >= 3
 
-            wait_until(three_epochs, 60)
+            wait_until(three_epochs, 200)
             page.get_by_role("button", name="Stop after this epoch").click()
             printed, _ = training.communicate(timeout=60)
             assert training.returncode == 0 and "stopped after epoch" in printed, printed
