@@ -13,14 +13,14 @@ import requests
 
 from gan.viewers.visdom_server import Address, Unreachable, exchange
 
-sys.modules.setdefault("openTSNE", None)  # Visdom 0.3 would load scikit-learn with it: 20 s
+sys.modules.setdefault("openTSNE", None)  # type: ignore[arg-type]  # Visdom 0.3 would load scikit-learn with it: 20 s
 
 import visdom  # noqa: E402
 
 logging.getLogger("visdom").setLevel(logging.CRITICAL)  # an outage is reported by ours, once
 
 
-class VisdomClient(visdom.Visdom):  # type: ignore[misc]
+class VisdomClient(visdom.Visdom):
     """Sends messages to one environment, and listens for what people do there.
 
     cookie: of the session, from `log_in`. on_event: called with every event of a pane that was posted, in the package's
