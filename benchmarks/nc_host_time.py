@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cuda_ops import launch, normalized_conv2d
+from cuda_ops import normalized_conv2d, nvrtc
 
 PASSES = 20  # between two looks at the clock: about 300 launches, and the driver's queue takes 1024
 SHAPES = {"cpu": (2, 10), "cuda": (16, 16)}  # channels and side of x, both small enough to be done at once
@@ -41,10 +41,10 @@ class CountingLauncher:
     def __init__(self) -> None:
         self.launches = 0
 
-    def bind(self, arguments: launch.Arguments) -> launch.Launch:
+    def bind(self, arguments: nvrtc.Arguments) -> nvrtc.LaunchKernel:
         return self.launch
 
-    def launch(self, kernel: str, grid: launch.Dims, block: launch.Dims) -> None:
+    def launch(self, kernel: str, grid: nvrtc.Dims, block: nvrtc.Dims) -> None:
         self.launches += 1
 
 
@@ -98,7 +98,7 @@ def main() -> int:
     device, stand_in = arguments.device, CountingLauncher()
     torch.set_num_threads(1)
     if device == "cpu":
-        launch.LAUNCHERS["cpu"] = lambda index, unit: stand_in
+        nvrtc.LAUNCHERS["cpu"] = lambda index, unit: stand_in
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU, stand-in for the launches"
     print(f"torch {torch.__version__}, {where}; microseconds of host time per forward + backward pass")
     for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):

@@ -5,9 +5,10 @@ from importlib import metadata
 
 import torch
 
-from cuda_ops.compile import BuildError, architecture_for, cache_folder, compiled, nvrtc_version
 from cuda_ops.cuda import build_failure
-from cuda_ops.launch import Unit
+from cuda_ops.nvrtc import BuildError, Unit, architecture_for, cache_folder, compiled, nvrtc_version
+
+UNIT = Unit(torch.float32, torch.float32, torch.float32, channels_last=False)
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def _cuda() -> str:
     lines = []
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        failure = build_failure("cuda", index, *[torch.float32] * 3, channels_last=False, warn=False)
+        failure = build_failure("cuda", index, False, *UNIT)
         try:
             state = failure or f"available ({architecture_for(capability)})"
         except BuildError as error:
@@ -41,7 +42,7 @@ def _compiler() -> str:
     """Compiling needs no GPU, so it is tried here wherever NVRTC is."""
     try:
         version = nvrtc_version()
-        compiled(Unit(torch.float32, torch.float32, torch.float32, False).definitions(), "sm_90")
+        compiled(UNIT.definitions(), "sm_90")
     except BuildError as error:
         return f"not available: {error}"
     return f"NVRTC {version} works (cuda-bindings {metadata.version('cuda-bindings')})"

@@ -4,8 +4,8 @@ A patch minus its mean sums to zero, so the part of W_o that is constant over th
 
     y[o,p] = (W~ * x)[o,p] / s_p + b_o          W~_o = W_o - mean(W_o)
 
-A constant added to x changes nothing either, so a pivot per image is subtracted first (after padding, since the
-padding zeros belong to the patch); this keeps float32 exact at any input offset. The statistics come from two
+A constant added to x changes nothing either. So a pivot per image is subtracted first, after padding, because the
+padding zeros belong to the patch. This keeps float32 exact at any input offset. The statistics come from two
 one-channel maps, the channel mean m and the channel sum of squared deviations q of every pixel, merged over the
 window (Chan et al. 1979):
 
@@ -14,46 +14,61 @@ window (Chan et al. 1979):
 On a CPU the pivot is left out where the image mean is small against its spread, which saves a copy of x.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cuda_ops.windows import Pair, accumulation_dtype, window_sum, window_sum_transpose
+Activation = Literal["none", "relu", "leaky_relu"]
+IntPair = tuple[int, int]
+Outputs = tuple[Tensor, Tensor, Tensor]  # y, mean and std
+OutputGradients = tuple[
+    Tensor | None, Tensor | None, Tensor | None
+]  # of y, mean and std; None where not used
+InputGradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of x, weight and bias
 
 
-class Geometry(NamedTuple):
-    """The numbers of one call that are not tensors."""
+class ConvParams(NamedTuple):
+    """The arguments of one call that are not tensors."""
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: IntPair
+    padding: IntPair
+    dilation: IntPair
     groups: int
     eps: float
     correction: int
-    activation: str
+    activation: Activation
     negative_slope: float
     compute: torch.dtype  # what the convolution runs in and y comes out as
 
+    def padded_size(self, x: Sequence[int]) -> IntPair:
+        """Height and width of an input of shape `x` with its padding."""
+        return x[2] + 2 * self.padding[0], x[3] + 2 * self.padding[1]
 
-class Upstream(NamedTuple):
-    """Gradients with respect to the three outputs; None where one is not used."""
-
-    y: Tensor | None
-    mean: Tensor | None
-    std: Tensor | None
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # with respect to x, weight, bias
+    def output_size(self, x: Sequence[int], weight: Sequence[int]) -> IntPair:
+        """Height and width of the output for two shapes; not positive where the kernel does not fit."""
+        padded, stride, dilation = self.padded_size(x), self.stride, self.dilation
+        return (
+            (padded[0] - dilation[0] * (weight[2] - 1) - 1) // stride[0] + 1,
+            (padded[1] - dilation[1] * (weight[3] - 1) - 1) // stride[1] + 1,
+        )
 
 
-def normalized_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalized_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """(y, mean, std) as in `cuda_ops.normalized_conv.reference`; memory does not grow with the kernel size."""
-    y, mean, std = _NormalizedConv2d.apply(x, weight, bias, geometry)
+    y, mean, std = _NormalizedConv2d.apply(x, weight, bias, conv)
     return y, mean, std
+
+
+def activate(x: Tensor, activation: Activation, negative_slope: float) -> Tensor:
+    """x of any shape: unchanged (none), rectified (relu), or its negative part times the slope (leaky_relu)."""
+    if activation == "relu":
+        return F.relu(x)
+    if activation == "leaky_relu":
+        return F.leaky_relu(x, negative_slope)
+    return x
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -61,74 +76,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 class _NormalizedConv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, z, pivot, mean, std = _forward(x, weight, bias, g)
-        mask = y if g.activation != "none" else None  # its sign tells which side of the activation was taken
-        ctx.save_for_backward(x, weight, bias, z, pivot, mean, std, mask)
-        ctx.geometry = g
-        ctx.set_materialize_grads(False)
-        return y, mean.clone() if pivot is None else mean + pivot, std
-
-    @staticmethod
-    def backward(
-        ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        upstream, g, needs = Upstream(dy, dmean, dstd), ctx.geometry, ctx.needs_input_grad
-        x, weight, bias, z, pivot, mean, std, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the closed form below cannot be differentiated again
-            gradients = differentiable_backward(needs, x, weight, bias, g, upstream)
-        else:
-            gradients = _backward(needs, x, weight, z, pivot, mean, std, mask, g, upstream)
-        return *gradients, None
-
-
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """(y, z, pivot, mean - pivot, std); plain differentiable torch, shapes (N, O, H', W') and (N, G, ., .)."""
-    kernel = (weight.shape[2], weight.shape[3])
-    entries, positions = weight[0].numel(), kernel[0] * kernel[1]
-    base, padding, m, q, pivot = _base_with_statistics(x, g)
-    z = F.conv2d(
-        base.to(g.compute), _centre(weight).to(g.compute), None, g.stride, padding, g.dilation, g.groups
-    )
-
-    sums = window_sum(torch.cat([m, m.square(), q], 1), kernel, g.stride, g.dilation)
-    sum_m, sum_m2, sum_q = sums.chunk(3, 1)  # (N, G, H', W') each
-    mean = sum_m / positions
-    if positions > 1:  # between the pixels of a window: sum (m - mu)^2
-        sum_q = sum_q + weight.shape[1] * (sum_m2 - positions * mean.square()).clamp_min(0)
-    std = (sum_q / (entries - g.correction) + g.eps).sqrt()
-    mean, std = _cast(mean, statistics_dtype(x)), _cast(std, statistics_dtype(x))
-
-    y = _per_group(z, g.groups) * std.reciprocal().unsqueeze(2)
-    if bias is not None:
-        shift = bias.to(y.dtype).view(g.groups, -1, 1, 1)
-        y = y + shift if torch.is_grad_enabled() else y.add_(shift)
-    y = y.flatten(1, 2)
-    if g.activation == "relu":
-        y = F.relu(y)
-    elif g.activation == "leaky_relu":
-        y = F.leaky_relu(y, g.negative_slope)
-    return _cast(y, g.compute), z, pivot, mean, std
-
-
-def _backward(
-    needs: tuple[bool, ...],
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    pivot: Tensor | None,
-    mean: Tensor,
-    std: Tensor,
-    mask: Tensor | None,
-    g: Geometry,
-    upstream: Upstream,
-) -> Gradients:
-    """The closed form, with r = 1/s, z = W~ * x and T the transposed window sum:
+    """Backward is the closed form, with r = 1/s, z = W~ * x and T the transposed window sum:
 
     dz = r dy        dW = centred(conv weight gradient of (x, dz))        db = sum dy
     t_p = d_s - r^2 sum_o(dy z)        a_p = t_p r / (n - correction)
@@ -136,79 +84,120 @@ def _backward(
 
     x and mu may both lack the pivot: x A - B does not change.
     """
-    dy, dmean, t = upstream
-    kernel, entries = (weight.shape[2], weight.shape[3]), weight[0].numel()
-    wide = statistics_dtype(x)
-    r = std.reciprocal()
-    dx = dw = db = dz = None
-    if dy is not None:
-        if mask is not None:
-            slope = g.negative_slope if g.activation == "leaky_relu" else 0.0
-            dy = torch.where(mask > 0, dy, dy * slope)
-        if needs[2]:
-            db = dy.sum((0, 2, 3), dtype=wide).to(weight.dtype)
-        dy_groups = _per_group(dy.to(wide), g.groups)  # (N, G, O/G, H', W')
-        projection = (dy_groups * _per_group(z, g.groups)).sum(2).mul_(r.square())
-        t = -projection if t is None else t - projection
-        dz = (dy_groups * r.unsqueeze(2)).flatten(1, 2).to(g.compute)
-    # made again rather than kept: one pass over x, and no second copy of it lives on
-    base, padding = (x, g.padding) if pivot is None else (_pad_and_centre(x, pivot, g), (0, 0))
-    if needs[0]:
-        a = torch.zeros_like(std) if t is None else t * r / (entries - g.correction)
-        b = a * mean if dmean is None else a * mean - dmean / entries
-        size = (x.shape[2] + 2 * g.padding[0], x.shape[3] + 2 * g.padding[1])
-        spread = window_sum_transpose(torch.cat([a, b], 1), kernel, g.stride, g.dilation, size)
-        map_a, map_b = (v.unsqueeze(2) for v in _crop(spread, g.padding).chunk(2, 1))  # (N, G, 1, H, W)
-        inner = _per_group(base if pivot is None else _crop(base, g.padding), g.groups).to(wide)
-        if dz is None:
-            dx = (inner * map_a).sub_(map_b).flatten(1, 2)
-        else:
-            centred_weight = _centre(weight).to(g.compute)
-            dx = _convolution_gradient(dz, x.to(g.compute), centred_weight, g, g.padding, of="input").to(wide)
-            _per_group(dx, g.groups).addcmul_(inner, map_a).sub_(map_b)
-        dx = dx.to(x.dtype)
-    if dz is not None and needs[1]:
-        dw = _convolution_gradient(dz, base.to(g.compute), weight.to(g.compute), g, padding, of="weight").to(
-            wide
-        )
-        dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
-    return dx, dw, db
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
+        y, z, pivot, mean, std = _forward(x, weight, bias, conv)
+        mask = y if conv.activation != "none" else None  # its sign: the side of the activation that was taken
+        ctx.save_for_backward(x, weight, bias, z, pivot, mean, std, mask)
+        ctx.conv = conv
+        ctx.set_materialize_grads(False)
+        return y, mean.clone() if pivot is None else mean + pivot, std
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        conv: ConvParams = ctx.conv
+        x, weight, bias, z, pivot, mean, std, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the closed form cannot be differentiated again
+            outputs = (dy, dmean, dstd)
+            return *differentiable_backward(ctx.needs_input_grad, x, weight, bias, conv, outputs), None
+
+        kernel, entries, wide = (weight.shape[2], weight.shape[3]), weight[0].numel(), statistics_dtype(x)
+        r = std.reciprocal()
+        t = dstd
+        dx = dw = db = dz = None
+        if dy is not None:
+            if mask is not None:
+                slope = conv.negative_slope if conv.activation == "leaky_relu" else 0.0
+                dy = torch.where(mask > 0, dy, dy * slope)
+            if ctx.needs_input_grad[2]:
+                db = dy.sum((0, 2, 3), dtype=wide).to(weight.dtype)
+            dy_groups = _per_group(dy.to(wide), conv.groups)  # (N, G, O/G, H', W')
+            projection = (dy_groups * _per_group(z, conv.groups)).sum(2).mul_(r.square())
+            t = -projection if dstd is None else dstd - projection
+            dz = (dy_groups * r.unsqueeze(2)).flatten(1, 2).to(conv.compute)
+        # made again rather than kept: one pass over x, and no second copy of it lives on
+        base, padding = (x, conv.padding) if pivot is None else (_pad_and_centre(x, pivot, conv), (0, 0))
+        if ctx.needs_input_grad[0]:
+            a = torch.zeros_like(std) if t is None else t * r / (entries - conv.correction)
+            b = a * mean if dmean is None else a * mean - dmean / entries
+            spread = _window_sum_transpose(torch.cat([a, b], 1), kernel, conv.padded_size(x.shape), conv)
+            # (N, G, 1, H, W) each
+            map_a, map_b = (v.unsqueeze(2) for v in _crop(spread, conv.padding).chunk(2, 1))
+            inner = _per_group(base if pivot is None else _crop(base, conv.padding), conv.groups).to(wide)
+            if dz is None:
+                dx = (inner * map_a).sub_(map_b).flatten(1, 2)
+            else:
+                filters = _centre(weight).to(conv.compute)
+                dx = _convolution_backward(dz, x, filters, conv, conv.padding, (True, False))[0].to(wide)
+                _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
+            dx = dx.to(x.dtype)
+        if dz is not None and ctx.needs_input_grad[1]:
+            dw = _convolution_backward(dz, base, weight, conv, padding, (False, True))[1].to(wide)
+            dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
+        return dx, dw, db, None
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """(y, z, pivot, mean - pivot, std); plain differentiable torch, shapes (N, O, H', W') and (N, G, ., .)."""
+    kernel, out = (weight.shape[2], weight.shape[3]), conv.output_size(x.shape, weight.shape)
+    entries, positions = weight[0].numel(), kernel[0] * kernel[1]
+    base, padding, m, q, pivot = _base_with_statistics(x, conv)
+    filters = _centre(weight).to(conv.compute)
+    z = F.conv2d(base.to(conv.compute), filters, None, conv.stride, padding, conv.dilation, conv.groups)
+
+    sums = _window_sum(torch.cat([m, m.square(), q], 1), kernel, out, conv)
+    sum_m, sum_m2, sum_q = sums.chunk(3, 1)  # (N, G, H', W') each
+    mean = sum_m / positions
+    if positions > 1:  # between the pixels of a window: sum (m - mu)^2
+        sum_q = sum_q + weight.shape[1] * (sum_m2 - positions * mean.square()).clamp_min(0)
+    std = (sum_q / (entries - conv.correction) + conv.eps).sqrt()
+    mean, std = _cast(mean, statistics_dtype(x)), _cast(std, statistics_dtype(x))
+
+    y = _per_group(z, conv.groups) * std.reciprocal().unsqueeze(2)
+    if bias is not None:
+        shift = bias.to(y.dtype).view(conv.groups, -1, 1, 1)
+        y = y + shift if torch.is_grad_enabled() else y.add_(shift)
+    y = activate(y.flatten(1, 2), conv.activation, conv.negative_slope)
+    return _cast(y, conv.compute), z, pivot, mean, std
 
 
 def differentiable_backward(
-    needs: tuple[bool, ...], x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, upstream: Upstream
-) -> Gradients:
-    """The same gradients through autograd's own rules, so that they can be differentiated again."""
-    y, _, pivot, mean, std = _forward(x, weight, bias, g)
+    needs: Sequence[bool],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: ConvParams,
+    output_gradients: OutputGradients,
+) -> InputGradients:
+    """The gradients by autograd's own rules, so that they can be differentiated again."""
+    y, _, pivot, mean, std = _forward(x, weight, bias, conv)
     outputs = (y, mean if pivot is None else mean + pivot, std)
-    pairs = [
-        (output, gradient) for output, gradient in zip(outputs, upstream, strict=True) if gradient is not None
-    ]
+    pairs = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
+    used, given = zip(*pairs, strict=True)
     inputs = [v for v, needed in zip((x, weight, bias), needs, strict=False) if needed and v is not None]
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in pairs],
-            inputs,
-            [gradient for _, gradient in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
+    found = iter(torch.autograd.grad(used, inputs, given, create_graph=True, allow_unused=True))
     dx, dw, db = (next(found) if needed else None for needed in needs[:3])
     return dx, dw, db
 
 
-def _base_with_statistics(x: Tensor, g: Geometry) -> tuple[Tensor, Pair, Tensor, Tensor, Tensor | None]:
+def _base_with_statistics(
+    x: Tensor, conv: ConvParams
+) -> tuple[Tensor, IntPair, Tensor, Tensor, Tensor | None]:
     """What the convolution runs on, the padding it still needs, the padded maps m and q, and the pivot."""
     if x.device.type == "cpu" and not _must_be_traceable():
-        m, q = _pixel_statistics(x, g.groups)
-        if not _mean_is_large(m, q, x.shape[1] // g.groups):
-            ph, pw = g.padding
+        m, q = _pixel_statistics(x, conv.groups)
+        if not _mean_is_large(m, q, x.shape[1] // conv.groups):
+            ph, pw = conv.padding
             m, q = F.pad(torch.cat([m, q], 1), (pw, pw, ph, ph)).chunk(2, 1)
-            return x, g.padding, m, q, None
-    pivot = _pivot(x, g.groups)
-    base = _pad_and_centre(x, pivot, g)
-    return base, (0, 0), *_pixel_statistics(base, g.groups), pivot
+            return x, conv.padding, m, q, None
+    pivot = _pivot(x, conv.groups)
+    base = _pad_and_centre(x, pivot, conv)
+    return base, (0, 0), *_pixel_statistics(base, conv.groups), pivot
 
 
 def _must_be_traceable() -> bool:
@@ -217,26 +206,21 @@ def _must_be_traceable() -> bool:
 
 
 def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Channel mean m and sum of squared deviations q of every pixel, (N, G, H, W), in the wide dtype of maps."""
+    """Channel mean m and sum of squared deviations q of every pixel, (N, G, H, W).
+
+    The maps are float64 where the device has it. They are small, and float64 makes sum(m^2) - K mu^2 harmless
+    at any offset.
+    """
     channels = _per_group(x.to(statistics_dtype(x)), groups)  # (N, G, C/G, H, W)
     m = channels.mean(2, keepdim=True)
     if _must_be_traceable():
         q = (channels - m).square().sum(2)
-    else:  # a few rows at a time, so that the deviations stay in the cache
-        rows = max(1, ROWS_AT_ONCE * x.shape[2] // max(x.numel(), 1))
-        q = torch.cat(
-            [
-                (part - part_m).square_().sum(2)
-                for part, part_m in zip(channels.split(rows, 3), m.split(rows, 3), strict=True)
-            ],
-            2,
-        )
-    wide = accumulation_dtype(x)
+    else:  # a few rows at a time (1 MiB in float32), so that the deviations stay in the cache
+        rows = max(1, (1 << 18) * x.shape[2] // max(x.numel(), 1))
+        parts = zip(channels.split(rows, 3), m.split(rows, 3), strict=True)
+        q = torch.cat([(part - part_m).square_().sum(2) for part, part_m in parts], 2)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
     return m.squeeze(2).to(wide), q.to(wide)
-
-
-ROWS_AT_ONCE = 1 << 18
-"""Elements of the rows whose deviations are worked out together: 1 MiB in float32."""
 
 
 def _mean_is_large(m: Tensor, q: Tensor, channels: int) -> bool:
@@ -251,28 +235,27 @@ def _pivot(x: Tensor, groups: int) -> Tensor:
     return mean.unflatten(1, (groups, -1)).mean(2)[..., None, None]
 
 
-def _pad_and_centre(x: Tensor, pivot: Tensor, g: Geometry) -> Tensor:
+def _pad_and_centre(x: Tensor, pivot: Tensor, conv: ConvParams) -> Tensor:
     """x padded with zeros, minus the pivot (so the border holds -pivot), in the dtype of the statistics."""
-    pivot = pivot.repeat_interleave(x.shape[1] // g.groups, 1)  # (N, C, 1, 1)
-    (ph, pw), (height, width) = g.padding, x.shape[2:]
-    if g.padding == (0, 0) or _must_be_traceable():
+    pivot = pivot.repeat_interleave(x.shape[1] // conv.groups, 1)  # (N, C, 1, 1)
+    ph, pw = conv.padding
+    if conv.padding == (0, 0) or _must_be_traceable():
         return F.pad(x.to(pivot.dtype), (pw, pw, ph, ph)) - pivot
-    layout = (
-        torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    )
+    last = x.is_contiguous(memory_format=torch.channels_last)
     padded = torch.empty(
-        (*x.shape[:2], height + 2 * ph, width + 2 * pw),
+        (*x.shape[:2], *conv.padded_size(x.shape)),
         dtype=pivot.dtype,
         device=x.device,
-        memory_format=layout,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
     )
+    height, width = x.shape[2:]
     padded[:, :, :ph] = padded[:, :, height + ph :] = -pivot
     padded[:, :, :, :pw] = padded[:, :, :, width + pw :] = -pivot
-    torch.sub(x, pivot, out=padded[:, :, ph : height + ph, pw : width + pw])
+    torch.sub(x, pivot, out=_crop(padded, conv.padding))
     return padded
 
 
-def _crop(padded: Tensor, padding: Pair) -> Tensor:
+def _crop(padded: Tensor, padding: IntPair) -> Tensor:
     height, width = padded.shape[2:]
     return padded[:, :, padding[0] : height - padding[0], padding[1] : width - padding[1]]
 
@@ -293,12 +276,41 @@ def _per_group(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1))
 
 
-def _convolution_gradient(
-    dz: Tensor, x: Tensor, weight: Tensor, g: Geometry, padding: Pair, of: str
-) -> Tensor:
-    """Gradient of the plain convolution with respect to its input or its weight."""
-    wanted = (of == "input", of == "weight", False)
-    gradients = torch.ops.aten.convolution_backward(
-        dz, x, weight, None, g.stride, padding, g.dilation, False, (0, 0), g.groups, wanted
-    )
-    return gradients[0] if of == "input" else gradients[1]
+def _convolution_backward(
+    dz: Tensor, x: Tensor, weight: Tensor, conv: ConvParams, padding: IntPair, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the plain convolution with respect to its input and its weight, where they are wanted."""
+    tensors = (dz, x.to(conv.compute), weight.to(conv.compute), None)
+    numbers = (conv.stride, padding, conv.dilation, False, (0, 0), conv.groups)
+    return torch.ops.aten.convolution_backward(*tensors, *numbers, (*wanted, False))
+
+
+def _windows(maps: Tensor, axis: int, kernel: IntPair, positions: int, conv: ConvParams) -> Iterator[Tensor]:
+    """For every tap of the kernel along one axis (0 rows, 1 columns), the entries that it meets: strided views."""
+    step, reach = conv.stride[axis], conv.dilation[axis]
+    for start in range(0, kernel[axis] * reach, reach):
+        met = slice(start, start + (positions - 1) * step + 1, step)
+        yield maps[..., met, :] if axis == 0 else maps[..., met]
+
+
+def _window_sum(maps: Tensor, kernel: IntPair, out: IntPair, conv: ConvParams) -> Tensor:
+    """Sum of every window: padded maps (N, M, H, W) -> (N, M, *out).
+
+    A window sum is separable, so kh + kw shifted views replace the kh * kw copies that an unfold would make.
+    """
+    for axis in (0, 1):
+        maps, *others = _windows(maps, axis, kernel, out[axis], conv)
+        for i, window in enumerate(others):
+            maps = maps + window if i == 0 or torch.is_grad_enabled() else maps.add_(window)
+    return maps
+
+
+def _window_sum_transpose(maps: Tensor, kernel: IntPair, size: IntPair, conv: ConvParams) -> Tensor:
+    """Every pixel collects from all windows that contain it: (N, M, H', W') -> (N, M, *size)."""
+    rows = maps.new_zeros(*maps.shape[:3], size[1])
+    for window in _windows(rows, 1, kernel, maps.shape[3], conv):
+        window.add_(maps)
+    out = maps.new_zeros(*maps.shape[:2], *size)
+    for window in _windows(out, 0, kernel, maps.shape[2], conv):
+        window.add_(rows)
+    return out

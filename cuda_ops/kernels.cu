@@ -67,7 +67,7 @@ __device__ inline void narrow(bf16* to, wide v) {
 #endif
 }
 
-// Every field is eight bytes wide; cuda_ops/launch.py mirrors the order. Absent tensors are null.
+// Every field is eight bytes wide; cuda_ops/nvrtc.py mirrors the order. Absent tensors are null.
 struct Args {
     const x_t* x;         // (N, C, H, W)
     const w_t* weight;    // (O, C/G, kh, kw)
@@ -98,7 +98,7 @@ struct Args {
     i64 blocks;                     // rows of `partial`
     double slope, eps, entries, degrees;  // entries n of a patch; degrees of freedom n - correction
 };
-static_assert(sizeof(Args) == ARGS_BYTES, "Args differs from its mirror in cuda_ops/launch.py");
+static_assert(sizeof(Args) == ARGS_BYTES, "Args differs from its mirror in cuda_ops/nvrtc.py");
 
 constexpr bool LAST = CHANNELS_LAST;
 constexpr int MAX_THREADS = 256;

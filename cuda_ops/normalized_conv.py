@@ -1,7 +1,7 @@
 """Normalized convolution: the public function, the oracle, and the switch between the backends.
 
-Every im2col row (what one output position sees: all channels, padding zeros included) is standardised before the
-product with the weights (Kim et al. 2020, "Normalized Convolutional Neural Network", Algorithm 1):
+Every im2col row is standardised before the product with the weights. A row is what one output position sees: all
+channels, padding zeros included (Kim et al. 2020, "Normalized Convolutional Neural Network", Algorithm 1):
 
     mu_p  = mean(u_p)        var_p = sum((u_p - mu_p)^2) / (n - correction)      s_p = sqrt(var_p + eps)
     y[o,p] = W_o . (u_p - mu_p) / s_p + b_o
@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cuda_ops import cuda, cuda_operator, cuda_steps, direct
-from cuda_ops.launch import LAUNCHERS
-from cuda_ops.windows import Pair, output_size
+from cuda_ops import cuda, direct
+from cuda_ops.direct import Activation, ConvParams, IntPair, Outputs, activate
+from cuda_ops.nvrtc import LAUNCHERS
 
 Backend = Literal["auto", "reference", "direct", "cuda"]
-Activation = Literal["none", "relu", "leaky_relu"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -39,9 +38,9 @@ def normalized_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
+    stride: int | IntPair = 1,
+    padding: int | IntPair = 0,
+    dilation: int | IntPair = 1,
     groups: int = 1,
     *,
     eps: float = 1e-5,
@@ -81,7 +80,11 @@ def normalized_conv2d(
             known = _calls.get(signature)
         except TypeError:  # a list among the numbers cannot be looked up
             known = _prepare(x, weight, bias, given, True)
-        call = known or _remember(signature, _prepare(x, weight, bias, given, True))
+        if known is None:
+            if len(_calls) >= _MOST_CALLS:  # images of ever new sizes: those still in use come back
+                _calls.clear()
+            known = _calls[signature] = _prepare(x, weight, bias, given, True)
+        call = known
     with torch.autocast(call.autocast, enabled=False) if call.autocast else _AS_IT_IS:
         y, mean, std = call.function(x, weight, bias, call.how)
     return (y, Moments(mean, std)) if return_moments else y
@@ -91,7 +94,7 @@ class _Call(NamedTuple):
     """A call of this signature, checked and decided."""
 
     function: Callable[[Tensor, Tensor, Tensor | None, Any], tuple[Tensor, Any, Any]]
-    how: Any  # its last argument: the numbers, or what has been made of them
+    how: Any  # its last argument: ConvParams, or the KernelPlan made of them
     autocast: str  # the device type whose autocast must be off inside, or nothing
 
 
@@ -99,13 +102,6 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _calls: dict[tuple[object, ...], _Call] = {}  # at batch 1 the checks would take as long as a convolution
 _MOST_CALLS = 4096
-
-
-def _remember(signature: tuple[object, ...], call: _Call) -> _Call:
-    if len(_calls) >= _MOST_CALLS:  # images of ever new sizes: those still in use come back
-        _calls.clear()
-    _calls[signature] = call
-    return call
 
 
 def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
@@ -116,73 +112,56 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
     """
     stride, padding, dilation, groups, eps, correction, activation, slope, backend, moments = given
     pairs = _pair(stride), _pair(padding), _pair(dilation)
-    g = direct.Geometry(*pairs, groups, eps, correction, activation, slope, result_dtype(x))
-    _check(x, weight, bias, g, backend)
+    conv = ConvParams(*pairs, groups, eps, correction, activation, slope, result_dtype(x))
+    _validate(x, weight, bias, conv, backend)
     autocast = autocast_dtype(x.device.type) is not None
     if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
-    chosen = choose(backend, x, weight, g.stride, g.padding, g.dilation, g.groups)
+    chosen = choose(backend, x, weight, conv)
     if chosen == "cuda" and plain:  # its convolutions run in autocast's dtype as they are
-        return _Call(cuda.normalized_conv2d, cuda_steps.make_recipe(x, weight, g, moments), "")
-    return _Call(_FUNCTIONS[chosen], g, x.device.type if autocast else "")
+        return _Call(cuda.normalized_conv2d, cuda.make_plan(x, weight, conv, moments), "")
+    return _Call(_FUNCTIONS[chosen], conv, x.device.type if autocast else "")
 
 
-def reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, g: direct.Geometry
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """Algorithm 1 as it stands: unfold, standardise, matmul. The oracle; stores K copies of the input."""
-    n, _, height, width = x.shape
-    kernel = (weight.shape[2], weight.shape[3])
-    padded = (height + 2 * g.padding[0], width + 2 * g.padding[1])
-    out_height, out_width = output_size(padded, kernel, g.stride, g.dilation)
     wide = direct.statistics_dtype(x)
-    rows = F.unfold(x.to(wide), kernel, g.dilation, g.padding, g.stride)  # (N, C*K, L)
+    rows = F.unfold(x.to(wide), weight.shape[2:], conv.dilation, conv.padding, conv.stride)  # (N, C*K, L)
     # one patch a row, (G, N*L, C/G*K)
-    rows = rows.unflatten(1, (g.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
+    rows = rows.unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
     mean = rows.mean(2, keepdim=True)
-    std = (rows.var(2, correction=g.correction, keepdim=True) + g.eps).sqrt()
+    std = (rows.var(2, correction=conv.correction, keepdim=True) + conv.eps).sqrt()
     rows = (rows - mean) / std
     filters = weight.to(wide).flatten(1)  # (O, C/G*K)
-    if g.groups == 1:
+    if conv.groups == 1:
         y = F.linear(rows.squeeze(0), filters).unsqueeze(0)  # the fastest product where the map is tiny
     else:
-        y = rows @ filters.unflatten(0, (g.groups, -1)).transpose(1, 2)  # (G, N*L, O/G)
-    y, mean, std = (
-        t.unflatten(1, (n, -1)).permute(1, 0, 3, 2).reshape(n, -1, out_height, out_width)
-        for t in (y, mean, std)
-    )
+        y = rows @ filters.unflatten(0, (conv.groups, -1)).transpose(1, 2)  # (G, N*L, O/G)
+    n, out = x.shape[0], conv.output_size(x.shape, weight.shape)
+    y, mean, std = (t.unflatten(1, (n, -1)).permute(1, 0, 3, 2).reshape(n, -1, *out) for t in (y, mean, std))
     if bias is not None:
         y = y + bias.to(wide).view(-1, 1, 1)
-    y = _activate(y, g.activation, g.negative_slope)
-    return y.to(g.compute), mean, std
+    y = activate(y, conv.activation, conv.negative_slope)
+    return y.to(conv.compute), mean, std
 
 
-def choose(
-    backend: str, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> str:
+_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda.through_operator}
+
+
+def choose(backend: str, x: Tensor, weight: Tensor, conv: ConvParams) -> str:
     """The backend that `auto` stands for on these tensors: the fastest that works."""
-    if backend == "cuda" or (backend == "auto" and x.device.type in cuda.LAUNCHERS):
-        reason = cuda.why_not(x, weight, result_dtype(x), padding, groups, warn=backend == "auto")
+    if backend == "cuda" or (backend == "auto" and x.device.type in LAUNCHERS):
+        reason = cuda.why_not(x, weight, conv, warn=backend == "auto")
         if reason is None:
             return "cuda"
         if backend == "cuda":
             raise RuntimeError(f'backend="cuda" is not available here: {reason}')
     if backend != "auto":
         return backend
-    if x.device.type == "cpu" and unfold_is_faster(x, weight, stride, padding, dilation):
-        return "reference"
-    return "direct"
-
-
-def unfold_is_faster(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> bool:
-    """Whether the map is so small that centring the weights costs more than copying the patches."""
-    out = output_size(
-        (x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]),
-        (weight.shape[2], weight.shape[3]),
-        stride,
-        dilation,
-    )
-    return x.shape[1] == weight.shape[1] and 16 * x.shape[0] * out[0] * out[1] <= weight.shape[0]
+    height, width = conv.output_size(x.shape, weight.shape)
+    # On a tiny map, centring the weights costs more than copying the patches.
+    tiny = conv.groups == 1 and 16 * x.shape[0] * height * width <= weight.shape[0]
+    return "reference" if tiny and x.device.type == "cpu" else "direct"
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -196,46 +175,33 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if on else None
 
 
-_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda_operator.forward}
-
-
-def _activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
-    if activation == "relu":
-        return F.relu(y)
-    if activation == "leaky_relu":
-        return F.leaky_relu(y, negative_slope)
-    return y
-
-
-def _pair(value: int | Pair) -> Pair:
+def _pair(value: int | IntPair) -> IntPair:
     first, second = (value, value) if isinstance(value, int) else value
     return int(first), int(second)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, g: direct.Geometry, backend: str) -> None:
+def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams, backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if g.activation not in ACTIVATIONS:
-        raise ValueError(f"activation {g.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if conv.activation not in ACTIVATIONS:
+        raise ValueError(f"activation {conv.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(f"x and weight must be 4-D, not {tuple(x.shape)} and {tuple(weight.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point, not {x.dtype}")
-    if g.groups < 1 or x.shape[1] != weight.shape[1] * g.groups or weight.shape[0] % g.groups:
-        raise ValueError(
-            f"weight {tuple(weight.shape)} with groups={g.groups} does not fit x {tuple(x.shape)}"
-        )
+    if conv.groups < 1 or x.shape[1] != weight.shape[1] * conv.groups or weight.shape[0] % conv.groups:
+        what = f"weight {tuple(weight.shape)} with groups={conv.groups}"
+        raise ValueError(f"{what} does not fit x {tuple(x.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {tuple(bias.shape)} does not fit {weight.shape[0]} output channels")
     if bias is not None and bias.device != x.device:
         raise ValueError(f"bias is on {bias.device} and x on {x.device}")
-    if min(g.stride) < 1 or min(g.dilation) < 1 or min(g.padding) < 0:
-        raise ValueError(
-            f"stride {g.stride} and dilation {g.dilation} must be >= 1, padding {g.padding} >= 0"
-        )
+    if min(conv.stride) < 1 or min(conv.dilation) < 1 or min(conv.padding) < 0:
+        what = f"stride {conv.stride} and dilation {conv.dilation} must be >= 1"
+        raise ValueError(f"{what}, padding {conv.padding} >= 0")
     entries = weight.shape[1] * weight.shape[2] * weight.shape[3]
-    if entries <= g.correction:
-        raise ValueError(f"a patch of {entries} value(s) has no variance with correction={g.correction}")
-    padded = (x.shape[2] + 2 * g.padding[0], x.shape[3] + 2 * g.padding[1])
-    if min(output_size(padded, (weight.shape[2], weight.shape[3]), g.stride, g.dilation)) < 1:
+    if entries <= conv.correction:
+        raise ValueError(f"a patch of {entries} value(s) has no variance with correction={conv.correction}")
+    if min(conv.output_size(x.shape, weight.shape)) < 1:
+        padded = conv.padded_size(x.shape)
         raise ValueError(f"kernel {tuple(weight.shape[2:])} is larger than the padded input {padded}")

@@ -1,30 +1,28 @@
-"""The start-up scan: every file is decoded before training starts, and every problem is told at once."""
+"""The start-up scan: decodes every file before training starts and lists all problems at once."""
 
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.errors import UserError, error_from_os
-from datasets.images import ImageInfo, inspect_image
-from datasets.layouts import Sources
-from datasets.transforms import Geometry, Preprocess, Size, problem
-from datasets.workers import cores
+from tqdm import tqdm
 
-Progress = Callable[[int, int], None]  # (files done, files in all)
-_BLOCK = 256  # files handed to the threads at once: bounds the wait after Ctrl-C
+from datasets.errors import UserError, file_error
+from datasets.files import ahead, cores
+from datasets.images import ImageInfo, inspect_image
+from datasets.layouts import Sources, name_below
+from datasets.transforms import Augmentation, Preprocess, Size, half_size
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file that has been read completely."""
+    """What reading a whole file has found."""
 
     bytes: int
     crc: int  # CRC-32 of the content
-    info: ImageInfo | None  # None where the file is not a usable image
+    info: ImageInfo | None  # None where there is an error
     error: UserError | None = None
 
 
@@ -52,9 +50,8 @@ class ScanReport:
         """One line for each kind of thing worth telling, none where all is plain."""
         lines = []
         if self.bad:
-            lines.append(
-                f"{_files(len(self.bad))} left out: {'; '.join(self.bad[:3])}{', ...' * (len(self.bad) > 3)}"
-            )
+            first = "; ".join(self.bad[:3]) + ", ..." * (len(self.bad) > 3)
+            lines.append(f"{_files(len(self.bad))} left out: {first}")
         if self.same_files:
             lines.append("A and B are the same files")
         if self.several_frames:
@@ -75,44 +72,59 @@ def scan(
     load_size: int | None = None,
     independent: bool = False,
     skip_bad: bool = False,
-    progress: Progress | None = None,
 ) -> tuple[Sources, ScanReport]:
-    """Decode every file of a split; the sources that can be trained on, and the report.
+    """Decode every file of a split; returns the sources that can be trained on, and the report.
 
     independent: A and B are not used as pairs, so their sizes may differ. skip_bad: leave unusable files out, in
     pairs together with the partner, instead of raising. load_size: where it is not crop_size.
     Raises one UserError that lists all unusable files: unreadable, of odd width, of another size than the partner,
     smaller than the crop or than 2x2.
     """
-    geometry = Geometry(preprocess, load_size or crop_size, crop_size)
-    files = sorted({*sources.a, *sources.b})
-    records = survey(files, progress)
-    errors = {path: record.error for path, record in records.items() if record.error}
-    for path in files:
-        if path not in errors and (error := _size_error(path, records[path], sources, geometry)):
+    augmentation = Augmentation(preprocess, load_size or crop_size, crop_size)
+    records = survey(sorted({*sources.a, *sources.b}))
+    errors: dict[Path, UserError] = {}
+    for path, record in records.items():
+        try:
+            _refuse_unusable(path, record, sources, augmentation)
+        except UserError as error:
             errors[path] = error
     if sources.layout == "paired" and not independent:
         errors |= _unequal_pairs(sources, records, errors)
+    bad = tuple(f"{name_below(path, sources.root)}: {errors[path].reason}" for path in sorted(errors))
     if errors and not skip_bad:
-        raise _all_in_one(errors, len(files), sources.root)
+        if len(errors) == 1:
+            [only] = errors.values()
+            fix = "; or ".join(filter(None, (only.fix, "--skip_bad")))
+            raise UserError(only.subject, only.reason, fix)
+        reason = f"{len(errors)} of {len(records)} images cannot be used"
+        raise UserError(sources.root, reason, "mend them, or leave them out: --skip_bad", bad)
     left = _without(sources, set(errors))
     if not left.a or (sources.b and not left.b):
-        raise UserError(
-            sources.root, "no usable image is left", "", [_entry(e, sources.root) for e in errors.values()]
-        )
-    return left, _report(sources, left, records, errors)
+        raise UserError(sources.root, "no usable image is left", "", bad)
+    used = {*left.a, *left.b}
+    infos = [info for path, record in records.items() if path in used and (info := record.info)]
+    return left, ScanReport(
+        count_a=len(left.a),
+        count_b=len(left.b),
+        sizes=Counter(info.size for info in infos),
+        modes=Counter(info.mode for info in infos),
+        converted=Counter(info.conversion for info in infos if info.conversion),
+        several_frames=sum(info.frames > 1 for info in infos),
+        same_files=sources.layout != "aligned"
+        and {*map(Path.resolve, sources.a)} == {*map(Path.resolve, sources.b)},
+        bad=bad,
+        listing=tuple(
+            f"{name_below(path, sources.root)} {record.bytes} {record.crc:08x}"
+            for path, record in records.items()
+        ),
+    )
 
 
-def survey(files: Sequence[Path], progress: Progress | None = None) -> dict[Path, FileRecord]:
+def survey(files: Sequence[Path]) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
-    records: dict[Path, FileRecord] = {}
-    with ThreadPoolExecutor(cores()) as pool:
-        for first in range(0, len(files), _BLOCK):
-            block = files[first : first + _BLOCK]
-            records.update(zip(block, pool.map(_remembered, block), strict=True))
-            if progress:
-                progress(len(records), len(files))
-    return records
+    records = ahead(_remembered, files, depth=64, threads=cores())
+    bar = tqdm(records, total=len(files), unit="file", desc="scan", leave=False, disable=None)
+    return dict(zip(files, bar, strict=True))
 
 
 _memory: dict[tuple[Path, int, int], FileRecord] = {}
@@ -130,35 +142,29 @@ def _remembered(path: Path) -> FileRecord:
 
 
 def _read(path: Path) -> FileRecord:
+    info, error = None, None
     try:
-        info, error = inspect_image(path), None
-    except UserError as bad:
-        info, error = None, bad
+        info = inspect_image(path)
+    except UserError as unusable:
+        error = unusable
     size = crc = 0
-    if path.is_file():
-        try:
+    try:
+        if path.is_file():
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     size, crc = size + len(block), zlib.crc32(block, crc)
-        except OSError as failure:
-            error = (
-                error
-                or error_from_os(failure, path)
-                or UserError(path, f"cannot be read: {failure.strerror}")
-            )
+    except OSError as failure:
+        error = error or file_error(failure, path, "read")
     return FileRecord(size, crc, None if error else info, error)
 
 
-def _size_error(path: Path, record: FileRecord, sources: Sources, geometry: Geometry) -> UserError | None:
-    assert record.info is not None
-    width, height = record.info.size
+def _refuse_unusable(path: Path, record: FileRecord, sources: Sources, augmentation: Augmentation) -> None:
+    if record.info is None:
+        raise record.error or UserError(path, "cannot be read")
+    size = record.info.size
     if sources.layout == "aligned":
-        if width % 2:
-            reason = f"side-by-side image of odd width, {width}x{height}"
-            return UserError(path, reason, "A and B need equal widths")
-        width //= 2
-    trouble = problem(geometry, (width, height))
-    return UserError(path, *trouble) if trouble else None
+        size = half_size(size, path)
+    augmentation.refuse_too_small(size, path)
 
 
 def _unequal_pairs(
@@ -170,68 +176,17 @@ def _unequal_pairs(
         if a in errors or b in errors or info_a is None or info_b is None or info_a.size == info_b.size:
             continue
         (wa, ha), (wb, hb) = info_a.size, info_b.size
-        unequal[a] = UserError(
-            a, f"is {wa}x{ha}, its partner {_name(b, sources.root)} {wb}x{hb}", "make them equal"
-        )
+        reason = f"is {wa}x{ha}, its partner {name_below(b, sources.root)} {wb}x{hb}"
+        unequal[a] = UserError(a, reason, "make them equal")
     return unequal
 
 
 def _without(sources: Sources, bad: set[Path]) -> Sources:
-    if sources.is_paired:
-        good = [
-            i for i, pair in enumerate(zip(sources.a, sources.b, strict=True)) if not bad.intersection(pair)
-        ]
-        return replace(sources, a=tuple(sources.a[i] for i in good), b=tuple(sources.b[i] for i in good))
-    return replace(
-        sources, a=tuple(p for p in sources.a if p not in bad), b=tuple(p for p in sources.b if p not in bad)
-    )
-
-
-def _all_in_one(errors: Mapping[Path, UserError], count: int, root: Path) -> UserError:
-    if len(errors) == 1:
-        [error] = errors.values()
-        return UserError(
-            error.subject, error.reason, f"{error.fix}; or --skip_bad" if error.fix else "--skip_bad"
-        )
-    entries = [_entry(errors[path], root) for path in sorted(errors)]
-    return UserError(
-        root,
-        f"{len(errors)} of {count} images cannot be used",
-        "mend them, or leave them out: --skip_bad",
-        entries,
-    )
-
-
-def _entry(error: UserError, root: Path) -> str:
-    return f"{_name(Path(error.subject), root)}: {error.reason}"
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _report(
-    sources: Sources, left: Sources, records: Mapping[Path, FileRecord], errors: Mapping[Path, UserError]
-) -> ScanReport:
-    used = {*left.a, *left.b}
-    infos = [info for path, record in records.items() if path in used and (info := record.info)]
-    return ScanReport(
-        count_a=len(left.a),
-        count_b=len(left.b),
-        sizes=Counter(info.size for info in infos),
-        modes=Counter(info.mode for info in infos),
-        converted=Counter(info.conversion for info in infos if info.conversion),
-        several_frames=sum(info.frames > 1 for info in infos),
-        same_files=sources.layout != "aligned" and _same_files(sources),
-        bad=tuple(_entry(errors[path], sources.root) for path in sorted(errors)),
-        listing=tuple(
-            f"{_name(path, sources.root)} {record.bytes} {record.crc:08x}" for path, record in records.items()
-        ),
-    )
-
-
-def _same_files(sources: Sources) -> bool:
-    return bool(sources.b) and {p.resolve() for p in sources.a} == {p.resolve() for p in sources.b}
+    if sources.is_paired:  # a bad file takes its partner with it
+        pairs = zip(sources.a, sources.b, strict=True)
+        bad |= {path for pair in pairs if bad.intersection(pair) for path in pair}
+    a, b = (tuple(path for path in side if path not in bad) for side in (sources.a, sources.b))
+    return replace(sources, a=a, b=b)
 
 
 def _files(count: int) -> str:
@@ -239,7 +194,7 @@ def _files(count: int) -> str:
 
 
 def changes(before: Sequence[str], after: Sequence[str]) -> str:
-    """What differs between two listings of a data set: counts and the first name; "" for equal ones."""
+    """What differs between two `ScanReport.listing`s: counts and the first name; "" for equal ones."""
     if list(before) == list(after):
         return ""
     old, new = (dict(line.rsplit(" ", 2)[::2] for line in listing) for listing in (before, after))

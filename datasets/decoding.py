@@ -8,8 +8,11 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
 
+IMAGE_EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 PIXEL_LIMIT = 64_000_000
 
@@ -42,7 +45,7 @@ def decoded(path: Path) -> Iterator[Image.Image]:
     except OSError as error:
         if error.errno is None:
             raise _damaged(path, error) from error
-        raise error_from_os(error, path) or UserError(path, f"cannot be read: {error.strerror}") from error
+        raise file_error(error, path, "read") from error
     except Exception as error:  # decoders meet hostile bytes with many kinds; each of them means a bad file
         raise _damaged(path, error) from error
 
@@ -74,23 +77,32 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _not_an_image(path: Path) -> UserError:
     with path.open("rb") as file:
-        head = file.read(1024)
+        reason = foreign_content(file.read(1024), "an image")
+    return UserError(path, reason or f"damaged, or not one of {', '.join(FORMATS)}", "replace or remove it")
+
+
+def foreign_content(head: bytes, wanted: str) -> str:
+    """Why the first bytes of a file are not those of what is wanted, "" if nothing is known about them.
+
+    >>> foreign_content(b"<html>", "an image")
+    'is not an image but looks like an HTML page'
+    """
     if not head:
-        return UserError(path, "is empty (zero bytes)", "replace or remove it")
+        return "is empty (zero bytes)"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for sign, what in _LOOKS_LIKE.items():
+    for sign, what in _SIGNS.items():
         if text.startswith(sign) or (sign == b"<svg" and sign in text):
-            return UserError(path, f"is not an image but looks like {what}", "replace or remove it")
+            return f"is not {wanted} but looks like {what}"
     if text.isascii() and not any(c < 9 for c in text):
-        return UserError(path, "is not an image but looks like text", "replace or remove it")
-    known = "damaged, or not one of " + ", ".join(FORMATS)
-    return UserError(path, known, "replace, convert or remove it")
+        return f"is not {wanted} but looks like text"
+    return ""
 
 
-_LOOKS_LIKE = {
+_SIGNS = {
     b"<svg": "SVG, a vector drawing",
     b"<!doctype html": "an HTML page",
     b"<html": "an HTML page",
+    b"<head": "an HTML page",
     b"version https://git-lfs": "a git-lfs pointer: run `git lfs pull`",
     b"%!ps": "PostScript (EPS)",
     b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",

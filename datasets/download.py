@@ -1,11 +1,10 @@
-"""One file from a web server: resumed, checked, never over a weaker connection than asked for.
+"""Download one file over http or https: resumable, and never over a weaker connection than asked for.
 
-While it arrives the file is called NAME.part, and NAME appears when all bytes are there. Beside it NAME.json says
-where it comes from and which version it is, so that the rest of another version is never appended.
+While it arrives, the file is called NAME.part; it gets its name when all bytes are there. NAME.json beside it holds the
+address and the server's version of the file, so that bytes of two versions are never mixed.
 """
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -14,51 +13,46 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
+from datasets.files import try_lock
 
-IDLE_SECONDS = 30.0  # without a single byte, then it is given up
-BLOCK = 1 << 18
+BLOCK = 1 << 18  # bytes read at once
 OTHER_WAY = "check the network, or fetch it another way and use --from_archive FILE"
-AGAIN = "the same command goes on from there"
+AGAIN = "run the same command again to resume"
 
 
-@dataclass(frozen=True)
-class Version:
-    """Which bytes a partial file is the beginning of. `tag` is the server's ETag or date, "" for neither."""
+class FileVersion(NamedTuple):
+    """Which file a partial file is the beginning of."""
 
     url: str
-    tag: str
+    tag: str  # the server's ETag or date, "" for neither
     bytes: int | None  # None where the server does not say
 
 
-def fetch(url: str, target: Path, idle_seconds: float = IDLE_SECONDS) -> None:
-    """Download `url` to `target`, going on with an earlier attempt where the server still has the same version.
+def fetch(url: str, target: Path, idle_seconds: float = 30.0) -> None:
+    """Download `url` to `target`; resumes an earlier attempt if the server still has the same version.
 
-    Raises UserError: no http or https address, server not reached, silent for `idle_seconds`, an error status, a
-    redirect from https to http, an HTML page instead of a file, connection closed early, disk trouble.
-    A partial file is kept for the next attempt; what cannot become the file is removed. A target that an earlier
-    call has completed from this address is not fetched again.
+    A target that an earlier call completed from this address is not fetched again. A partial file is kept for the next
+    attempt, unless it cannot become the file. Raises UserError: not an http or https address, server not reached,
+    silent for `idle_seconds`, an error status, a redirect from https to http, an HTML page instead of a file, a
+    connection that ends early, a file that cannot be written.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise UserError(url, "is not an http or https address", "see --url")
-    version = _read_version(target)
-    if target.exists() and version and version.url == url:
+    version = _read_version(target, url)
+    if version and target.exists():
         return
-    part = _part(target)
     try:
-        with _locked(target) as file:
-            if version is None or version.url != url or not version.tag:
-                file.truncate(0)
+        with _locked_part(target) as file:
             _fetch_rest(url, target, file, version, idle_seconds)
             file.flush()
             os.fsync(file.fileno())
-            part.replace(target)
+            _part(target).replace(target)
     except urllib.error.HTTPError as error:
         raise UserError(url, f"the server answers {error.code} {error.reason}", OTHER_WAY) from error
     except TimeoutError as error:
@@ -69,61 +63,53 @@ def fetch(url: str, target: Path, idle_seconds: float = IDLE_SECONDS) -> None:
             raise UserError(url, f"no answer for {idle_seconds:g} s, given up", OTHER_WAY) from error
         raise UserError(url, f"cannot be reached: {reason}", OTHER_WAY) from error
     except OSError as error:
-        raise error_from_os(error, target) or UserError(
-            target, f"cannot be written: {error.strerror}", "choose another --output"
-        ) from error
+        raise file_error(error, target, "written") from error
+
+
+def discard(target: Path) -> None:
+    """Remove a downloaded file, finished or not, and the note beside it."""
+    for path in (target, _part(target), _note(target)):
+        path.unlink(missing_ok=True)
 
 
 def _fetch_rest(
-    url: str, target: Path, file: IO[bytes], version: Version | None, idle_seconds: float
+    url: str, target: Path, file: IO[bytes], version: FileVersion | None, idle_seconds: float
 ) -> None:
-    """Append what is missing to the partial file."""
+    """Append the missing bytes to the partial file."""
     have = file.seek(0, os.SEEK_END)
     headers = {"User-Agent": "image-translation-datasets", "Accept-Encoding": "identity"}
-    if have and version:
-        headers |= {"Range": f"bytes={have}-", "If-Range": version.tag}
-    try:
-        response = _open(urllib.request.Request(url, headers=headers), idle_seconds)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:  # 416: it has no byte after those we have
-            raise
-        error.close()
-        if version and version.bytes == have:
-            return
-        file.truncate(0)
-        _fetch_rest(url, target, file, None, idle_seconds)
+    if version is None or not version.tag or version.bytes is None or have > version.bytes:
+        have = file.truncate(0)
+    elif have == version.bytes:  # killed between the last byte and the new name
         return
+    elif have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version.tag}
+    request = urllib.request.Request(url, headers=headers)
+    response = urllib.request.build_opener(NoDowngrade).open(request, timeout=idle_seconds)
     with response:
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             file.truncate(0)
             raise UserError(url, "the server sends an HTML page, not an archive", OTHER_WAY)
-        if not _continues(response, have):
+        continues = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status != 206 or not continues:
             have = 0
             file.truncate(0)
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
-        _write_version(target, Version(url, _tag(response), total))
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() else None
+        etag = response.headers.get("ETag", "")
+        is_strong = etag.startswith('"')  # a weak one stands for more than one sequence of bytes
+        tag = etag if is_strong else response.headers.get("Last-Modified", "")
+        _note(target).write_text(json.dumps(FileVersion(url, tag, total)._asdict()))
         file.seek(have)
         with tqdm(
             total=total, initial=have, unit="B", unit_scale=True, desc=target.stem, disable=None
-        ) as progress:
+        ) as bar:
             while block := response.read(BLOCK):
                 file.write(block)
                 have += len(block)
-                progress.update(len(block))
+                bar.update(len(block))
     if total is not None and have != total:
         raise UserError(url, f"the connection ended after {have} of {total} bytes", AGAIN)
-
-
-def _continues(response: http.client.HTTPResponse, have: int) -> bool:
-    """Whether the answer is the rest of the file from byte `have` on."""
-    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-
-
-def _tag(response: http.client.HTTPResponse) -> str:
-    """What names the version of a file: a strong ETag, else the date of its last change."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 class NoDowngrade(urllib.request.HTTPRedirectHandler):
@@ -136,32 +122,20 @@ class NoDowngrade(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, file, code, message, headers, new_url)
 
 
-def _open(request: urllib.request.Request, idle_seconds: float) -> http.client.HTTPResponse:
-    return urllib.request.build_opener(NoDowngrade).open(request, timeout=idle_seconds)
-
-
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[IO[bytes]]:
-    """The partial file, open to append, for this process alone; removed if it is left empty."""
+def _locked_part(target: Path) -> Iterator[IO[bytes]]:
+    """The partial file, open to append and locked for this process; removed if it is left empty."""
     part = _part(target)
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("a+b") as appending:
+    with part.open("a+b") as file:
+        if not try_lock(file.fileno()):
+            raise UserError(part, "another process is downloading it", "wait for it")
         try:
-            fcntl.flock(appending, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(part, "another process is downloading it", "wait for it") from error
-        try:
-            yield appending
+            yield file
         finally:
-            appending.flush()
+            file.flush()
             if part.exists() and part.stat().st_size == 0:
                 discard(target)
-
-
-def discard(target: Path) -> None:
-    """Remove a downloaded file, finished or not, and the note beside it."""
-    for path in (target, _part(target), _note(target)):
-        path.unlink(missing_ok=True)
 
 
 def _part(target: Path) -> Path:
@@ -172,14 +146,12 @@ def _note(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
 
-def _read_version(target: Path) -> Version | None:
-    """What the partial file belongs to, None where that cannot be told."""
+def _read_version(target: Path, url: str) -> FileVersion | None:
+    """What the partial file of this address is the beginning of; None if its note is missing, damaged or another's."""
     try:
         note = json.loads(_note(target).read_text())
-        return Version(str(note["url"]), str(note["tag"]), note["bytes"])
+        size = None if note["bytes"] is None else int(note["bytes"])
+        version = FileVersion(str(note["url"]), str(note["tag"]), size)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write_version(target: Path, version: Version) -> None:
-    _note(target).write_text(json.dumps({"url": version.url, "tag": version.tag, "bytes": version.bytes}))
+    return version if version.url == url else None

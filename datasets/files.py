@@ -7,13 +7,14 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, error_from_os, file_error
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,9 +66,10 @@ class HashingFile:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[HashingFile]:
+def replacing(path: Path, durable: bool = True) -> Iterator[HashingFile]:
     """Write a file that takes the place of `path` when the block ends, and leaves no trace when it fails.
 
+    durable: flush it to the disk, so that it survives a power cut; False is faster, for what is easily made again.
     Raises OSError of any step; `path` is then what it was before (or, if only the last flush of the folder
     failed, the new file).
     """
@@ -75,13 +77,14 @@ def replacing(path: Path) -> Iterator[HashingFile]:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            _try_lock(descriptor)  # held while the writer lives: see remove_leftovers
+            try_lock(descriptor)  # held while the writer lives: see remove_leftovers
             file = HashingFile(temporary, descriptor)
             yield file
             file.flush()
             if file.error is not None:
                 raise file.error
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)  # noqa: PTH105 - one visible system call
@@ -89,12 +92,13 @@ def replacing(path: Path) -> Iterator[HashingFile]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, durable: bool = True) -> None:
     """Replace the content of a file, whole or not at all; OSError if it cannot be done."""
-    with replacing(path) as file:
+    with replacing(path, durable) as file:
         file.write(data)
 
 
@@ -122,13 +126,13 @@ def remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):  # vanished or not ours to remove: the next save tries again
             descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                if _try_lock(descriptor):
+                if try_lock(descriptor):
                     entry.unlink()
             finally:
                 os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Take the lock of an open file; False where another process (or thread) holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,6 +176,52 @@ def new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` to fill; it takes the target's name when the block ends without an error.
+
+    After an error or Ctrl-C it is removed, after `kill -9` by the next call for the same target. Raises UserError if
+    the target is a file or a folder with something in it, cannot be made, or is being filled by another process.
+    """
+    refuse_occupied(target)
+    place = target.resolve()  # an empty folder behind a link is filled where it really is
+    partial = place.with_name(f".{place.name}.partial")
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            if not try_lock(descriptor):
+                raise UserError(target, "another process is writing it", "wait or choose another place")
+            try:
+                for left in partial.iterdir():  # by a process that was killed
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+                yield partial
+                partial.replace(place)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.suppress(OSError):  # the first that is not empty ends it
+                    for folder in made:
+                        folder.rmdir()
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise file_error(error, error.filename or target, "written") from error
+
+
+def refuse_occupied(target: Path) -> None:
+    """Raise UserError if `target` is a file or a folder with something in it."""
+    try:
+        if target.is_dir():
+            if any(target.iterdir()):
+                raise UserError(target, "is not empty, and nothing is overwritten", "choose another --output")
+        elif target.exists() or target.is_symlink():
+            raise UserError(target, "is a file, a new folder is needed", "choose another --output")
+    except OSError as error:
+        raise file_error(error, target, "written") from error
+
+
 def require_writable(folder: Path) -> None:
     """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that
     fails.
@@ -196,10 +246,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int = 8) -> Iterator[Result]:
-    """`function` of each item, in order, up to `depth` of them worked out in threads before they are asked for."""
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], depth: int = 8, threads: int = 4
+) -> Iterator[Result]:
+    """`function` of each item, in order, up to `depth` of them worked out in threads before they are asked for.
+
+    At most `threads` threads, and no more than there are cores.
+    """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(threads, cores())) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

@@ -22,10 +22,7 @@ How a file becomes 8 bits a channel:
 | colour wanted, grey there        | the grey value three times                                  |
 """
 
-import contextlib
 import io
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +31,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import decoded
-from datasets.errors import RunError, UserError, error_from_os
-
-IMAGE_EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
-)
+from datasets.decoding import IMAGE_EXTENSIONS, decoded
+from datasets.errors import RunError, UserError, file_error
+from datasets.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -52,22 +46,16 @@ class ImageInfo:
     frames: int
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether the name is that of a picture: a known extension, not hidden."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
-
-
 def find_images(folder: Path) -> list[Path]:
-    """Pictures in a folder by extension, sorted by name, without hidden files and sub-folders' content.
+    """Pictures right in a folder, told by their extensions, sorted by name, without hidden files.
 
     Raises UserError where the folder cannot be listed.
     """
     try:
-        return sorted(path for path in folder.iterdir() if is_image_name(path))
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS]
     except OSError as error:
-        raise error_from_os(error, folder) or UserError(
-            folder, f"cannot be listed: {error.strerror}"
-        ) from error
+        raise file_error(error, folder, "listed") from error
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def load_image(path: Path, channels: int = 3) -> Image.Image:
@@ -83,24 +71,19 @@ def load_image(path: Path, channels: int = 3) -> Image.Image:
 def inspect_image(path: Path) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file."""
     with decoded(path) as image:
-        frames = (
-            getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-        )  # MPO: a photo and its previews
+        is_photo = image.format == "MPO"  # a photo and its previews
+        frames = 1 if is_photo else getattr(image, "n_frames", 1)
         mode, conversion = image.mode, _conversion(image)
         return ImageInfo(_to_8_bit(image, path).size, mode, conversion, frames)
 
 
-def _is_transparent(image: Image.Image) -> bool:
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
-        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    )
-
-
 def _conversion(image: Image.Image) -> str:
-    if _is_transparent(image):
+    if image.mode.startswith("I;16"):
+        return "16-bit grey"
+    if image.has_transparency_data:
         return "palette with transparency" if image.mode in ("P", "PA") else "alpha"
     names = {"L": "", "RGB": "", "1": "1 bit", "P": "palette", "I": "32-bit integers", "F": "floating point"}
-    return "16-bit grey" if image.mode.startswith("I;16") else names.get(image.mode, image.mode)
+    return names.get(image.mode, image.mode)
 
 
 def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
@@ -110,7 +93,7 @@ def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
     if mode in ("I", "F") or mode.startswith("I;16"):
         return Image.fromarray(_scale_to_8_bit(image, path))
     grey = mode in ("1", "L", "LA", "La")
-    if _is_transparent(image):
+    if image.has_transparency_data:
         return _in_mode(image, "LA" if grey else "RGBA")
     if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
         raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
@@ -186,18 +169,10 @@ def to_picture(tensor: Tensor) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG that is there whole or not at all: to a temporary file beside it, then rename.
-
-    Raises UserError naming the file where it cannot be written.
-    """
+    """Write a PNG, whole or not at all. Raises UserError naming the file where it cannot be written."""
     data = io.BytesIO()
     picture.save(data, "PNG")
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.png.tmp")
     try:
-        temporary.write_bytes(data.getbuffer())
-        temporary.replace(path)
+        write_atomically(path, data.getbuffer(), durable=False)
     except OSError as error:
-        raise error_from_os(error, path) or UserError(path, f"cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; after a failure it may never have existed
-            temporary.unlink()
+        raise file_error(error, path, "written") from error

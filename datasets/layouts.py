@@ -11,21 +11,26 @@ A `val` folder (valA, valB) is the test split where there is no `test` folder. F
 that their order does not depend on the machine.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from PIL import Image
 
-from datasets.errors import UserError, error_from_os
+from datasets.errors import UserError, file_error
 from datasets.images import IMAGE_EXTENSIONS, find_images, load_image
+from datasets.transforms import half
 
 Layout = Literal["aligned", "paired", "unaligned", "folder"]
 Split = Literal["train", "test"]
 
-_SPLIT_FOLDERS: dict[str, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
+_PLACES = {"unaligned": "{split}{side}", "paired": "{side}/{split}", "aligned": "{split}"}
 _LOOKED_FOR = "trainA and trainB, A/train and B/train, or train with side-by-side images"
+
+
+class NoSplit(UserError):
+    """A data root has no folder for the wanted split."""
 
 
 @dataclass(frozen=True)
@@ -61,116 +66,57 @@ class Sources:
         return half(picture, path, right) if self.layout == "aligned" else picture
 
 
-def half(picture: Image.Image, path: Path, right: bool) -> Image.Image:
-    """The left or right half of a side-by-side picture. Raises UserError where the width is odd."""
-    width, height = picture.size
-    if width % 2:
-        raise UserError(
-            path, f"side-by-side image of odd width, {width}x{height}", "A and B need equal widths"
-        )
-    return picture.crop((width // 2, 0, width, height) if right else (0, 0, width // 2, height))
-
-
 def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int | None = None) -> Sources:
-    """The files of a split, its layout found by looking, or as told by layout.
+    """The files of a split, in the layout found by looking or in the one named.
 
-    max_size: only the first so many of A and of B. Raises UserError that says what was looked for and what is
-    there; also for the train split of a plain folder, unless that layout is asked for.
+    max_size: at most this many of A and of B. Raises UserError that says what was looked for and what is there
+    (NoSplit where only this split is missing), also for the train split of a plain folder found by looking.
     """
     _refuse_non_folder(root)
-    if layout == "auto":
-        layout = _find_layout(root)
-        if layout == "folder" and split == "train":
-            raise UserError(root, f"pictures, but no train split: looked for {_LOOKED_FOR}", "see --dataroot")
-    finders = {"unaligned": _find_unaligned, "paired": _find_paired, "aligned": _find_aligned}
-    if layout == "folder":
-        sources = Sources("folder", root, ".", tuple(_images_in(root)), ())
-    elif layout in finders:
-        sources = finders[layout](root, split)
-    else:
-        known = ", ".join(("auto", *finders, "folder"))
+    if layout not in ("auto", *get_args(Layout)):
+        known = ", ".join(("auto", *get_args(Layout)))
         raise UserError("--dataset_mode", f"unknown value {layout}", f"one of {known}")
-    return replace(sources, a=sources.a[:max_size], b=sources.b[:max_size])
+    found = _find_layout(root) if layout == "auto" else cast(Layout, layout)
+    if found == "folder":
+        if split == "train" and layout == "auto":
+            raise NoSplit(root, f"pictures, but no train split: looked for {_LOOKED_FOR}", "see --dataroot")
+        return Sources(found, root, ".", tuple(images_in(root)[:max_size]), ())
+    name, folder_a, folder_b = _split_folders(root, split, found)
+    if found == "paired":
+        a, b = map(list, zip(*match_pairs(folder_a, folder_b, root), strict=True))
+    else:
+        a, b = images_in(folder_a), images_in(folder_b)  # aligned: twice the same folder
+    return Sources(found, root, name, tuple(a[:max_size]), tuple(b[:max_size]))
 
 
 def find_inputs(path: Path) -> list[Path]:
     """The pictures to translate: the file itself, or those right in the folder. Raises UserError for none."""
     if not path.exists() and not path.is_symlink():
         raise UserError(path, "no such file or folder")
-    return _images_in(path) if path.is_dir() else [path]
+    return images_in(path) if path.is_dir() else [path]
 
 
-def _find_layout(root: Path) -> Layout:
-    names = {name for names in _SPLIT_FOLDERS.values() for name in names}
-    if any((root / f"{name}{side}").is_dir() for name in names for side in "AB"):
-        return "unaligned"
-    if any((root / side / name).is_dir() for name in names for side in "AB"):
-        return "paired"
-    if any((root / name).is_dir() for name in names):
-        return "aligned"
-    if find_images(root):
-        return "folder"
-    raise UserError(root, f"no data set here: looked for {_LOOKED_FOR}; {contents(root)}", "see --dataroot")
+def match_pairs(folder_a: Path, folder_b: Path, root: Path) -> list[tuple[Path, Path]]:
+    """The pictures of two folders as pairs of equal stem, sorted by it.
 
-
-def _find_unaligned(root: Path, split: Split) -> Sources:
-    name, a, b = _two_folders(root, split, lambda name, side: root / f"{name}{side}")
-    return Sources("unaligned", root, name, tuple(_images_in(a)), tuple(_images_in(b)))
-
-
-def _find_paired(root: Path, split: Split) -> Sources:
-    name, a, b = _two_folders(root, split, lambda name, side: root / side / name)
-    files_a, files_b = _images_in(a), _images_in(b)
-    by_stem_a, by_stem_b = _by_stem(files_a, a), _by_stem(files_b, b)
-    unmatched = [
-        f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
-        for path in (*files_a, *files_b)
-        if path.stem not in by_stem_a or path.stem not in by_stem_b
-    ]
-    if unmatched:
-        counts = f"{len(files_a)} images in A, {len(files_b)} in B; without a partner of equal stem"
-        first = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
-        details = unmatched if len(unmatched) > 3 else ()
+    Raises UserError for a folder without pictures, pictures of one stem in a folder, and pictures without a partner,
+    which are listed by their names below `root`.
+    """
+    a, b = images_by_stem(folder_a), images_by_stem(folder_b)
+    alone = [*(a[stem] for stem in a if stem not in b), *(b[stem] for stem in b if stem not in a)]
+    if alone:
+        names = [name_below(path, root) for path in alone]
+        counts = f"{len(a)} images in A, {len(b)} in B; without a partner of equal stem"
+        first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        details = names if len(names) > 3 else ()
         raise UserError(root, f"{counts}: {first}", "rename or remove them", details)
-    stems = sorted(by_stem_a)
-    return Sources(
-        "paired", root, name, tuple(by_stem_a[s] for s in stems), tuple(by_stem_b[s] for s in stems)
-    )
+    return [(a[stem], b[stem]) for stem in sorted(a)]
 
 
-def _find_aligned(root: Path, split: Split) -> Sources:
-    names = _SPLIT_FOLDERS[split]
-    for name in names:
-        if (root / name).is_dir():
-            files = tuple(_images_in(root / name))
-            return Sources("aligned", root, name, files, files)
-    raise UserError(
-        root, f"no folder {' or '.join(names)}; {contents(root)}", f"needed for the {split} split"
-    )
-
-
-def _two_folders(root: Path, split: Split, place: Callable[[str, str], Path]) -> tuple[str, Path, Path]:
-    """(split name, folder of A, folder of B) of the first split name that is there."""
-    names = _SPLIT_FOLDERS[split]
-    for name in names:
-        a, b = place(name, "A"), place(name, "B")
-        there = [folder for folder in (a, b) if folder.is_dir()]
-        if len(there) == 2:
-            return name, a, b
-        if there:
-            missing = (b if there == [a] else a).relative_to(root)
-            raise UserError(
-                root, f"{there[0].relative_to(root)} without {missing}; {contents(root)}", f"add {missing}"
-            )
-    wanted = " or ".join(
-        f"{place(n, 'A').relative_to(root)} and {place(n, 'B').relative_to(root)}" for n in names
-    )
-    raise UserError(root, f"no folders {wanted}; {contents(root)}", f"needed for the {split} split")
-
-
-def _by_stem(files: Sequence[Path], folder: Path) -> dict[str, Path]:
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by stem. Raises UserError for none, and where two have the same stem."""
     by_stem: dict[str, Path] = {}
-    for path in files:
+    for path in images_in(folder):
         if path.stem in by_stem:
             both = f"{by_stem[path.stem].name} and {path.name} have the same stem"
             raise UserError(folder, both, "pairs are found by stem: rename or remove one")
@@ -178,12 +124,51 @@ def _by_stem(files: Sequence[Path], folder: Path) -> dict[str, Path]:
     return by_stem
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The pictures right in a folder, sorted by name. Raises UserError for none."""
     files = find_images(folder)
     if not files:
         kinds = " ".join(sorted(IMAGE_EXTENSIONS))
-        raise UserError(folder, f"no image in it; {contents(folder)}", f"looked for {kinds}")
+        raise UserError(folder, f"no image in it; {_contents(folder)}", f"looked for {kinds}")
     return files
+
+
+def name_below(path: Path, root: Path) -> str:
+    """A path as seen from `root`; the whole path where it is not below it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _place(layout: str, split_name: str, side: str) -> str:
+    """The folder below the root where a layout has a side of a split."""
+    return _PLACES[layout].format(split=split_name, side=side)
+
+
+def _find_layout(root: Path) -> Layout:
+    layouts: tuple[Layout, ...] = ("unaligned", "paired", "aligned")
+    for layout in layouts:
+        places = (_place(layout, name, side) for name in ("train", "test", "val") for side in "AB")
+        if any((root / place).is_dir() for place in places):
+            return layout
+    if find_images(root):
+        return "folder"
+    raise UserError(root, f"no data set here: looked for {_LOOKED_FOR}; {_contents(root)}", "see --dataroot")
+
+
+def _split_folders(root: Path, split: Split, layout: Layout) -> tuple[str, Path, Path]:
+    """(split name, folder of A, folder of B) of the first split name that is there."""
+    wanted = []
+    for name in _SPLIT_NAMES[split]:
+        a, b = _place(layout, name, "A"), _place(layout, name, "B")
+        there = [place for place in (a, b) if (root / place).is_dir()]
+        if len(there) == 2:
+            return name, root / a, root / b
+        if there:
+            missing = b if there == [a] else a
+            raise UserError(root, f"{there[0]} without {missing}; {_contents(root)}", f"add {missing}")
+        wanted.append(a if a == b else f"{a} and {b}")
+    kind = "folder" if layout == "aligned" else "folders"
+    reason = f"no {kind} {' or '.join(wanted)}; {_contents(root)}"
+    raise NoSplit(root, reason, f"needed for the {split} split")
 
 
 def _refuse_non_folder(root: Path) -> None:
@@ -191,25 +176,21 @@ def _refuse_non_folder(root: Path) -> None:
         return
     if root.exists():
         raise UserError(root, "is a file, a folder is needed", "see --dataroot")
-    above = root.parent
-    while not above.is_dir() and above != above.parent:
-        above = above.parent
-    raise UserError(root, f"no such folder; {contents(above, 'in ' + (str(above)))}", "see --dataroot")
+    above = next(folder for folder in root.absolute().parents if folder.is_dir())
+    raise UserError(root, f"no such folder; {_contents(above, f'in {above}')}", "see --dataroot")
 
 
-def contents(folder: Path, where: str = "in it") -> str:
+def _contents(folder: Path, where: str = "in it") -> str:
     """What is in a folder, for messages: "in it: folders testA, trainA; 12 files, first a.txt"."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise error_from_os(error, folder) or UserError(
-            folder, f"cannot be listed: {error.strerror}"
-        ) from error
+        raise file_error(error, folder, "listed") from error
     folders = [path.name for path in entries if path.is_dir()]
     files = [path.name for path in entries if not path.is_dir()]
     parts = []
     if folders:
-        parts.append("folders " + ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else ""))
+        parts.append("folders " + ", ".join(folders[:8]) + ", ..." * (len(folders) > 8))
     if files:
-        parts.append(f"{len(files)} file{'s' if len(files) > 1 else ''}, first {files[0]}")
-    return f"{where}: {'; '.join(parts)}" if parts else f"{where}: nothing"
+        parts.append(f"{len(files)} file{'s' * (len(files) > 1)}, first {files[0]}")
+    return f"{where}: {'; '.join(parts) or 'nothing'}"

@@ -1,112 +1,96 @@
-"""The embedded data: invented towns, each as an aerial photo (A) and as a street map (B).
+"""The embedded data: invented towns from the air in summer (A), and as a street map or in winter (B).
 
-    python -m datasets.synthetic --output DIR --count N --size S [--layout aligned|unaligned] [--seed K]
+    python -m datasets.synthetic --output DIR --count N --size S [--task map|winter] [--layout aligned|unaligned]
 
-aligned: train/ val/ test/ of side-by-side pictures, photo left, map right, as in the Maps data set. N are for
-training; val and test get N/5 each, at least 2. unaligned: trainA/ with N photos, trainB/ with the maps of N
-other towns, testA/ and testB/ with the photos and maps of the same N/5 towns, so that results can be judged.
+aligned: train/ val/ test/ of side-by-side pictures, A left and B right, as in the Maps data set. N are for training;
+val and test get N/5 each, at least 2. unaligned: trainA/ with the A of N towns, trainB/ with the B of N other towns,
+testA/ and testB/ with both of the same N/5 towns, so that results can be judged.
 
 Town k of a split and seed is the same picture whatever the count, the layout and the machine.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from PIL import Image
 from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
-from datasets.output_folder import whole_folder
-from datasets.side_by_side import side_by_side
-from datasets.towns.canvas import Noise
-from datasets.towns.layout import build_town
-from datasets.towns.photo import draw_photo
-from datasets.towns.street_map import draw_map
+from datasets.files import whole_folder
+from datasets.towns import EXTENT, Town, draw
+from datasets.transforms import side_by_side
 
-COUNTS = range(1, 100_001)
-SIZES = range(16, 2049)
-SEEDS = range(2**63)
+Layout = Literal["aligned", "unaligned"]
+Task = Literal["map", "winter"]
 
-
-def draw_pair(seed: int, split: str, index: int, size: int) -> tuple[Image.Image, Image.Image]:
-    """Aerial photo and street map of one town, each RGB, `size` x `size` pixels."""
-    town = build_town(seed, split, index)
-    return draw_photo(town, size, Noise(seed, split, index)), draw_map(town, size)
+ALLOWED = {
+    "count": range(1, 100_001),
+    "size": range(16, 2049),
+    "extent": range(32, EXTENT + 1),
+    "seed": range(2**63),
+}
 
 
-def held_out(count: int) -> int:
-    """How many pictures the val and test splits get beside `count` training pictures."""
-    return max(2, count // 5)
-
-
-def _pictures(layout: str, count: int, size: int, seed: int) -> Iterator[tuple[str, int, Image.Image]]:
-    """(folder, number, picture) of a whole data set."""
+def folders(layout: Layout, count: int) -> dict[str, tuple[str, int, str]]:
+    """Name of each folder -> its split of towns, how many, and the sides that a picture shows."""
+    held_out = max(2, count // 5)
     if layout == "aligned":
-        for split, number in (("train", count), ("val", held_out(count)), ("test", held_out(count))):
-            for k in range(number):
-                yield split, k, side_by_side(*draw_pair(seed, split, k, size))
-        return
-    for k in range(count):
-        yield "trainA", k, draw_pair(seed, "train", k, size)[0]
-        yield "trainB", k, draw_pair(seed, "train other", k, size)[1]
-    for k in range(held_out(count)):
-        photo, street_map = draw_pair(seed, "test", k, size)
-        yield "testA", k, photo
-        yield "testB", k, street_map
+        return {"train": ("train", count, "AB"), **{name: (name, held_out, "AB") for name in ("val", "test")}}
+    train = {"trainA": ("train", count, "A"), "trainB": ("train other", count, "B")}
+    return train | {f"test{side}": ("test", held_out, side) for side in "AB"}
 
 
 def write_dataset(
-    output: Path, count: int, size: int, layout: Literal["aligned", "unaligned"] = "aligned", seed: int = 0
+    output: Path,
+    count: int,
+    size: int,
+    layout: Layout = "aligned",
+    task: Task = "map",
+    extent: int = EXTENT,
+    seed: int = 0,
 ) -> dict[str, int]:
     """Write a data set into a new or empty folder; returns the number of files by sub-folder.
 
     Raises UserError for values out of range, and for a folder that is not empty or cannot be written.
     """
-    for flag, value, allowed in (
-        ("--count", count, COUNTS),
-        ("--size", size, SIZES),
-        ("--seed", seed, SEEDS),
-    ):
-        if value not in allowed:
-            raise UserError(flag, f"{value} is out of range", f"use {allowed.start} to {allowed.stop - 1}")
-    per_town = 1 if layout == "aligned" else 2
-    total = (count + (2 if layout == "aligned" else 1) * held_out(count)) * per_town
-    written: dict[str, int] = {}
+    for flag, value in (("count", count), ("size", size), ("extent", extent), ("seed", seed)):
+        if value not in (allowed := ALLOWED[flag]):
+            fix = f"use {allowed.start} to {allowed.stop - 1}"
+            raise UserError(f"--{flag}", f"{value} is out of range", fix)
+    plan = folders(layout, count)
+    total = sum(number for _, number, _ in plan.values())
     with whole_folder(output) as folder, tqdm(total=total, unit="picture", disable=None) as progress:
-        for name, k, picture in _pictures(layout, count, size, seed):
-            if name not in written:
-                (folder / name).mkdir()
-            picture.save(folder / name / f"town_{k:05d}.png")
-            written[name] = written.get(name, 0) + 1
-            progress.update()
-    return written
+        for name, (split, number, sides) in plan.items():
+            (folder / name).mkdir()
+            for k in range(number):
+                town = Town(seed, split, k)
+                drawn = [draw(town, task if side == "B" else "photo", size, extent) for side in sides]
+                picture = side_by_side(*drawn) if len(drawn) == 2 else drawn[0]
+                picture.save(folder / name / f"town_{k:05d}.png")
+                progress.update()
+    return {name: number for name, (_, number, _) in plan.items()}
 
 
 def main() -> int:
     """Parse the command line, write the folders, print their counts."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.synthetic",
-        description="Write a data set of invented towns: aerial photos (A) and street maps (B).",
+        description="Draw invented towns: aerial photos (A), and street maps or the same in winter (B).",
         allow_abbrev=False,
     )
-    parser.add_argument("--output", type=Path, required=True, help="new or empty folder")
-    parser.add_argument(
-        "--count", type=int, required=True, help="training pictures; val and test get a fifth"
-    )
-    parser.add_argument("--size", type=int, required=True, help="side of a picture in pixels, 16 to 2048")
-    parser.add_argument(
-        "--layout",
-        choices=("aligned", "unaligned"),
-        default="aligned",
-        help="aligned: train/ val/ test/ of side-by-side pictures; unaligned: trainA trainB testA testB",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other towns (default 0)")
+    flag = parser.add_argument
+    flag("--output", type=Path, required=True, help="new or empty folder")
+    flag("--count", type=int, required=True, help="training pictures; val and test get a fifth")
+    flag("--size", type=int, required=True, help="side of a picture in pixels, 16 to 2048")
+    layouts = "aligned: train/ val/ test/ of side-by-side pictures; unaligned: trainA trainB testA testB"
+    flag("--layout", choices=get_args(Layout), default="aligned", help=layouts)
+    flag("--task", choices=get_args(Task), default="map", help="what B shows (default map)")
+    flag("--extent", type=int, default=EXTENT, help="metres that a picture shows, 32 to 256 (default 256)")
+    flag("--seed", type=int, default=0, help="another seed, other towns (default 0)")
     options = parser.parse_args()
-    written = write_dataset(options.output, options.count, options.size, options.layout, options.seed)
-    counts = ", ".join(f"{name} {number}" for name, number in written.items())
-    print(f"{options.output}: {counts} pictures of {options.size}x{options.size} pixels, A photo, B map")
+    counts = ", ".join(f"{name} {number}" for name, number in write_dataset(**vars(options)).items())
+    size = f"{options.size}x{options.size}"
+    print(f"{options.output}: {counts} pictures of {size} pixels, A photo, B {options.task}")
     return 0
 
 

@@ -17,6 +17,7 @@ generator takes without padding. The flip is horizontal, with probability 1/2.
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from PIL import Image
@@ -28,8 +29,8 @@ Size = tuple[int, int]  # (width, height)
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How pictures become training samples; sizes in pixels."""
+class Augmentation:
+    """How pictures become training samples; sizes in pixels. Raises UserError for options that leave no crop."""
 
     preprocess: Preprocess = "resize_and_crop"
     load_size: int = 286
@@ -44,31 +45,56 @@ class Geometry:
             reason = f"{self.load_size} is smaller than --crop_size {self.crop_size}"
             raise UserError("--load_size", reason, "raise the one or lower the other")
 
-    @property
-    def crops(self) -> bool:
-        return self.preprocess.endswith("crop")
+    def refuse_too_small(self, size: Size, subject: str | Path) -> None:
+        """Raise UserError about `subject` if a picture of this size cannot become a sample."""
+        width, height = size
+        if min(size) < 2:
+            raise UserError(subject, f"image is {width}x{height}, needs at least 2x2", "remove it")
+        if self.preprocess in ("crop", "none") and min(size) < self.crop_size:
+            reason = f"image is {width}x{height}, smaller than --crop_size {self.crop_size}"
+            raise UserError(subject, reason, "lower that or use --preprocess resize_and_crop")
+
+    def resized(self, size: Size) -> Size:
+        """Size of a picture after the resize and before the crop."""
+        if self.preprocess == "resize_and_crop":
+            return self.load_size, self.load_size
+        width, height = size
+        if self.preprocess.startswith("scale_width"):
+            width, height = self.load_size, max(round(self.load_size * height / width), self.crop_size)
+        if self.preprocess.endswith("crop"):
+            return width, height
+        return _multiple_of_4(width), _multiple_of_4(height)
+
+    def draw(self, size: Size, rng: random.Random, subject: str = "image") -> "ResizeCropFlip":
+        """Draw the transform for one picture size, to be used for one picture or for both of a pair.
+
+        subject: the file to name. Takes three numbers of rng whatever the options, so that no option shifts what is
+        drawn after it. Raises UserError for a picture that is too small.
+        """
+        self.refuse_too_small(size, subject)
+        width, height = self.resized(size)
+        across, down, mirror = rng.random(), rng.random(), rng.random()
+        box = None
+        if self.preprocess.endswith("crop"):  # every corner equally likely, both ends included
+            left, top = int(across * (width - self.crop_size + 1)), int(down * (height - self.crop_size + 1))
+            box = (left, top, left + self.crop_size, top + self.crop_size)
+        return ResizeCropFlip((width, height), box, self.flip and mirror < 0.5)
 
 
 @dataclass(frozen=True)
-class Placement:
-    """One draw: the size to resize to, the corner of the crop in it, and whether to mirror."""
+class ResizeCropFlip:
+    """A drawn transform: the size to resize to, what is cut out of it, and whether to mirror."""
 
     size: Size
-    corner: tuple[int, int]  # (left, top) of the crop; (0, 0) where nothing is cropped
+    box: tuple[int, int, int, int] | None  # (left, top, right, bottom); None where nothing is cropped
     flip: bool
 
-
-def resized(geometry: Geometry, size: Size) -> Size:
-    """Size of a picture after the resize and before the crop."""
-    if geometry.preprocess == "resize_and_crop":
-        return geometry.load_size, geometry.load_size
-    width, height = size
-    if geometry.preprocess.startswith("scale_width"):
-        height_in_proportion = geometry.load_size * height / width
-        width, height = geometry.load_size, max(round(height_in_proportion), geometry.crop_size)
-    if geometry.crops:
-        return width, height
-    return _multiple_of_4(width), _multiple_of_4(height)
+    def apply(self, picture: Image.Image) -> Image.Image:
+        """The picture resized, cropped and mirrored."""
+        picture = picture.resize(self.size, Image.Resampling.BICUBIC)
+        if self.box:
+            picture = picture.crop(self.box)
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else picture
 
 
 def _multiple_of_4(length: int) -> int:
@@ -76,49 +102,30 @@ def _multiple_of_4(length: int) -> int:
     return max(4, (length + 2) // 4 * 4)
 
 
-def problem(geometry: Geometry, size: Size) -> tuple[str, str] | None:
-    """(reason, fix) why a picture of this size cannot become a sample, or None where it can."""
-    width, height = size
-    if min(size) < 2:
-        return f"image is {width}x{height}, needs at least 2x2", "remove it"
-    if geometry.preprocess in ("crop", "none") and min(size) < geometry.crop_size:
-        reason = f"image is {width}x{height}, smaller than --crop_size {geometry.crop_size}"
-        return reason, "lower that or use --preprocess resize_and_crop"
-    return None
-
-
-def draw(geometry: Geometry, size: Size, rng: random.Random, subject: str = "image") -> Placement:
-    """Draw the placement for one picture size, to be used for one picture or for both of a pair.
-
-    subject: the file to name. Takes three numbers of rng whatever the geometry, so that no option shifts what
-    is drawn after it. Raises UserError for a picture that is too small.
-    """
-    trouble = problem(geometry, size)
-    if trouble:
-        raise UserError(subject, *trouble)
-    target = resized(geometry, size)
-    across, down, mirror = rng.random(), rng.random(), rng.random()
-    corner = (0, 0)
-    if geometry.crops:  # every corner equally likely, both ends included
-        corner = (
-            int(across * (target[0] - geometry.crop_size + 1)),
-            int(down * (target[1] - geometry.crop_size + 1)),
-        )
-    return Placement(target, corner, geometry.flip and mirror < 0.5)
-
-
-def apply(picture: Image.Image, geometry: Geometry, placement: Placement) -> Image.Image:
-    """The picture resized, cropped and mirrored as drawn."""
-    if picture.size != placement.size:
-        picture = picture.resize(placement.size, Image.Resampling.BICUBIC)
-    if geometry.crops:
-        left, top = placement.corner
-        picture = picture.crop((left, top, left + geometry.crop_size, top + geometry.crop_size))
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placement.flip else picture
-
-
 def evaluation_resize(picture: Image.Image, crop_size: int) -> Image.Image:
     """The picture stretched to crop_size x crop_size, bicubic, no crop or flip (evaluation protocol)."""
-    if picture.size == (crop_size, crop_size):
-        return picture
     return picture.resize((crop_size, crop_size), Image.Resampling.BICUBIC)
+
+
+def half_size(size: Size, path: Path) -> Size:
+    """Size of each half of a side-by-side picture. Raises UserError where the width is odd."""
+    width, height = size
+    if width % 2:
+        reason = f"side-by-side image of odd width, {width}x{height}"
+        raise UserError(path, reason, "A and B need equal widths")
+    return width // 2, height
+
+
+def half(picture: Image.Image, path: Path, right: bool) -> Image.Image:
+    """The left or right half of a side-by-side picture. Raises UserError where the width is odd."""
+    width, height = half_size(picture.size, path)
+    return picture.crop((width, 0, 2 * width, height) if right else (0, 0, width, height))
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """One picture of two of equal size and mode, the inverse of `half`."""
+    width, height = left.size
+    both = Image.new(left.mode, (2 * width, height))
+    both.paste(left, (0, 0))
+    both.paste(right, (width, 0))
+    return both

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.errors import RunError, UserError, translate
+from datasets.errors import RunError, UserError, as_user_error
+from datasets.files import cores
 
 TIMEOUT = 120.0  # seconds without a result after which a worker counts as hanging
 _LOOK_EVERY = 2  # seconds between looks whether the workers are still alive
@@ -50,7 +51,7 @@ class _Calls(Dataset[Any]):
         try:
             result = self.function(self.arguments[i])
         except Exception as error:
-            known = translate(error) or RunError(
+            known = as_user_error(error) or RunError(
                 "data loading", f"{type(error).__name__}: {error}", "please report it"
             )
             return _Failure(known, traceback.format_exc())
@@ -156,8 +157,3 @@ def _stop(processes: list[BaseProcess]) -> None:
             process.kill()
     for process in processes:
         process.join()
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

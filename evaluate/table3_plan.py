@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.errors import UserError
-from gan.command_line import parse_flags
-from gan.options import TrainOptions, resolve
+from gan.command_line import parse_options
+from gan.options import TrainOptions
 
 NORMS = ("pono_ms", "nc_ms")
 
@@ -160,7 +160,7 @@ def directions(setting: Setting) -> tuple[Direction, ...]:
 
 def options_of(flags: Sequence[str]) -> TrainOptions:
     """The complete options that train.py makes of these flags."""
-    return resolve(parse_flags(TrainOptions, flags, "train.py", ""))
+    return parse_options(flags)
 
 
 def command(flags: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Command lines and option files become options. tyro parses; one way in for flags, files and saved runs.
+"""Command lines and option files become options; tyro parses them.
 
-An option file and the options of a run that goes on are turned into flags in front of the user's own, so that every
-value passes the same type checks and the last one wins. No torch is imported here.
+An option file, or the options of a run that is resumed, is turned into flags in front of the user's own. So every value
+passes the same type checks, and the last one wins. This file imports no torch.
 """
 
 import difflib
@@ -12,57 +12,83 @@ from typing import Any, TypeVar
 import tyro
 
 from datasets.errors import UserError
-from gan.options import TrainOptions, changes_that_matter, from_dict, resolve, stored_dict, to_dict
+from gan.options import (
+    TrainOptions,
+    changes_that_matter,
+    current_names,
+    from_dict,
+    model_defaults,
+    resolve,
+    stored_dict,
+    to_dict,
+)
 from gan.run import RunFolder, read_yaml, refuse_changes, refuse_existing
 
 Options = TypeVar("Options")
 
+OLD_SWITCHES = {"no_flip": False, "no_dropout": False}
+"""Names in option files of format 1; see `current_names`."""
 
-def parse_flags(options_type: type[Options], argv: Sequence[str], prog: str, description: str) -> Options:
-    """Flat flags with underscores; prints its message and exits with 2 on an unknown flag or a bad value."""
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+def parse_flags(
+    options_type: type[Options],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    default: Options | None = None,
+) -> Options:
+    """Flat flags with underscores; a wrong flag or value ends the process with its message and exit code 2."""
     return tyro.cli(
-        options_type, args=list(argv), prog=prog, description=description, use_underscores=True, config=config
+        options_type,
+        args=list(argv),
+        prog=prog,
+        description=description,
+        default=default or options_type(),
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
 def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | None]:
     """Complete options of train.py and, with --continue_train, the options the run was saved with.
 
-    Raises UserError for an option file that cannot be used, a run that is not there, and for options that change what
-    a run trains.
+    Raises UserError for an unusable option file, a missing run, a run that exists already, and for options that change
+    what a resumed run trains.
     """
-    given = _parse(argv)
-    defaults: list[str] = []
-    saved: dict[str, Any] | None = None
+    given, flags, saved = _parse(argv), list(argv), None
     if given.run.config:
-        defaults += flags_of(read_yaml(Path(given.run.config)), given.run.config)
-        given = _parse([*defaults, *argv])
+        flags = [*flags_of(read_yaml(Path(given.run.config)), given.run.config), *argv]
+        given = _parse(flags)
+    checkpoints_dir = Path(given.run.checkpoints_dir)
     if given.run.continue_train:
         if not given.run.name and not given.data.dataroot:
-            raise UserError("--name", "is required with --continue_train", "name the run to go on with")
-        name = given.run.name or resolve(given).run.name
-        run = RunFolder.at(Path(given.run.checkpoints_dir), name)
+            raise UserError("--name", "is required with --continue_train", "name the run to resume")
+        run = RunFolder.at(checkpoints_dir, given.run.name or resolve(given).run.name)
         if not run.options.is_file():
-            raise UserError(run.path, "no run to go on with", "check --name and --checkpoints_dir")
-        stored = {key: value for key, value in run.read_options().items() if key in to_dict(given)}
-        saved = stored_dict(from_dict(stored))
-        stored |= {"name": name, "checkpoints_dir": str(run.path.parent)}  # the folder may have been moved
-        defaults = flags_of(stored, run.options) + defaults
+            raise UserError(run.path, "no run to resume", "check --name and --checkpoints_dir")
+        stored = from_dict(_known(run.read_options()))
+        saved = stored_dict(stored)
+        place = {"name": run.name, "checkpoints_dir": str(checkpoints_dir)}  # the folder may have been moved
+        flags = [*flags_of(saved | place, run.options), *flags]
+        given = _parse(flags)
+        refuse_changes(run, changes_that_matter(saved, to_dict(given)), given.run.override, "options")
     elif given.run.name and not given.run.dry_run:
-        refuse_existing(RunFolder.at(Path(given.run.checkpoints_dir), given.run.name))
-    options = _parse([*defaults, *argv])
-    if (
-        saved is not None
-    ):  # first, so that a change is called a change, not a contradiction to an older option
-        refuse_changes(run, changes_that_matter(saved, to_dict(options)), options.run.override, "options")
-    return resolve(options), saved
+        refuse_existing(RunFolder.at(checkpoints_dir, given.run.name))
+    return resolve(given), saved
+
+
+def parse_options(argv: Sequence[str]) -> TrainOptions:
+    """Complete options from flags alone; see `parse_train` for files and runs."""
+    return resolve(_parse(argv))
 
 
 def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
-    """Options as the flags that would set them; None and false stand for the default and are left out."""
-    known = to_dict(TrainOptions())
-    flags: list[str] = []
+    """Options of a file as the flags that set them. None means that the default holds.
+
+    Raises UserError, naming `source`, for an unknown name and for a value that no flag can have.
+    """
+    defaults = to_dict(TrainOptions())
+    known = defaults | OLD_SWITCHES
     for name, value in options.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
@@ -70,34 +96,27 @@ def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
             raise UserError(source, f"unknown option {name!r}", hint)
         if isinstance(value, list | dict):
             raise UserError(source, f"option {name!r} holds a {type(value).__name__}", "give one value")
-        if isinstance(known[name], bool):
-            if value not in (True, False, None):
-                raise UserError(source, f"option {name!r} is {value!r}", "allowed: true or false")
-            flags += [f"--{name}"] if value else []
+        if isinstance(known[name], bool) and not isinstance(value, bool | None):
+            raise UserError(source, f"option {name!r} is {value!r}", "allowed: true or false")
+    flags = []
+    for name, value in current_names({k: v for k, v in options.items() if v is not None}).items():
+        if isinstance(defaults[name], bool):
+            flags.append(f"--{name}" if value else f"--no_{name}")
         elif isinstance(value, bool):  # YAML reads a bare `on` or `off` as true or false
             flags.append(f"--{name}={'on' if value else 'off'}")
-        elif value is not None and value != "":
+        elif value != "":
             flags.append(f"--{name}={value}")
     return flags
 
 
-def _take_back(argv: list[str]) -> list[str]:
-    """`--no_compile` undoes the `--compile` of a file or a saved run in front of it, as `--flip` undoes `--no_flip`."""
-    switches = [name for name, value in to_dict(TrainOptions()).items() if isinstance(value, bool)]
-    opposite = {
-        f"--{name.removeprefix('no_') if name.startswith('no_') else 'no_' + name}": name for name in switches
-    }
-    kept: list[str] = []
-    for word in argv:
-        if (
-            word in opposite and word[2:] not in switches
-        ):  # dropout and no_dropout are two options of their own
-            kept = [earlier for earlier in kept if earlier != f"--{opposite[word]}"]
-        else:
-            kept.append(word)
-    return kept
+def _known(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the options that another version of this program had."""
+    return {name: value for name, value in stored.items() if name in to_dict(TrainOptions()) | OLD_SWITCHES}
 
 
 def _parse(argv: Sequence[str]) -> TrainOptions:
+    """Parse twice: the first time to learn the model, the second time on top of its defaults."""
     description = "Train CycleGAN or Pix2Pix on a folder of pictures."
-    return parse_flags(TrainOptions, _take_back(list(argv)), "train.py", description)
+    first = parse_flags(TrainOptions, argv, "train.py", description)
+    default = model_defaults(first.model.model)
+    return parse_flags(TrainOptions, argv, "train.py", description, default)

@@ -1,6 +1,5 @@
-"""The training loop: epochs, steps, records, samples, saves. Reads top to bottom."""
+"""The training loop: epochs, steps, records, samples, saves."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.errors import RunError, UserError, is_out_of_memory, out_of_memory_error, say
+from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out_of_memory_error, say
 from gan.checkpoint import list_checkpoints, save_checkpoint
+from gan.options import OutputGroup, ScheduleGroup
 from gan.run import MetricsLog, RunFolder
 from gan.setup import TrainingData
 from gan.signals import StopRequest
 from gan.state import Position, capture
-from gan.step import LR_POLICIES, Batch, Trainer, set_learning_rate
+from gan.step import Batch, Trainer, set_learning_rate
 from gan.viewers import SAMPLE, SAVE, STOP, Viewers
 from gan.viewers.samples import save_samples
 
@@ -26,58 +26,32 @@ Evaluate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 """Metrics of the pictures of `Trainer.sample`, handed in by train.py: the loop itself knows none."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long, how fast, and how often something is written (see the options of the same names)."""
-
-    n_epochs: int
-    n_epochs_decay: int
-    lr: float
-    lr_policy: str = "linear"
-    lr_decay_iters: int = 50
-    print_freq: int = 100
-    display_freq: int = 400
-    save_epoch_freq: int = 1
-    save_step_freq: int = 0
-    keep: int = 2
-    best_by: str | None = None
-    eval_every: int = 0
-
-    @property
-    def epochs(self) -> int:
-        return self.n_epochs + self.n_epochs_decay
-
-    def lr_in(self, epoch: int) -> float:
-        factor = LR_POLICIES[self.lr_policy](epoch, self.n_epochs, self.n_epochs_decay, self.lr_decay_iters)
-        return self.lr * factor
-
-
 @dataclass
 class Training:
-    """One training under way: its parts, where it stands, and the loop over them."""
+    """One training: its parts, its position, and the loop over epochs and steps."""
 
     trainer: Trainer
     data: TrainingData
-    plan: Plan
+    schedule: ScheduleGroup
+    output: OutputGroup
     run: RunFolder
     log: MetricsLog
     viewers: Viewers
     stop: StopRequest
     position: Position
     options: dict[str, Any]
+    """As stored in checkpoints."""
     evaluate: Evaluate | None = None
     skipped: int = 0
 
     def train(self) -> bool:
-        """Train to the last epoch, or until a signal or a viewer asks to stop: True if all epochs are done.
+        """Train to the last epoch, or until a signal or a viewer asks to stop. True if all epochs are done.
 
-        Raises RunError for a non-finite loss or used-up memory, UserError where the last save fails.
+        Raises RunError for a non-finite loss and for lack of memory, UserError where the last save fails.
         """
-        at = self.position
-        while at.epoch <= self.plan.epochs:
-            lr = self.plan.lr_in(at.epoch)
-            set_learning_rate(self.trainer, lr)
-            stop_after_epoch = self._train_epoch(lr)
+        at, epochs = self.position, self.schedule.epochs
+        while at.epoch <= epochs:
+            stop_after_epoch = self._train_epoch(self.schedule.learning_rate(at.epoch))
             if self.stop.requested:
                 self.save()
                 return False
@@ -85,24 +59,25 @@ class Training:
             best_before = at.best
             is_best = self._is_best(metrics)
             at.epoch, at.batches = at.epoch + 1, 0
-            last = at.epoch > self.plan.epochs or stop_after_epoch or bool(self.stop.requested)
-            due = last or is_best or (at.epoch - 1) % self.plan.save_epoch_freq == 0
-            if due and not self.save(best=is_best, must=last):
+            is_last = at.epoch > epochs or stop_after_epoch or bool(self.stop.requested)
+            is_due = is_last or is_best or (at.epoch - 1) % self.output.save_epoch_freq == 0
+            if is_due and not self.save(best=is_best, must=is_last):
                 at.best = best_before  # no file holds the new one
-            if last:
-                return at.epoch > self.plan.epochs
+            if is_last:
+                return at.epoch > epochs
         return True
 
     def log_changes(self, saved: Mapping[str, Any] | None) -> None:
-        """On resume: which options are no longer what they were."""
+        """On resume: record the options that have changed."""
         changes = {name: value for name, value in self.options.items() if saved and saved.get(name) != value}
         if changes:
             self._record({"kind": "event", "message": "resumed with other options", "options": changes})
 
     def _train_epoch(self, lr: float) -> bool:
-        """The rest of the current epoch; True if a viewer asked to stop after it."""
-        at, plan = self.position, self.plan
+        """Train the rest of the current epoch. True if a viewer asked to stop after it."""
+        at, output = self.position, self.output
         stop_after_epoch = False
+        set_learning_rate(self.trainer, lr)
         window = _Window()
         for batch in self._batches():
             window.data_arrived()
@@ -116,25 +91,23 @@ class Training:
                     raise out_of_memory_error(f"at step {step}") from error
                 raise
             at.step, at.batches = step, at.batches + 1
+            is_epoch_end = at.batches == self.data.steps_per_epoch
             window.step_done(len(batch["A"]))
-            if step % plan.print_freq == 0 or at.batches == self.data.steps_per_epoch:
+            if step % output.print_freq == 0 or is_epoch_end:
                 self._record({"kind": "train", "losses": losses, "lr": lr, "time": window.figures()})
             asked = self.viewers.commands()
             stop_after_epoch |= STOP in asked
-            due = (
-                step % plan.display_freq == 0 and at.batches < self.data.steps_per_epoch
-            )  # its end draws too
-            if due or SAMPLE in asked:
-                self._sample()
+            if SAMPLE in asked or (step % output.display_freq == 0 and not is_epoch_end):
+                self._sample()  # the end of the epoch draws samples too
             self.viewers.progress(step, at.epoch)
-            if (plan.save_step_freq and step % plan.save_step_freq == 0) or SAVE in asked:
+            if SAVE in asked or (output.save_step_freq and step % output.save_step_freq == 0):
                 self.save()
             if self.stop.requested:
                 break
         return stop_after_epoch
 
     def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch. A signal to the whole process group may take a worker along: that is a stop."""
+        """The rest of the epoch. A signal to the process group may end a worker too; that counts as a stop."""
         try:
             yield from self.data.batches(self.position.epoch, self.position.batches)
         except RunError:
@@ -147,33 +120,32 @@ class Training:
             if not self.skipped:
                 say(f"warning: {text}; a neighbour is taken instead, further ones are in {self.run.log}")
             self.skipped += 1
-            with contextlib.suppress(OSError), self.run.log.open("a", encoding="utf-8") as log:
-                log.write(f"step {self.position.step + 1}: skipped {text}\n")
+            log_text(f"step {self.position.step + 1}: skipped {text}")
 
     def _end_epoch(self) -> dict[str, float]:
-        """Samples and metrics of the epoch that is done."""
+        """Draw samples and compute the metrics of a finished epoch."""
         metrics, counts = {}, {}
         images = self._sample()
         if "target" in images:
             metrics["val_l1"] = _mean_distance(images["fake"], images["target"])
-        if self.evaluate and self.plan.eval_every and self.position.epoch % self.plan.eval_every == 0:
-            metrics |= self._evaluated(images)
+        if self.evaluate and self.output.eval_every and self.position.epoch % self.output.eval_every == 0:
+            metrics |= self._evaluate(images)
             counts = dict.fromkeys(("n_fake", "n_real"), len(next(iter(images.values()))))
         if metrics:
             self._record({"kind": "metrics", "metrics": metrics, **counts})
         return metrics
 
-    def _evaluated(self, images: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """The metrics of --eval_every; a metric that fails is no reason to lose an epoch."""
+    def _evaluate(self, images: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """The metrics of --eval_every. A metric that fails does not stop the training."""
         assert self.evaluate is not None
         try:
             return self.evaluate(images)
         except (UserError, RuntimeError) as error:
-            say(f"warning: metrics not computed: {error}; training goes on")
+            say(f"warning: metrics not computed: {error}; training continues")
             return {}
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        name = self.plan.best_by
+        name = self.output.best_by
         if name is None or name not in metrics:
             return False
         value, best = metrics[name], self.position.best
@@ -183,34 +155,31 @@ class Training:
         return better
 
     def save(self, best: bool = False, must: bool = False) -> bool:
-        """Write a checkpoint; False if that fails, and the next save tries again. UserError if it `must` be written."""
+        """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead."""
         at = self.position
         require_finite_weights(self.trainer.networks, at.step, self.run)
         state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.listing)
         try:
             save_checkpoint(
-                self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=self.plan.keep, best=best
+                self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=self.output.keep, best=best
             )
-            if (
-                not self.run.options.exists()
-            ):  # somebody deleted the run's folder; now it can be resumed again
+            if not self.run.options.exists():  # the run's folder was deleted; now it can be resumed again
                 self.run.write_options(self.options)
         except (UserError, OSError) as error:
             if must or self.stop.requested:
                 raise
-            say(f"warning: checkpoint not saved: {error}; training goes on, the next save tries again")
+            say(f"warning: checkpoint not saved: {error}; training continues, the next save tries again")
             return False
         return True
 
     def _sample(self) -> dict[str, Tensor]:
-        """Draw the fixed validation pictures, write them, and show them."""
+        """Translate the fixed validation pictures, write the results, and show them."""
         images = self.trainer.sample(self.data.validation)
-        at = self.position
-        folder = self.run.sample_folder(at.step)
+        folder = self.run.sample_folder(self.position.step)
         try:
             pictures = save_samples(folder, images)
         except (OSError, UserError) as error:
-            say(f"warning: sample pictures not written: {error}; training goes on")
+            say(f"warning: sample pictures not written: {error}; training continues")
             return images
         names = {kind: path.name for kind, path in pictures.items()}
         record = {"kind": "samples", "folder": f"samples/{folder.name}", "pictures": names}
@@ -218,7 +187,7 @@ class Training:
         return images
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add step and epoch, write the line, show it."""
+        """Add step and epoch to a record, log it, and show it."""
         kind = record.pop("kind")
         line = {"kind": kind, "step": self.position.step, "epoch": self.position.epoch, **record}
         self.log.append(line)
@@ -245,7 +214,7 @@ class _Window:
         self._since = time.perf_counter()
 
     def figures(self) -> dict[str, float]:
-        """Images per second and the share of the time spent waiting for data; starts a new window."""
+        """Images per second and the share of time spent waiting for data. Starts a new window."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
         figures = {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
         self._begin = self._restart()
@@ -258,7 +227,7 @@ def _mean_distance(fake: Tensor, target: Tensor) -> float:
 
 
 def finite_losses(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> dict[str, float]:
-    """Losses as numbers, in one transfer. RunError at the first that is NaN or infinite."""
+    """Losses as numbers, in one transfer. RunError for the first that is NaN or infinite: Adam would never recover."""
     values = torch.stack([loss.float() for loss in losses.values()]).tolist()
     for name, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
@@ -267,7 +236,7 @@ def finite_losses(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> di
 
 
 def require_finite_weights(networks: Mapping[str, nn.Module], step: int, run: RunFolder) -> None:
-    """RunError for a NaN or an infinity that a finite loss has left in the weights; looked for before a save."""
+    """RunError if a weight is NaN or infinite, which a finite loss does not rule out; checked before a save."""
     for name, network in networks.items():
         for key, value in network.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():

@@ -1,11 +1,13 @@
 """Every option of training: name, type, default, meaning. Typed, frozen, checked once, stored in the checkpoint.
 
-Flags are flat (`--batch_size 4`); the nested groups only order the help page. A default of None means "as the model's
-paper has it" and is filled in by `resolve`, so a stored set of options is always complete. No torch is imported here:
-`train.py --help` answers at once.
+Flags are flat (`--batch_size 4`); the nested groups only order the help page. The defaults written here are those of
+CycleGAN; MODEL_DEFAULTS holds what each model's paper changes. This file imports no torch, so `train.py --help`
+answers at once.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,17 +26,17 @@ class RunGroup:
     checkpoints_dir: str = "checkpoints"
     """Folder of all runs."""
     continue_train: bool = False
-    """Go on with the run of this name; its options are read from it and need not be repeated."""
+    """Resume the run of this name. Its options are read from the run and need not be repeated."""
     override: bool = False
-    """With --continue_train: accept changed options or data that change what is trained."""
+    """With --continue_train: accept options or data that change what is trained."""
     dry_run: bool = False
-    """Print the plan (networks, parameters, data, steps, files) and stop; nothing is written."""
+    """Print the plan (networks, parameters, data, steps, files), write nothing and stop."""
     seed: int = 0
     """Seed of weights, data order, augmentation, dropout and image pool."""
     deterministic: bool = False
     """Only deterministic algorithms on a GPU (slower). CPU runs are reproducible without it."""
     config: str = ""
-    """YAML file of options (`flag: value`), as written to a run's options.yaml; flags given here win over it."""
+    """YAML file of options (`flag: value`), such as a run's options.yaml. Flags on the command line win over it."""
     debug: bool = False
     """Show the traceback of an error as well."""
 
@@ -46,9 +48,10 @@ class DataGroup:
     dataroot: str = ""
     """Folder of pictures: trainA+trainB, train/ of side-by-side A|B, or A/train+B/train. Required."""
     dataset_mode: Literal["auto", "aligned", "paired", "unaligned"] = "auto"
-    """Layout of the folder; auto looks."""
+    """Layout of the folder; auto detects it."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """Which of the disk's domains is the input. A cycle_gan run learns both; this is its default in test.py."""
+    """AtoB: the folder's domain A is the input. A cycle_gan run learns both directions; test.py then takes this one by
+    default."""
     batch_size: int = 1
     """Images per step."""
     load_size: int = 286
@@ -59,16 +62,16 @@ class DataGroup:
         "resize_and_crop"
     )
     """How a picture becomes a training crop."""
-    no_flip: bool = False
-    """Do not mirror at random."""
+    flip: bool = True
+    """Mirror pictures at random."""
     serial_batches: bool = False
-    """Take the pictures in the order of their names instead of shuffling."""
+    """Take the pictures in the order of their names, without shuffling."""
     num_threads: int = 2
     """Worker processes that decode pictures; 0 decodes in the training process."""
     max_dataset_size: int | None = None
-    """Use only the first so many pictures of each domain."""
+    """Use at most N pictures of each domain."""
     skip_bad: bool = False
-    """Leave out unreadable pictures instead of stopping; they are listed in the log."""
+    """Leave out unreadable pictures instead of stopping, and list them in the log."""
     val_count: int = 8
     """Fixed validation pictures (samples and validation loss), a seeded slice of the training split."""
     val_holdout: bool = False
@@ -81,14 +84,13 @@ class ModelGroup:
 
     model: Model = "cycle_gan"
     """Unpaired (cycle_gan) or paired (pix2pix) translation."""
-    norm: NormName | None = None
-    """Normalization of the generator. nc_ms: normalized convolution with moment shortcut. Default: instance for
-    cycle_gan, batch for pix2pix."""
+    norm: NormName = "instance"
+    """Normalization of the generator. nc_ms: normalized convolution with moment shortcut. pix2pix: batch."""
     base_norm: BaseNormName | None = None
-    """Norm of the places that --norm leaves alone, and of the discriminators. Default: --norm itself where it is
-    instance, batch or none; none with nc; else instance for cycle_gan, batch for pix2pix."""
-    netG: GeneratorName | None = None
-    """Generator. Default: resnet_9blocks for cycle_gan, unet_256 for pix2pix."""
+    """Norm of the layers that --norm does not change, and of the discriminators. Default: --norm itself where it is
+    instance, batch or none; none with nc; otherwise instance for cycle_gan, batch for pix2pix."""
+    netG: GeneratorName = "resnet_9blocks"
+    """Generator. pix2pix: unet_256."""
     netD: DiscriminatorName = "basic"
     """Discriminator: 70x70 PatchGAN (basic), PatchGAN of --n_layers_D, or pixel."""
     n_layers_D: int = 3
@@ -102,35 +104,33 @@ class ModelGroup:
     output_nc: Literal[1, 3] = 3
     """Channels of the output (of domain B for cycle_gan)."""
     dropout: bool = False
-    """Use dropout where the model's paper does not (cycle_gan)."""
-    no_dropout: bool = False
-    """Use no dropout where the model's paper does (pix2pix)."""
+    """Dropout in the generator. pix2pix: on."""
     init_type: InitName = "normal"
     """Initial weights."""
     init_gain: float = 0.02
     """Scale of the initial weights."""
     nc_backend: Literal["auto", "reference", "direct", "cuda"] = "auto"
-    """Implementation of the normalized convolution; auto takes the fastest that works."""
+    """Implementation of the normalized convolution; auto picks the fastest that works."""
 
 
 @dataclass(frozen=True)
 class LossGroup:
     """What is minimised."""
 
-    gan_mode: Literal["vanilla", "lsgan", "wgangp", "hinge"] | None = None
-    """Adversarial loss. Default: lsgan for cycle_gan, vanilla for pix2pix."""
+    gan_mode: Literal["vanilla", "lsgan", "wgangp", "hinge"] = "lsgan"
+    """Adversarial loss. pix2pix: vanilla."""
     lambda_A: float = 10.0
     """Weight of the cycle A -> B -> A."""
     lambda_B: float = 10.0
     """Weight of the cycle B -> A -> B."""
     lambda_identity: float = 0.5
-    """Weight of the identity loss relative to the cycle's; 0 leaves it out."""
+    """Weight of the identity loss, relative to the cycle loss; 0 disables it."""
     lambda_L1: float = 100.0
     """Weight of the L1 distance to the target (pix2pix)."""
     lambda_gp: float = 10.0
-    """Weight of the gradient penalty of wgangp; the rest of the discriminator's loss counts half."""
-    pool_size: int | None = None
-    """Images kept for the discriminator. Default: 50 for cycle_gan, 0 for pix2pix."""
+    """Weight of the gradient penalty of wgangp. The rest of the discriminator's loss counts half."""
+    pool_size: int = 50
+    """Past translations kept for the discriminator. pix2pix: 0."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,34 @@ class ScheduleGroup:
     n_epochs: int = 100
     """Epochs at the initial learning rate."""
     n_epochs_decay: int = 100
-    """Epochs over which the linear policy then lets it fall to zero."""
+    """Epochs after them, over which the linear policy lowers the learning rate to zero."""
     lr: float = 2e-4
     """Initial learning rate of Adam."""
     beta1: float = 0.5
     """First momentum of Adam."""
     lr_policy: Literal["linear", "step", "cosine", "constant"] = "linear"
-    """Learning rate over the epochs."""
+    """How the learning rate changes over the epochs."""
     lr_decay_iters: int = 50
-    """Epochs between the tenfold drops of the step policy."""
+    """Epochs between the drops of the step policy, each to a tenth."""
+
+    @property
+    def epochs(self) -> int:
+        return self.n_epochs + self.n_epochs_decay
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch (from 1): a pure function, so there is nothing to store or restore.
+
+        linear is the schedule of both papers: constant for n_epochs, then a line that would reach 0 one epoch after
+        the last. step divides by ten every lr_decay_iters epochs. cosine falls along half a period.
+        """
+        progress = (epoch - 1) / self.epochs
+        factors = {
+            "linear": 1 - max(0, epoch - self.n_epochs) / (self.n_epochs_decay + 1),
+            "step": 0.1 ** ((epoch - 1) // self.lr_decay_iters),
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "constant": 1.0,
+        }
+        return self.lr * factors[self.lr_policy]
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,7 @@ class DeviceGroup:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; patch statistics and losses stay float32."""
+    """bf16 uses autocast; patch statistics and losses stay float32."""
     channels_last: bool = False
     """Channels-last memory format (often faster on a GPU)."""
     compile: bool = False
@@ -172,27 +191,27 @@ class OutputGroup:
     save_epoch_freq: int = 1
     """Epochs between checkpoints; the last epoch is always saved."""
     save_step_freq: int = 0
-    """Steps between checkpoints inside an epoch; 0: only at the end of epochs."""
+    """Steps between checkpoints within an epoch; 0 saves at the end of epochs only."""
     keep: int = 2
-    """How many checkpoints are kept beside the best."""
+    """Number of checkpoints kept beside the best one."""
     best_by: str | None = None
-    """Metric that chooses the best checkpoint, e.g. val_l1 or fid. Default: val_l1 for pix2pix, none for cycle_gan."""
+    """Metric that chooses the best checkpoint, for example val_l1 or fid. pix2pix: val_l1."""
     eval_every: int = 0
-    """Epochs between metric evaluations on the validation pictures; 0: never."""
+    """Epochs between metric evaluations on the validation pictures; 0 disables them."""
     eval_metrics: str = "fid,kid,lpips,psnr,ssim,l1"
     """Metrics of --eval_every, separated by commas."""
     print_freq: int = 100
     """Steps between lines of metrics.jsonl."""
     display_freq: int = 400
-    """Steps between sample pictures; they are also drawn at the end of every epoch."""
+    """Steps between sample pictures. They are also drawn at the end of every epoch."""
 
 
 @dataclass(frozen=True)
 class ViewerGroup:
-    """Live view. The page index.html in the run's folder is always written."""
+    """Live view in Visdom. The page index.html in the run's folder is always written."""
 
     visdom: Literal["auto", "on", "off", "offline"] = "auto"
-    """auto: use a Visdom server that answers; on: start one if none does; offline: record for a later replay."""
+    """auto: use a Visdom server that answers; on: start one if none answers; offline: record for a later replay."""
     visdom_server: str = "http://localhost"
     """Address of the Visdom server."""
     visdom_port: int = 8097
@@ -224,76 +243,82 @@ class TrainOptions:
 
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cycle_gan": {
-        "norm": "instance",
-        "base_norm": "instance",
-        "netG": "resnet_9blocks",
-        "gan_mode": "lsgan",
-        "pool_size": 50,
-    },
+    "cycle_gan": {},
     "pix2pix": {
         "norm": "batch",
-        "base_norm": "batch",
         "netG": "unet_256",
+        "dropout": True,
         "gan_mode": "vanilla",
         "pool_size": 0,
         "best_by": "val_l1",
     },
 }
+"""What differs from the defaults above."""
+
+BASE_NORM = {"cycle_gan": "instance", "pix2pix": "batch"}
+"""Norm of the layers that a `--norm` such as nc_ms does not change."""
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {f.name for group in (RunGroup, DeviceGroup, OutputGroup, ViewerGroup) for f in dataclasses.fields(group)}
     - {"seed", "name"}
     | {"n_epochs", "n_epochs_decay", "num_threads", "nc_backend"}
 )
-"""Run length, logging, viewers, workers, device and precision; anything else changes what is trained."""
+"""Run length, logging, viewers, workers, device and precision. Any other option changes what is trained."""
 
 NEVER_STORED = frozenset({"continue_train", "override", "dry_run", "config", "debug", "visdom_password"})
 
+RANGES: dict[str, tuple[float, float]] = {
+    "batch_size": (1, 2**16), "load_size": (2, 2**16), "crop_size": (2, 2**16), "max_dataset_size": (1, 2**40),
+    "val_count": (1, 2**16), "num_threads": (0, 1024), "ngf": (1, 2**16), "ndf": (1, 2**16), "n_layers_D": (1, 32),
+    "lambda_A": (0, 1e30), "lambda_B": (0, 1e30), "lambda_identity": (0, 1e30), "lambda_L1": (0, 1e30),
+    "lambda_gp": (0, 1e30), "pool_size": (0, 2**20), "n_epochs": (0, 2**40), "n_epochs_decay": (0, 2**40),
+    "lr_decay_iters": (1, 2**40), "save_epoch_freq": (1, 2**40), "save_step_freq": (0, 2**40), "keep": (1, 2**40),
+    "eval_every": (0, 2**40), "print_freq": (1, 2**40), "display_freq": (1, 2**40), "visdom_port": (1, 65535),
+    "seed": (0, 2**32 - 1),  # NumPy takes no more
+}  # fmt: skip
+"""Least and largest value of every number whose range is closed."""
+
+
+def model_defaults(model: str) -> TrainOptions:
+    """The options of a model before any flag is given."""
+    return from_dict({"model": model})
+
 
 def resolve(options: TrainOptions) -> TrainOptions:
-    """Fill in what the model decides, and check ranges. The result has no None but where none is a value.
+    """Derive the base norm and the run's name where they are not given, and check every value.
 
     Raises UserError naming the flag and what it allows.
     """
+    model = options.model
+    implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
+    if implied and model.base_norm not in (None, implied):
+        reason = f"--norm {model.norm} has no place for the base norm {model.base_norm}"
+        raise UserError("--base_norm", reason, f"leave it out or use {implied}")
     flat = to_dict(options)
-    defaults = MODEL_DEFAULTS[options.model.model]
-    norm = flat["norm"] or defaults["norm"]
-    implied_base = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(norm)
-    if implied_base and flat["base_norm"] not in (None, implied_base):
-        reason = f"--norm {norm} has no place for the base norm {flat['base_norm']}"
-        raise UserError("--base_norm", reason, f"leave it out or use {implied_base}")
-    flat["base_norm"] = flat["base_norm"] or implied_base or defaults["base_norm"]
-    for key, value in defaults.items():
-        if flat[key] is None:
-            flat[key] = value
-    flat["name"] = flat["name"] or default_name(flat)
-    _check(flat)
+    flat["base_norm"] = model.base_norm or implied or BASE_NORM[model.model]
+    flat["name"] = flat["name"] or default_name(options)
+    _check_ranges(flat)
+    _check_combinations(flat)
     return from_dict(flat)
 
 
 def discriminator_norm(options: TrainOptions) -> str:
     """Discriminators use the base norm; with `nc`, which has none, the model's default."""
-    if options.model.norm == "nc":
-        return str(MODEL_DEFAULTS[options.model.model]["base_norm"])
-    return str(options.model.base_norm)
+    return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
 
 
 def channels(options: TrainOptions, direction: str) -> tuple[int, int]:
-    """Channels of the input and of the output of a translation in this direction (of the disk's A and B)."""
+    """Channels of the input and of the output of a translation in this direction (AtoB or BtoA)."""
     model = options.model
     if model.model == "cycle_gan" and direction == "BtoA":
         return model.output_nc, model.input_nc
     return model.input_nc, model.output_nc
 
 
-def uses_dropout(options: TrainOptions) -> bool:
-    return options.model.dropout or (options.model.model == "pix2pix" and not options.model.no_dropout)
-
-
-def default_name(flat: dict[str, Any]) -> str:
-    folder = flat["dataroot"].rstrip("/").rsplit("/", 1)[-1] or "run"
-    return f"{folder}_{flat['model']}_{flat['norm'] or MODEL_DEFAULTS[flat['model']]['norm']}"
+def default_name(options: TrainOptions) -> str:
+    """FOLDER_MODEL_NORM."""
+    folder = options.data.dataroot.rstrip("/").rsplit("/", 1)[-1] or "run"
+    return f"{folder}_{options.model.model}_{options.model.norm}"
 
 
 def to_dict(options: TrainOptions) -> dict[str, Any]:
@@ -302,22 +327,36 @@ def to_dict(options: TrainOptions) -> dict[str, Any]:
 
 
 def stored_dict(options: TrainOptions) -> dict[str, Any]:
-    """What is written to options.yaml and into checkpoints: no secrets, nothing that belongs to one call only."""
+    """What options.yaml and checkpoints hold: no secrets, nothing that belongs to one call only."""
     return {name: value for name, value in to_dict(options).items() if name not in NEVER_STORED}
 
 
-def from_dict(flat: dict[str, Any]) -> TrainOptions:
-    """Inverse of `to_dict`; a name that is missing gets its default, an unknown one is ignored."""
+def from_dict(flat: Mapping[str, Any]) -> TrainOptions:
+    """Inverse of `to_dict`. A missing name gets its model's default, an unknown one is ignored."""
+    flat = current_names(flat)
+    flat = MODEL_DEFAULTS.get(flat.get("model", "cycle_gan"), {}) | flat
     groups = {}
     for group in dataclasses.fields(TrainOptions):
-        kind = group.default_factory
-        assert kind is not dataclasses.MISSING
-        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        groups[group.name] = kind(**{name: flat[name] for name in names if name in flat})
+        kind: Any = group.default_factory
+        groups[group.name] = kind(
+            **{f.name: flat[f.name] for f in dataclasses.fields(kind) if f.name in flat}
+        )
     return TrainOptions(**groups)
 
 
-def changes_that_matter(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def current_names(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under today's names. Format 1 had `no_flip`, and `no_dropout` beside `dropout`."""
+    renamed = dict(flat)
+    if "no_flip" in renamed:
+        renamed["flip"] = not renamed.pop("no_flip")
+    if "no_dropout" in renamed:
+        without, wanted = renamed.pop("no_dropout"), renamed.pop("dropout", False)
+        if wanted or without:  # otherwise the model's default holds
+            renamed["dropout"] = bool(wanted)
+    return renamed
+
+
+def changes_that_matter(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Options that change the model, the losses or the data, as lines `option: was -> now`."""
     return [
         f"{name}: {saved[name]} -> {value}"
@@ -326,67 +365,53 @@ def changes_that_matter(saved: dict[str, Any], wanted: dict[str, Any]) -> list[s
     ]
 
 
-def _computed_metrics(flat: dict[str, Any]) -> list[str]:
-    """Names that --eval_metrics writes: cycle_gan has no targets, and figures of both directions and their mean."""
+def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
+    """Names that --eval_metrics writes. A cycle_gan run has no targets; its figures exist per direction and as mean."""
     flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
     if flat["model"] == "pix2pix":
         return ["val_l1", *flags]
     return [flag + side for flag in flags if flag not in ("psnr", "ssim", "l1") for side in ("", "_A", "_B")]
 
 
-def _check(flat: dict[str, Any]) -> None:
-    """Ranges that types cannot say."""
+def _check_ranges(flat: Mapping[str, Any]) -> None:
+    """Ranges that types cannot say. NaN fails every comparison, so it is refused too."""
     if not flat["dataroot"]:
         raise UserError("--dataroot", "is required", "name the folder that holds your pictures")
-    at_least = {
-        "batch_size": 1, "load_size": 2, "crop_size": 2, "ngf": 1, "ndf": 1, "n_layers_D": 1, "keep": 1,
-        "save_epoch_freq": 1, "print_freq": 1, "display_freq": 1, "lr_decay_iters": 1, "val_count": 1,
-        "num_threads": 0, "n_epochs": 0, "n_epochs_decay": 0, "pool_size": 0, "save_step_freq": 0, "eval_every": 0,
-        "lambda_A": 0, "lambda_B": 0, "lambda_identity": 0, "lambda_L1": 0, "lambda_gp": 0, "seed": 0,
-    }  # fmt: skip
-    for name, low in at_least.items():
-        if flat[name] is not None and not low <= flat[name] < float("inf"):  # catches nan as well
-            raise UserError(f"--{name}", f"is {flat[name]}", f"allowed: {low} or more")
-    if flat["max_dataset_size"] is not None and flat["max_dataset_size"] < 1:
-        raise UserError("--max_dataset_size", f"is {flat['max_dataset_size']}", "allowed: 1 or more")
+    for name, (low, high) in RANGES.items():
+        if flat[name] is not None and not low <= flat[name] <= high:
+            allowed = f"{low} or more" if high > 65535 and flat[name] < low else f"{low} to {high}"
+            raise UserError(f"--{name}", f"is {flat[name]}", f"allowed: {allowed}")
     for name in ("lr", "init_gain"):
         if not 0 < flat[name] < float("inf"):
             raise UserError(f"--{name}", f"is {flat[name]}", "allowed: greater than 0, finite")
-    if flat["seed"] >= 2**32:  # NumPy takes no more
-        raise UserError("--seed", f"is {flat['seed']}", f"allowed: 0 to {2**32 - 1}")
     if not 0 <= flat["beta1"] < 1:
         raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
-    if (
-        "@" in flat["visdom_server"]
-    ):  # no part of an address but a login has one; options are stored and shown
+
+
+def _check_combinations(flat: Mapping[str, Any]) -> None:
+    """Options that contradict each other."""
+    if "@" in flat["visdom_server"]:  # only a login has one, and options are stored and shown
         fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
         raise UserError("--visdom_server", "holds a login", fix)
-    if not 0 < flat["visdom_port"] < 65536:
-        raise UserError("--visdom_port", f"is {flat['visdom_port']}", "allowed: 1 to 65535")
     if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
-        raise UserError(
-            "--n_epochs", "no epoch to train", "--n_epochs plus --n_epochs_decay must be at least 1"
-        )
+        fix = "--n_epochs plus --n_epochs_decay must be at least 1"
+        raise UserError("--n_epochs", "no epoch to train", fix)
     if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
         reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
         raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
     if flat["compile"] and flat["gan_mode"] == "wgangp":
-        raise UserError(
-            "--compile", "the gradient penalty of wgangp cannot be compiled", "leave one of them out"
-        )
-    needs_evaluation = flat["best_by"] is not None and flat["best_by"] != "val_l1"
-    if needs_evaluation and flat["best_by"] not in _computed_metrics(flat):
-        known = ", ".join(_computed_metrics(flat))
-        raise UserError(
-            "--best_by", f"{flat['best_by']} is not among the computed metrics", f"allowed: {known}"
-        )
-    if needs_evaluation and not flat["eval_every"]:
-        raise UserError("--best_by", f"{flat['best_by']} is never computed", "add --eval_every N")
-    if flat["best_by"] == "val_l1" and flat["model"] == "cycle_gan":
-        raise UserError(
-            "--best_by", "val_l1 needs pairs, which cycle_gan has not", "use fid with --eval_every N"
-        )
-    if flat["dropout"] and flat["no_dropout"]:
-        raise UserError("--dropout", "contradicts --no_dropout", "give one of them")
+        reason = "the gradient penalty of wgangp cannot be compiled"
+        raise UserError("--compile", reason, "leave one of them out")
     if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:
         raise UserError("--lambda_identity", "needs domains of equal channels", "set it to 0")
+    best = flat["best_by"]
+    if best == "val_l1" and flat["model"] == "cycle_gan":
+        reason = "val_l1 needs pairs, which cycle_gan has not"
+        raise UserError("--best_by", reason, "use fid with --eval_every N")
+    if best in (None, "val_l1"):
+        return
+    if best not in (known := _computed_metrics(flat)):
+        reason = f"{best} is not among the computed metrics"
+        raise UserError("--best_by", reason, f"allowed: {', '.join(known)}")
+    if not flat["eval_every"]:
+        raise UserError("--best_by", f"{best} is never computed", "add --eval_every N")

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from datasets.errors import UserError, error_from_os, printable, warn
-from datasets.files import as_mib, free_space, require_writable, write_atomically
+from datasets.errors import UserError, error_from_os, printable, set_log_file, warn
+from datasets.files import as_mib, free_space, new_folder, require_writable, write_atomically
 
 LONGEST_NAME = 200  # bytes; most file systems allow 255
 
@@ -64,9 +64,9 @@ class RunFolder:
         return self.options.exists() or any(self.path.glob("ckpt-*.pt"))
 
     @classmethod
-    def at(cls, checkpoints_dir: Path, name: str) -> "RunFolder":
+    def at(cls, checkpoints_dir: Path | str, name: str) -> "RunFolder":
         """The run of this name, made or not; UserError for a name that is not one plain folder name."""
-        return cls(checkpoints_dir / check_name(name))
+        return cls(Path(checkpoints_dir) / check_name(name))
 
     @classmethod
     def create(cls, checkpoints_dir: Path, name: str) -> "RunFolder":
@@ -126,6 +126,32 @@ class RunFolder:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+@contextlib.contextmanager
+def open_run(checkpoints_dir: str, name: str, *, is_new: bool) -> Iterator[RunFolder]:
+    """Make a run's folder, lock it, and send tracebacks to its log. A start that fails leaves nothing behind.
+
+    Raises UserError for a new run that exists already, a folder that cannot be written to, and a run that another
+    training holds.
+    """
+    run = RunFolder.at(checkpoints_dir, name)
+    if is_new:
+        refuse_existing(run)
+    with new_folder(run.path), run.lock():
+        try:
+            if is_new:
+                refuse_existing(
+                    run
+                )  # again: another training may have come and gone before the lock was ours
+            set_log_file(run.log)
+            yield run
+        except BaseException:
+            if not run.exists:  # no training came of it
+                set_log_file(None)
+                for leftover in (run.log, run.lock_file):
+                    leftover.unlink(missing_ok=True)
+            raise
 
 
 # A lock lives as long as any copy of its descriptor. Loader workers are forked copies of the trainer and may
@@ -202,7 +228,9 @@ class MetricsLog:
             self._write_pending()
         except OSError as error:
             if not self._warned:
-                warn(self.path, f"cannot be written ({error.strerror}); training goes on, trying again later")
+                warn(
+                    self.path, f"cannot be written ({error.strerror}); training continues, trying again later"
+                )
                 self._warned = True
 
     def _write_pending(self) -> None:
@@ -269,14 +297,16 @@ def refuse_existing(run: RunFolder) -> None:
     """UserError with both ways out if a training has been started in this folder: nothing is overwritten."""
     if run.exists:
         ways = (
-            f"to go on with it:  {resume_command(run)}",
+            f"to resume it:  {resume_command(run)}",
             "to start another:  the same command with a --name that is not taken",
         )
-        raise UserError(run.path, "this run exists already, nothing was changed", "two ways to go on", ways)
+        raise UserError(
+            run.path, "this run exists already, nothing was changed", "two ways to continue", ways
+        )
 
 
 def refuse_changes(run: RunFolder, changes: Sequence[str], override: bool, kind: str) -> None:
-    """UserError with the list if a run would go on with another kind of thing than before, unless that is wanted."""
+    """UserError with the list of changes of one kind (options, data), unless --override accepts them."""
     if changes and not override:
         reason = f"the run was trained with other {kind}"
-        raise UserError(run.path, reason, "undo the change, or add --override to go on with it", changes)
+        raise UserError(run.path, reason, "undo the change, or add --override to accept it", changes)

@@ -1,24 +1,31 @@
 """Options become objects: the one place where names turn into networks, optimisers, pools and data."""
 
+import os
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from datasets.check import ScanReport, scan
-from datasets.errors import UserError
+from datasets.errors import UserError, log_text, printable
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
-from datasets.transforms import Geometry
+from datasets.transforms import Augmentation
 from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
-from gan.options import TrainOptions, discriminator_norm, uses_dropout
+from gan.options import TrainOptions, discriminator_norm, stored_dict
 from gan.pix2pix import Pix2Pix
+from gan.run import RunFolder, read_records
+from gan.state import seed_everything, use_deterministic
 from gan.step import Batch, Placement, Trainer, find_device
+from gan.viewers import RunInfo, Viewer, Viewers
+from gan.viewers.console import Console
+from gan.viewers.page import Page
+from gan.viewers.visdom import Visdom
 from models.build import build_discriminator, build_generator, initialize
 from models.normalized_conv import NormalizedConv2d
 
@@ -41,7 +48,6 @@ def generators(options: TrainOptions) -> dict[str, nn.Module]:
     model = options.model
 
     def generator(input_nc: int, output_nc: int) -> nn.Module:
-        assert model.netG and model.norm and model.base_norm  # options are resolved
         return build_generator(
             model.netG,
             input_nc=input_nc,
@@ -49,7 +55,7 @@ def generators(options: TrainOptions) -> dict[str, nn.Module]:
             ngf=model.ngf,
             norm=model.norm,
             base_norm=model.base_norm,
-            dropout=uses_dropout(options),
+            dropout=model.dropout,
             nc_backend=model.nc_backend,
         )
 
@@ -80,43 +86,48 @@ def discriminators(options: TrainOptions) -> dict[str, nn.Module]:
 
 
 def build_trainer(options: TrainOptions) -> Trainer:
-    """Networks with their initial weights (from the seed), optimisers and pools, on the chosen device."""
-    placement = Placement(
-        find_device(options.device.device), options.device.precision == "bf16", options.device.channels_last
-    )
+    """Networks with their initial weights (from the seed), optimisers and pools, on the chosen device.
+
+    Seeds every random generator: afterwards they stand where training begins. Raises UserError for what the device or
+    the crop size does not allow.
+    """
+    seed, loss, schedule, wanted = options.run.seed, options.loss, options.schedule, options.device
+    use_deterministic(options.run.deterministic)
+    placement = Placement(find_device(wanted.device), wanted.precision == "bf16", wanted.channels_last)
+    _check_device(options, placement.device)
     networks = generators(options) | discriminators(options)
-    draws = torch.Generator().manual_seed(options.run.seed)
+    _check_sizes(options, networks)
+    draws = torch.Generator().manual_seed(seed)
     for network in networks.values():
         initialize(network, options.model.init_type, options.model.init_gain, draws)
         placement.put_network(network)
-        if options.device.compile:
+        if wanted.compile:
             network.compile()  # in place: the names in the checkpoint stay the same
+    seed_everything(seed)  # the numbers drawn for the weights do not shift those of the dropout
 
     def adam(*names: str) -> torch.optim.Adam:
         parameters = [p for name in names for p in networks[name].parameters()]
-        return torch.optim.Adam(parameters, lr=options.schedule.lr, betas=(options.schedule.beta1, 0.999))
+        return torch.optim.Adam(parameters, lr=schedule.lr, betas=(schedule.beta1, 0.999))
 
-    assert options.loss.gan_mode is not None and options.loss.pool_size is not None
-    size, seed = options.loss.pool_size, options.run.seed
     if options.model.model == "pix2pix":
         return Pix2Pix(
             networks=networks,
             optimizers={"G": adam("G"), "D": adam("D")},
-            pools={"AB": ImagePool(size, seed)},
-            gan_mode=options.loss.gan_mode,
-            lambda_L1=options.loss.lambda_L1,
-            lambda_gp=options.loss.lambda_gp,
+            pools={"AB": ImagePool(loss.pool_size, seed)},
+            gan_mode=loss.gan_mode,
+            lambda_L1=loss.lambda_L1,
+            lambda_gp=loss.lambda_gp,
             placement=placement,
         )
     return CycleGAN(
         networks=networks,
         optimizers={"G": adam("G_A", "G_B"), "D": adam("D_A", "D_B")},
-        pools={"A": ImagePool(size, seed), "B": ImagePool(size, seed + 1)},
-        gan_mode=options.loss.gan_mode,
-        lambda_A=options.loss.lambda_A,
-        lambda_B=options.loss.lambda_B,
-        lambda_identity=options.loss.lambda_identity,
-        lambda_gp=options.loss.lambda_gp,
+        pools={"A": ImagePool(loss.pool_size, seed), "B": ImagePool(loss.pool_size, seed + 1)},
+        gan_mode=loss.gan_mode,
+        lambda_A=loss.lambda_A,
+        lambda_B=loss.lambda_B,
+        lambda_identity=loss.lambda_identity,
+        lambda_gp=loss.lambda_gp,
         placement=placement,
     )
 
@@ -124,14 +135,12 @@ def build_trainer(options: TrainOptions) -> Trainer:
 def build_data(options: TrainOptions) -> TrainingData:
     """Find, scan and cut the training split. UserError for anything that would stop the training later."""
     data = options.data
-    geometry = Geometry(data.preprocess, data.load_size, data.crop_size, not data.no_flip)
+    augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
     sources = find_sources(Path(data.dataroot), "train", data.dataset_mode, data.max_dataset_size)
     _check_layout(options, sources)
-    if (
-        data.direction == "BtoA" and options.model.model == "pix2pix"
-    ):  # cycle_gan: A is A, and both ways are learned
-        sources = sources.swapped()
     independent = options.model.model == "cycle_gan"
+    if data.direction == "BtoA" and not independent:  # cycle_gan learns both directions
+        sources = sources.swapped()
     sources, report = scan(
         sources,
         crop_size=data.crop_size,
@@ -142,7 +151,7 @@ def build_data(options: TrainOptions) -> TrainingData:
     everything = partial(
         PairDataset,
         sources,
-        geometry,
+        augmentation,
         seed=options.run.seed,
         channels_a=options.model.input_nc,
         channels_b=options.model.output_nc,
@@ -168,14 +177,49 @@ def build_data(options: TrainOptions) -> TrainingData:
             pin_memory=pinned,
         )
 
+    for entry in report.bad:
+        log_text(f"left out: {printable(entry)}")
     steps = -(-len(dataset) // data.batch_size)
     return TrainingData(sources, dataset, report, fixed_samples(dataset, chosen), steps, batches)
 
 
-def check_device(options: TrainOptions) -> None:
+def build_viewers(options: TrainOptions, data: TrainingData, trainer: Trainer, run: RunFolder) -> Viewers:
+    """The viewers of a training, started with what the run has recorded so far."""
+    device = trainer.placement.device
+    threads = f"{torch.get_num_threads()} threads"
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    info = RunInfo(
+        run.name, run.path, stored_dict(options), f"{platform.node()}, {device} ({card}), {versions}"
+    )
+    viewers = Viewers(choose_viewers(options, data))
+    viewers.start(info, read_records(run.metrics))
+    return viewers
+
+
+def choose_viewers(options: TrainOptions, data: TrainingData) -> list[Viewer]:
+    """The page, the terminal and, unless it is off, Visdom."""
+    viewers: list[Viewer] = [Page(), Console(options.schedule.epochs, data.steps_per_epoch)]
+    wanted = options.viewer
+    if wanted.visdom != "off":
+        viewers.append(
+            Visdom(
+                mode=wanted.visdom,
+                server=wanted.visdom_server,
+                port=wanted.visdom_port,
+                base_url=wanted.visdom_base_url,
+                env=wanted.visdom_env or options.run.name,
+                username=wanted.visdom_username,
+                password=wanted.visdom_password or os.environ.get("VISDOM_PASSWORD", ""),
+                keep=wanted.visdom_keep,
+            )
+        )
+    return viewers
+
+
+def _check_device(options: TrainOptions, device: torch.device) -> None:
     """Refuse what the device cannot do, before anything is written. Raises UserError naming the flag."""
-    device = find_device(options.device.device)
-    if options.run.deterministic and device.type == "cuda" and str(options.model.netG).startswith("resnet"):
+    if options.run.deterministic and device.type == "cuda" and options.model.netG.startswith("resnet"):
         reason = "reflection padding has no deterministic gradient on a GPU"
         raise UserError("--deterministic", reason, "use a U-Net generator, or leave it out")
     if options.model.nc_backend == "cuda":
@@ -185,30 +229,23 @@ def check_device(options: TrainOptions) -> None:
             raise UserError("--nc_backend", str(error).splitlines()[0], "use auto") from error
 
 
-def check_sizes(options: TrainOptions, networks: dict[str, Any]) -> None:
+def _check_sizes(options: TrainOptions, networks: dict[str, nn.Module]) -> None:
     """Refuse a crop that a network cannot take, before any data is read. Raises UserError naming the flag."""
-    crop = options.data.crop_size
-    if options.data.preprocess in ("none", "scale_width") and options.loss.gan_mode == "wgangp":
-        reason = "the gradient penalty mixes pictures, which then differ in size"
-        raise UserError("--gan_mode", f"wgangp: {reason}", "use --preprocess resize_and_crop")
+    crop, preprocess = options.data.crop_size, options.data.preprocess
+    many_sizes = preprocess in ("none", "scale_width")
+    if many_sizes and options.loss.gan_mode == "wgangp":
+        reason = "wgangp: the gradient penalty mixes pictures, which then differ in size"
+        raise UserError("--gan_mode", reason, "use --preprocess resize_and_crop")
     for name, network in networks.items():
         multiple, least = getattr(network, "size_multiple", 1), getattr(network, "min_size", 1)
-        if options.data.preprocess in ("none", "scale_width") and (
-            multiple > 4 or options.data.batch_size > 1
-        ):
-            reason = f"{options.data.preprocess} gives pictures of many sizes"
-            raise UserError(
-                "--preprocess", reason, "use resize_and_crop, or a ResNet generator with --batch_size 1"
-            )
+        if many_sizes and (multiple > 4 or options.data.batch_size > 1):
+            fix = "use resize_and_crop, or a ResNet generator with --batch_size 1"
+            raise UserError("--preprocess", f"{preprocess} gives pictures of many sizes", fix)
         if crop % multiple or crop < least:
-            what = f"{options.model.netG}" if name.startswith("G") else f"--netD {options.model.netD}"
+            what = options.model.netG if name.startswith("G") else f"--netD {options.model.netD}"
             least = max(least, multiple)
-            fix = (
-                f"allowed: multiples of {multiple} from {least}"
-                if multiple > 1
-                else f"allowed: {least} or more"
-            )
-            raise UserError("--crop_size", f"{crop} does not fit {what}", fix)
+            allowed = f"multiples of {multiple} from {least}" if multiple > 1 else f"{least} or more"
+            raise UserError("--crop_size", f"{crop} does not fit {what}", f"allowed: {allowed}")
 
 
 def _check_layout(options: TrainOptions, sources: Sources) -> None:

@@ -1,7 +1,6 @@
-"""What CycleGAN and Pix2Pix share: the device, the learning rate, and the shape of a training step."""
+"""What CycleGAN and Pix2Pix share: where they run, and the shape of a training step."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,60 +12,6 @@ from datasets.errors import UserError
 from gan.losses import ImagePool
 
 Batch = Mapping[str, Any]
-
-
-class StepResult(NamedTuple):
-    """Losses by name (detached scalars) and the pictures of the step by kind, (N, C, H, W) in [-1, 1]."""
-
-    losses: dict[str, Tensor]
-    images: dict[str, Tensor]
-
-
-class Trainer(Protocol):
-    """One way to train: `step` is all the loop needs to know of it."""
-
-    @property
-    def networks(self) -> dict[str, nn.Module]: ...
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
-
-    @property
-    def pools(self) -> dict[str, ImagePool]: ...
-
-    def step(self, batch: Batch) -> StepResult:
-        """One update of all networks from a batch with "A" and "B"."""
-        ...
-
-    def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures of a fixed batch in eval mode; changes nothing."""
-        ...
-
-
-def set_learning_rate(trainer: Trainer, lr: float) -> None:
-    for optimizer in trainer.optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-
-
-def requires_grad(networks: Sequence[nn.Module], on: bool) -> None:
-    """Discriminators stand still while the generators learn: their weight gradients need not be computed."""
-    for network in networks:
-        network.requires_grad_(on)
-
-
-@contextmanager
-def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Eval mode and no gradients inside, the previous mode afterwards."""
-    before = [network.training for network in networks]
-    try:
-        for network in networks:
-            network.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for network, mode in zip(networks, before, strict=True):
-            network.train(mode)
 
 
 @dataclass(frozen=True)
@@ -102,30 +47,58 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _linear(epoch: int, n_epochs: int, n_epochs_decay: int, _decay_iters: int) -> float:
-    """1 for n_epochs, then a straight line that would reach 0 one epoch after the last (SPEC section 3)."""
-    return 1.0 - max(0, epoch - n_epochs) / (n_epochs_decay + 1)
+class StepResult(NamedTuple):
+    """Losses by name (detached scalars) and the pictures of the step by kind, (N, C, H, W) in [-1, 1]."""
+
+    losses: dict[str, Tensor]
+    images: dict[str, Tensor]
 
 
-def _step(epoch: int, _n_epochs: int, _n_epochs_decay: int, decay_iters: int) -> float:
-    """A tenth every `decay_iters` epochs."""
-    return 0.1 ** ((epoch - 1) // decay_iters)
+class Trainer(Protocol):
+    """One way to train: `step` is all the loop needs to know of it."""
+
+    @property
+    def networks(self) -> dict[str, nn.Module]: ...
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
+
+    @property
+    def pools(self) -> dict[str, ImagePool]: ...
+
+    @property
+    def placement(self) -> Placement: ...
+
+    def step(self, batch: Batch) -> StepResult:
+        """One update of all networks from a batch with "A" and "B"."""
+        ...
+
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures of a fixed batch in eval mode; changes nothing."""
+        ...
 
 
-def _cosine(epoch: int, n_epochs: int, n_epochs_decay: int, _decay_iters: int) -> float:
-    """Half a cosine from 1 in epoch 1 towards 0 after the last epoch."""
-    return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / (n_epochs + n_epochs_decay)))
+def set_learning_rate(trainer: Trainer, lr: float) -> None:
+    for optimizer in trainer.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
 
-def _constant(_epoch: int, _n_epochs: int, _n_epochs_decay: int, _decay_iters: int) -> float:
-    """1 throughout."""
-    return 1.0
+def requires_grad(networks: Sequence[nn.Module], on: bool) -> None:
+    """Discriminators stand still while the generators learn: their weight gradients need not be computed."""
+    for network in networks:
+        network.requires_grad_(on)
 
 
-LR_POLICIES: dict[str, Callable[[int, int, int, int], float]] = {
-    "linear": _linear,
-    "step": _step,
-    "cosine": _cosine,
-    "constant": _constant,
-}
-"""`--lr_policy` -> factor on the initial learning rate in epoch e (from 1)."""
+@contextmanager
+def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Eval mode and no gradients inside, the previous mode afterwards."""
+    before = [network.training for network in networks]
+    try:
+        for network in networks:
+            network.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for network, mode in zip(networks, before, strict=True):
+            network.train(mode)

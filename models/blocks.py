@@ -1,16 +1,14 @@
-"""The one block that every generator's convolutions are made of, and the check of input sizes."""
+"""The two blocks that the networks are made of, down (or level) and up, and the check of input sizes."""
 
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import Moments
-from cuda_ops.normalized_conv import Activation, Backend
-from models.moments import PONO
+from cuda_ops import Activation, Backend, Moments, activate
 from models.names import BaseNormName
 from models.normalized_conv import NormalizedConv2d
-from models.norms import BASE_NORMS, Positional
+from models.norms import BASE_NORMS, PONO, DynamicMomentShortcut, Positional
 
 LEAKY_SLOPE = 0.2
 
@@ -18,10 +16,9 @@ LEAKY_SLOPE = 0.2
 class ConvBlock(nn.Module):
     """conv (-> PONO) -> base norm -> activation, or NC in the place of conv and PONO.
 
-    (N, C, H, W) -> (N, O, H', W') and moments. `positional` chooses between a plain convolution, one followed
-    by PONO, and NC. The moments are (N, 1, H', W') each where `keep_moments` asks for them, otherwise None.
-    Where NC is directly followed by the activation (base norm `none`), the layer applies it itself, in one
-    pass with its epilogue.
+    (N, C, H, W) -> (N, O, H', W') and moments. `positional` chooses between a plain convolution, one followed by
+    PONO, and NC. The moments are (N, 1, H', W') each where `keep_moments` asks for them, otherwise None. Where the
+    activation follows NC directly (base norm `none`), the layer applies it itself, in one pass with its epilogue.
     """
 
     def __init__(
@@ -49,14 +46,11 @@ class ConvBlock(nn.Module):
         self.positional = positional
         self.keep_moments = keep_moments
         self.activation: Activation = "none" if fused else activation
+        sizes = (in_channels, out_channels, kernel_size, stride, padding)
         self.conv: nn.Conv2d
         if positional == "nc":
             self.conv = NormalizedConv2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride,
-                padding,
+                *sizes,
                 bias=bias,
                 padding_mode=padding_mode,
                 return_moments=keep_moments,
@@ -65,15 +59,7 @@ class ConvBlock(nn.Module):
                 negative_slope=LEAKY_SLOPE,
             )
         else:
-            self.conv = nn.Conv2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride,
-                padding,
-                bias=bias,
-                padding_mode=padding_mode,
-            )
+            self.conv = nn.Conv2d(*sizes, bias=bias, padding_mode=padding_mode)
         self.pono = PONO() if positional == "pono" else None
         self.norm = base.layer(out_channels)
 
@@ -85,17 +71,41 @@ class ConvBlock(nn.Module):
             y = self.conv(x)  # (N, O, H', W')
         if self.pono is not None:
             y, moments = self.pono(y)  # (N, O, H', W'), (N, 1, H', W')
-        y = activate(self.norm(y), self.activation)  # (N, O, H', W')
+        y = activate(self.norm(y), self.activation, LEAKY_SLOPE)  # (N, O, H', W')
         return y, moments if self.keep_moments else None
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """x of any shape, unchanged (none), rectified (relu), or its negative part times 0.2 (leaky_relu)."""
-    if activation == "relu":
-        return F.relu(x)
-    if activation == "leaky_relu":
-        return F.leaky_relu(x, LEAKY_SLOPE)
-    return x
+class UpBlock(nn.Module):
+    """Transposed stride-2 conv -> base norm (-> DMS) (-> dropout) -> ReLU: (N, C, H, W) -> (N, O, 2H, 2W).
+
+    The kernel is 3x3 in the ResNet generator and 4x4 in the U-Net.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Literal[3, 4],
+        *,
+        base_norm: BaseNormName,
+        dynamic: bool,
+        dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        base = BASE_NORMS[base_norm]
+        sizes = (in_channels, out_channels, kernel_size)
+        self.conv = nn.ConvTranspose2d(
+            *sizes, stride=2, padding=1, output_padding=kernel_size % 2, bias=base.bias_before
+        )
+        self.norm = base.layer(out_channels)
+        self.dms = DynamicMomentShortcut(out_channels, base_norm) if dynamic else None
+        self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
+
+    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
+        y = self.norm(self.conv(x))  # (N, O, 2H, 2W)
+        if self.dms is not None:
+            y = self.dms(y, moments)  # (N, O, 2H, 2W)
+        return F.relu(self.dropout(y))  # (N, O, 2H, 2W)
 
 
 def check_size(network: nn.Module, x: Tensor, multiple: int, minimum: int) -> None:

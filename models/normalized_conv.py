@@ -6,17 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import Moments, normalized_conv2d
-from cuda_ops.normalized_conv import Activation, Backend
+from cuda_ops import Activation, Backend, Moments, normalized_conv2d
 
 
 class NormalizedConv2d(nn.Conv2d):
     """A drop-in for `nn.Conv2d`, with its arguments, its initialisation and its state-dict keys.
 
-    x (N, C, H, W) -> y (N, O, H', W'); with `return_moments` -> (y, Moments), mean and std each (N, groups,
-    H', W'), float32 or wider. Any `padding_mode` works: the padded entries count as entries of their patch.
-    `activation` is applied to y as part of the layer. Arguments after `padding_mode` are those of
-    `cuda_ops.normalized_conv2d`.
+    x (N, C, H, W) -> y (N, O, H', W'); with `return_moments` -> (y, Moments), mean and std each (N, groups, H', W'),
+    float32 or wider. Any `padding_mode` works: the padded entries count as entries of their patch. `activation` is
+    applied to y as part of the layer. Arguments after `padding_mode` are those of `cuda_ops.normalized_conv2d`.
     Raises ValueError where a patch has no variance (entries per patch <= correction).
     Source: the definition in `cuda_ops/normalized_conv.py`.
 
@@ -47,19 +45,8 @@ class NormalizedConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*sizes, bias, padding_mode, device, dtype)
         self.eps = eps
         self.correction = correction
         self.return_moments = return_moments
@@ -92,13 +79,8 @@ class NormalizedConv2d(nn.Conv2d):
         )  # (N, O, H', W'), and the moments (N, groups, H', W')
 
     def extra_repr(self) -> str:
-        text = f"{super().extra_repr()}, eps={self.eps}, correction={self.correction}"
-        if self.return_moments:
-            text += ", return_moments=True"
-        if self.backend != "auto":
-            text += f", backend={self.backend}"
-        if self.activation != "none":
-            text += f", activation={self.activation}"
-        if self.activation == "leaky_relu":
-            text += f", negative_slope={self.negative_slope}"
-        return text
+        shown = {"eps": True, "correction": True, "return_moments": self.return_moments}
+        shown |= {"backend": self.backend != "auto", "activation": self.activation != "none"}
+        shown |= {"negative_slope": self.activation == "leaky_relu"}
+        parts = (f"{name}={getattr(self, name)}" for name, wanted in shown.items() if wanted)
+        return ", ".join([super().extra_repr(), *parts])

@@ -1,15 +1,14 @@
 """The ResNet generator: stem, two convs down, residual blocks, two transposed convs up, output conv."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cuda_ops import Moments
-from cuda_ops.normalized_conv import Activation, Backend
-from models.blocks import ConvBlock, check_size
-from models.moments import DynamicMomentShortcut, MomentShortcut
+from cuda_ops import Backend, Moments
+from models.blocks import ConvBlock, UpBlock, check_size
 from models.names import BaseNormName, NormName
-from models.norms import BASE_NORMS, Positional, plan_norms
+from models.norms import MomentShortcut, Positional, plan_norms
 
 
 class ResidualBlock(nn.Module):
@@ -25,49 +24,25 @@ class ResidualBlock(nn.Module):
         nc_backend: Backend,
     ) -> None:
         super().__init__()
-
-        def block(activation: Activation) -> ConvBlock:
-            return ConvBlock(
-                channels,
-                channels,
-                3,
-                padding=1,
-                padding_mode="reflect",
-                base_norm=base_norm,
-                positional=positional,
-                activation=activation,
-                nc_backend=nc_backend,
-            )
-
-        self.first = block("relu")
+        block = partial(
+            ConvBlock,
+            channels,
+            channels,
+            3,
+            padding=1,
+            padding_mode="reflect",
+            base_norm=base_norm,
+            positional=positional,
+            nc_backend=nc_backend,
+        )
+        self.first = block(activation="relu")
         self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
-        self.second = block("none")
+        self.second = block(activation="none")
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.first(x)  # (N, C, H, W)
         y, _ = self.second(self.dropout(y))  # (N, C, H, W)
         return x + y  # (N, C, H, W)
-
-
-class UpBlock(nn.Module):
-    """Transposed 3x3 stride-2 conv -> base norm -> (DMS) -> ReLU: (N, C, H, W) -> (N, C/2, 2H, 2W)."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, base_norm: BaseNormName, dynamic: bool
-    ) -> None:
-        super().__init__()
-        base = BASE_NORMS[base_norm]
-        self.conv = nn.ConvTranspose2d(
-            in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=base.bias_before
-        )
-        self.norm = base.layer(out_channels)
-        self.dms = DynamicMomentShortcut(out_channels, base_norm) if dynamic else None
-
-    def forward(self, x: Tensor, moments: Moments | None) -> Tensor:
-        y = self.norm(self.conv(x))  # (N, C/2, 2H, 2W)
-        if self.dms is not None:
-            y = self.dms(y, moments)  # (N, C/2, 2H, 2W)
-        return F.relu(y)  # (N, C/2, 2H, 2W)
 
 
 class ResnetGenerator(nn.Module):
@@ -130,7 +105,7 @@ class ResnetGenerator(nn.Module):
             for _ in range(n_blocks)
         )
         self.ups = nn.ModuleList(
-            UpBlock(channels, channels // 2, base_norm=base, dynamic=plan.shortcut == "dms")
+            UpBlock(channels, channels // 2, 3, base_norm=base, dynamic=plan.shortcut == "dms")
             for channels in (4 * ngf, 2 * ngf)
         )
         self.ms = MomentShortcut() if plan.shortcut == "ms" else None

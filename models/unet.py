@@ -4,34 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import Moments
-from cuda_ops.normalized_conv import Backend
-from models.blocks import ConvBlock, check_size
-from models.moments import DynamicMomentShortcut, MomentShortcut
+from cuda_ops import Backend, Moments
+from models.blocks import ConvBlock, UpBlock, check_size
 from models.names import BaseNormName, NormName
-from models.norms import BASE_NORMS, plan_norms
-
-
-class UpBlock(nn.Module):
-    """Transposed 4x4 conv -> base norm (-> DMS) (-> dropout) -> ReLU: (N, C, H, W) -> (N, O, 2H, 2W)."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, base_norm: BaseNormName, dynamic: bool, dropout: bool
-    ) -> None:
-        super().__init__()
-        base = BASE_NORMS[base_norm]
-        self.conv = nn.ConvTranspose2d(
-            in_channels, out_channels, 4, stride=2, padding=1, bias=base.bias_before
-        )
-        self.norm = base.layer(out_channels)
-        self.dms = DynamicMomentShortcut(out_channels, base_norm) if dynamic else None
-        self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
-
-    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
-        y = self.norm(self.conv(x))  # (N, O, 2H, 2W)
-        if self.dms is not None:
-            y = self.dms(y, moments)  # (N, O, 2H, 2W)
-        return F.relu(self.dropout(y))  # (N, O, 2H, 2W)
+from models.norms import BASE_NORMS, MomentShortcut, plan_norms
 
 
 class UnetGenerator(nn.Module):
@@ -100,6 +76,7 @@ class UnetGenerator(nn.Module):
                 UpBlock(
                     width[level] if level == last else 2 * width[level],
                     width[level - 1],
+                    4,
                     base_norm=base,
                     dynamic=plan.shortcut == "dms" and level != last,
                     dropout=dropout and level != last and width[level - 1] == 8 * ngf,

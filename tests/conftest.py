@@ -1,12 +1,19 @@
 """Shared test set-up: the project root on the path, few threads per worker, real data by environment variable."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -19,6 +26,27 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0, **options: Any) -> Path:
+    """Write a picture of random colours, (width, height) pixels; options are those of Pillow's save."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Run a web server in a thread; gives its address, without a slash at the end."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    with server:
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run or was not asked for, each with its reason."""
     for item in items:
@@ -26,6 +54,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
         if item.get_closest_marker("slow") and "slow" not in config.getoption("-m"):
             item.add_marker(pytest.mark.skip(reason="slow proof: run with -m slow"))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes stay out of the ids: the output of a compressor, say, holds the time."""
+    return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(scope="session")
+def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the CUDA kernels, compiled for the CPU, stay from one run of the suite to the next."""
+    cache = getattr(pytestconfig, "cache", None)
+    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
+
+
+@pytest.fixture
+def kernels_on_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are served by the CUDA kernels for the length of a test."""
+    from cuda_shim.launcher import COMPILER, host_launchers
+
+    from cuda_ops import cuda, nvrtc
+
+    if COMPILER is None:
+        pytest.skip("no C++ compiler (g++ or clang++) to run the kernels on the CPU")
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries))
+    monkeypatch.setattr(cuda, "_outcomes", {})
+
+
+@pytest.fixture
+def exact_convolutions() -> Iterator[None]:
+    """On a GPU no TF32, and cuDNN's deterministic algorithms: what is left to differ is ours."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """As drawn in docs/architecture.md."""
 
 READERS_OF_OPTIONS = {
-    "options", "command_line", "setup", "launch", "translate", "translate_command", "translation_options",
+    "options", "command_line", "setup", "messages", "resume", "loop", "translate", "translate_command",
 }  # fmt: skip
 """Modules of gan where options are read; networks, steps, losses, the loop and checkpoints take plain arguments."""
 

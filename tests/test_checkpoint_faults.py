@@ -259,7 +259,7 @@ def test_an_error_at_every_operation(tmp_path: Path, number: int, lasting: bool)
 def run_python(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, **options,
+        cwd=ROOT, capture_output=True, text=True, **options,
     )  # fmt: skip
 
 

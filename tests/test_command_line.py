@@ -19,9 +19,9 @@ def test_a_switch_of_a_file_is_taken_back_on_the_command_line(tmp_path: Path) ->
     file = tmp_path / "options.yaml"
     file.write_text("compile: true\nchannels_last: true\nno_flip: true\n")
     config = ("--config", str(file))
-    assert parsed(*config).device.compile and parsed(*config).data.no_flip
+    assert parsed(*config).device.compile and not parsed(*config).data.flip
     options = parsed(*config, "--no_compile", "--flip")
-    assert not options.device.compile and not options.data.no_flip
+    assert not options.device.compile and options.data.flip
     assert options.device.channels_last
 
 

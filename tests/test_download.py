@@ -5,10 +5,12 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
 
 import pytest
+from conftest import serving
 
 from datasets.download import NoDowngrade, fetch
 from datasets.errors import UserError
@@ -32,9 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, str]] = []
         self.sent, self.ended = threading.Event(), threading.Event()
-
-    def url(self, path: str = "/set.tar.gz") -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/set.tar.gz"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -51,16 +51,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if self.path == "/away":
             self.send_response(302)
-            self.send_header("Location", server.url())
+            self.send_header("Location", server.url)
             self.end_headers()
             return
         start = 0
         wanted = self.headers.get("Range")
         if wanted and server.ranges and self.headers.get("If-Range") == server.etag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(server.data):
-                self.send_error(416)
-                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(server.data) - 1}/{len(server.data)}")
         else:
@@ -74,19 +71,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.sent.set()
         if server.stall:
             self.wfile.flush()
-            server.ended.wait(20)
+            server.ended.wait()
         self.close_connection = True
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    running = Server()
+    with serving(running):
         yield running
         running.ended.set()
-        running.shutdown()
-        thread.join()
+
+
+@pytest.fixture
+def cut_at_300_000(server: Server, target: Path) -> Server:
+    """A server that has broken off once and is well again."""
+    server.cut = 300_000
+    assert f"300000 of {len(DATA)} bytes" in failure(server.url, target).reason
+    assert part(target).stat().st_size == 300_000 and not target.exists()
+    server.cut = None
+    return server
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "set"
+
+
+def part(target: Path) -> Path:
+    return target.with_name("set.part")
 
 
 def failure(url: str, target: Path, idle_seconds: float = 5.0) -> UserError:
@@ -97,116 +110,98 @@ def failure(url: str, target: Path, idle_seconds: float = 5.0) -> UserError:
     return caught.value
 
 
-def test_whole_file(server: Server, tmp_path: Path) -> None:
-    target = tmp_path / "new" / "set"
-    fetch(server.url(), target)
+def leaves_nothing(url: str, target: Path, reason: str, idle_seconds: float = 5.0) -> bool:
+    """Whether it fails for this reason and no file is there afterwards."""
+    assert reason in failure(url, target, idle_seconds).reason
+    return not any(path.is_file() for path in target.parent.parent.rglob("*"))
+
+
+def test_whole_file(server: Server, target: Path) -> None:
+    fetch(server.url, target)
     assert target.read_bytes() == DATA
-    assert not (tmp_path / "new/set.part").exists()
+    assert not part(target).exists()
     # hashlib.sha256(bytes(range(256)) * 4000), by the coreutils' sha256sum
     assert sha256_of(target) == "062af9ccd890ba3d067ca7150278bcc420069bd82f6e41161029303dfd6d661e"
-    fetch(server.url(), target)
+    fetch(server.url, target)
     assert len(server.requests) == 1  # it is there already
 
 
-def test_redirect_is_followed(server: Server, tmp_path: Path) -> None:
-    fetch(server.url("/away"), tmp_path / "set")
-    assert (tmp_path / "set").read_bytes() == DATA
+def test_redirect_is_followed(server: Server, target: Path) -> None:
+    fetch(server.url.replace("set.tar.gz", "away"), target)
+    assert target.read_bytes() == DATA
 
 
-def test_resume_after_a_broken_connection(server: Server, tmp_path: Path) -> None:
-    server.cut = 300_000
-    error = failure(server.url(), tmp_path / "set")
-    assert f"300000 of {len(DATA)} bytes" in error.reason
-    assert (tmp_path / "set.part").stat().st_size == 300_000
-    assert not (tmp_path / "set").exists()
-    server.cut = None
-    fetch(server.url(), tmp_path / "set")
-    assert (tmp_path / "set").read_bytes() == DATA
-    assert server.requests[1]["Range"] == "bytes=300000-"
-    assert server.requests[1]["If-Range"] == '"one"'
+def test_resume_after_a_broken_connection(cut_at_300_000: Server, target: Path) -> None:
+    fetch(cut_at_300_000.url, target)
+    assert target.read_bytes() == DATA
+    request = cut_at_300_000.requests[1]
+    assert (request["Range"], request["If-Range"]) == ("bytes=300000-", '"one"')
 
 
-@pytest.mark.parametrize("change", ["version", "no ranges", "other address", "no note", "no tag"])
-def test_no_resume_with_bytes_of_something_else(server: Server, tmp_path: Path, change: str) -> None:
-    server.cut = 300_000
-    if change == "no tag":
-        server.etag = ""
-    failure(server.url(), tmp_path / "set")
-    server.cut = None
+@pytest.mark.parametrize("change", ["version", "no ranges", "other address", "no note"])
+def test_no_resume_with_bytes_of_something_else(cut_at_300_000: Server, target: Path, change: str) -> None:
+    server = cut_at_300_000
     server.data = DATA[::-1]
-    path = "/set.tar.gz"
     if change == "version":
         server.etag = '"two"'
     elif change == "no ranges":
         server.ranges = False
-    elif change == "other address":
-        path = "/other.tar.gz"
     elif change == "no note":
-        (tmp_path / "set.json").write_text("{broken")
-    fetch(server.url(path), tmp_path / "set")
-    assert (tmp_path / "set").read_bytes() == DATA[::-1]
+        target.with_name("set.json").write_text("{broken")
+    fetch(server.url + "?" * (change == "other address"), target)
+    assert target.read_bytes() == DATA[::-1]
 
 
-def test_partial_file_that_is_already_whole(server: Server, tmp_path: Path) -> None:
-    """Killed between the last byte and the rename: the server has no more bytes and says 416."""
-    server.cut = 300_000
-    failure(server.url(), tmp_path / "set")
-    server.cut = None
-    (tmp_path / "set.part").write_bytes(DATA)
-    fetch(server.url(), tmp_path / "set")
-    assert (tmp_path / "set").read_bytes() == DATA
-    assert len(server.requests) == 2
+def test_no_resume_from_a_server_that_names_no_version(server: Server, target: Path) -> None:
+    server.cut, server.etag = 300_000, ""
+    failure(server.url, target)
+    server.cut, server.data = None, DATA[::-1]
+    fetch(server.url, target)
+    assert target.read_bytes() == DATA[::-1]
 
 
-def test_partial_file_that_is_too_long_is_fetched_anew(server: Server, tmp_path: Path) -> None:
-    server.cut = 300_000
-    failure(server.url(), tmp_path / "set")
-    server.cut = None
-    (tmp_path / "set.part").write_bytes(DATA + b"more")
-    fetch(server.url(), tmp_path / "set")
-    assert (tmp_path / "set").read_bytes() == DATA
+@pytest.mark.parametrize(("more", "requests"), [(b"", 1), (b"more", 2)])
+def test_partial_file_that_is_already_whole(
+    cut_at_300_000: Server, target: Path, more: bytes, requests: int
+) -> None:
+    """Killed between the last byte and the rename: nothing is asked. One that is too long is fetched anew."""
+    part(target).write_bytes(DATA + more)
+    fetch(cut_at_300_000.url, target)
+    assert target.read_bytes() == DATA
+    assert len(cut_at_300_000.requests) == requests
 
 
-def test_stall_ends_by_the_idle_timeout_and_resumes(server: Server, tmp_path: Path) -> None:
+def test_stall_ends_by_the_idle_timeout_and_resumes(server: Server, target: Path) -> None:
     server.cut, server.stall = 300_000, True
-    error = failure(server.url(), tmp_path / "set", idle_seconds=0.3)
-    assert "no data for 0.3 s" in error.reason
+    assert "no data for 1 s" in failure(server.url, target, idle_seconds=1).reason
     server.cut, server.stall = None, False
-    fetch(server.url(), tmp_path / "set")
-    assert (tmp_path / "set").read_bytes() == DATA
+    fetch(server.url, target)
+    assert target.read_bytes() == DATA
     assert "Range" in server.requests[1]
 
 
-def test_server_that_accepts_and_never_answers(tmp_path: Path) -> None:
+def test_server_that_accepts_and_never_answers(target: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        error = failure(f"http://127.0.0.1:{silent.getsockname()[1]}/set", tmp_path / "set", idle_seconds=0.3)
-    assert "0.3 s" in error.reason
-    assert list(tmp_path.iterdir()) == []
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/set"
+        assert leaves_nothing(url, target, "1 s", idle_seconds=1)
 
 
-def test_error_page(server: Server, tmp_path: Path) -> None:
-    assert "404" in failure(server.url("/missing"), tmp_path / "set").reason
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_html_instead_of_a_file(server: Server, tmp_path: Path) -> None:
+def test_pages_instead_of_a_file(server: Server, target: Path) -> None:
+    assert leaves_nothing(server.url.replace("set.tar.gz", "missing"), target, "404")
     server.kind, server.data = "text/html; charset=utf-8", b"<html>sign in</html>"
-    assert "HTML page" in failure(server.url(), tmp_path / "set").reason
-    assert list(tmp_path.iterdir()) == []
+    assert leaves_nothing(server.url, target, "HTML page")
 
 
-def test_nobody_listens_or_no_such_host(tmp_path: Path) -> None:
+def test_nobody_listens_or_no_such_host(target: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as briefly:
         port = briefly.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}/set", "http://no-such-host.invalid/set"):
-        assert "cannot be reached" in failure(url, tmp_path / "set").reason
-    assert list(tmp_path.iterdir()) == []
+    assert leaves_nothing(f"http://127.0.0.1:{port}/set", target, "cannot be reached")
+    assert leaves_nothing("http://no-such-host.invalid/set", target, "cannot be reached")
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/set", "set.tar.gz", ""])
-def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
-    assert "not an http or https address" in failure(url, tmp_path / "set").reason
-    assert list(tmp_path.iterdir()) == []
+def test_other_addresses_are_refused(target: Path, url: str) -> None:
+    assert leaves_nothing(url, target, "not an http or https address")
 
 
 @pytest.mark.parametrize(
@@ -232,25 +227,16 @@ def test_redirects_never_weaken_the_connection(old: str, new: str, allowed: bool
             redirect()
 
 
-def test_second_download_of_one_file_is_refused(server: Server, tmp_path: Path) -> None:
+def test_second_download_of_one_file_is_refused(server: Server, target: Path) -> None:
     """While the first one waits for a stalled server."""
     server.cut, server.stall = 300_000, True
-    errors: list[UserError] = []
-
-    def run() -> None:
-        try:
-            fetch(server.url(), tmp_path / "set", 20.0)
-        except UserError as error:
-            errors.append(error)
-
-    first = threading.Thread(target=run)
-    first.start()
-    assert server.sent.wait(10)
-    assert "another process" in failure(server.url(), tmp_path / "set").reason
-    server.ended.set()
-    first.join()
-    assert "300000" in errors[0].reason
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(failure, server.url, target, 600.0)
+        server.sent.wait()
+        assert "another process" in failure(server.url, target).reason
+        server.ended.set()
+        assert "300000" in first.result().reason
 
 
 def test_unwritable_place(server: Server) -> None:
-    assert failure(server.url(), Path("/proc/none/set")).subject == "/proc/none/set"
+    assert failure(server.url, Path("/proc/none/set")).subject == "/proc/none/set"

@@ -24,7 +24,7 @@ from evaluate.table3_run import parse_seeds, run_table3
 from evaluate.table3_terminal import terminal_text
 from evaluate.table3_text import duration
 from gan.command_line import parse_train
-from gan.launch import train
+from train import train
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from models.build import build_discriminator
-from models.moments import PONO
 from models.normalized_conv import NormalizedConv2d
+from models.norms import PONO
 from models.patchgan import PatchGAN, PixelDiscriminator
 
 BASE_LAYERS = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}

@@ -1,14 +1,11 @@
 """PONO, MS and DMS against hand-computed values, layer normalisation and functional ops."""
 
-import doctest
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-import models.moments
 from cuda_ops import Moments
-from models.moments import PONO, DynamicMomentShortcut, MomentShortcut, positional_norm
+from models.norms import PONO, DynamicMomentShortcut, MomentShortcut, positional_norm
 
 
 def test_hand_computed_pixel() -> None:
@@ -94,7 +91,3 @@ def test_untrained_dynamic_shortcut_is_the_identity() -> None:
         torch.nn.init.zeros_(parameter)
     x = torch.randn(1, 4, 4, 4)
     torch.testing.assert_close(dms(x, Moments(torch.randn(1, 1, 2, 2), torch.rand(1, 1, 2, 2))), x)
-
-
-def test_docstring_examples() -> None:
-    assert doctest.testmod(models.moments).failed == 0

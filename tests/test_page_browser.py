@@ -8,8 +8,8 @@ import shutil
 import threading
 
 import pytest
-from browser_support import chromium, screenshot
-from visdom_support import FakeRun, train_record
+from browser_support import PATIENCE, chromium, screenshot
+from visdom_support import FakeRun, train_record, wait_until
 
 from gan.viewers import RunInfo
 from gan.viewers.page import Page
@@ -31,6 +31,7 @@ class Watched:
     def __init__(self, browser, folder, address: str, run: FakeRun, **context) -> None:
         self.run, self.requests, self.complaints = run, [], []
         self.context = browser.new_context(**context)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on(
@@ -39,8 +40,8 @@ class Watched:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(address)
 
-    def wait(self, condition: str, seconds: float = 15) -> None:
-        self.page.wait_for_function(condition, timeout=seconds * 1000)
+    def wait(self, condition: str) -> None:
+        self.page.wait_for_function(condition)
 
     def curve(self, name: str) -> dict[float, float]:
         """Step -> value of a curve, as the page draws it."""
@@ -176,12 +177,12 @@ def test_hover_shows_the_logged_values_and_log_scale_works(run_and_page, open_fi
     assert f"epoch {(step - 1) // 8 + 1}" in text
     assert math.isclose(float(text.split()[-1]), 1 / step, rel_tol=1e-3)
     assert 35 < step < 65
-    before = plot.screenshot()
     watched.page.mouse.move(5, 5)
+    watched.wait("[...document.querySelectorAll('.tip')].every(tip => tip.hidden)")
+    before = plot.screenshot()
     watched.page.get_by_label("log scale").check()
     watched.wait("gan.view.board.log")
-    watched.page.wait_for_timeout(100)
-    assert plot.screenshot() != before
+    wait_until(lambda: plot.screenshot() != before)
 
 
 def test_it_updates_itself_while_training(run_and_page, open_file):
@@ -190,18 +191,18 @@ def test_it_updates_itself_while_training(run_and_page, open_file):
     watched.wait(f"gan.view.samples.selected === {EPOCHS - 1}")
     watched.page.evaluate("window.sameDocument = true")
     log_epoch(run, page, EPOCHS + 1)
-    watched.wait(f"gan.view.samples.selected === {EPOCHS}", 8)
+    watched.wait(f"gan.view.samples.selected === {EPOCHS}")
     assert watched.page.inner_text("#status") == "training"
     watched.page.keyboard.press("Home")
     log_epoch(run, page, EPOCHS + 2)
-    watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 2}", 8)
+    watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 2}")
     assert watched.page.evaluate("gan.view.samples.selected") == 0, (
         "whoever looks at an old epoch stays there"
     )
     assert watched.page.evaluate("window.sameDocument"), "nothing was loaded anew"
     assert len(watched.curve("G_GAN")) == (EPOCHS + 2) * 8
     page.close()
-    watched.wait("document.getElementById('status').textContent === 'ended'", 8)
+    watched.wait("document.getElementById('status').textContent === 'ended'")
 
 
 def test_no_news_is_measured_by_the_pace_of_the_run(run_and_page, open_file):
@@ -215,7 +216,7 @@ def test_no_news_is_measured_by_the_pace_of_the_run(run_and_page, open_file):
         (run.folder / "page" / "state.js").write_text(
             f"gan.state({json.dumps({**state, 'longest_pause': pause})});\n"
         )
-        watched.wait(f"document.getElementById('status').dataset.status === '{status}'", 8)
+        watched.wait(f"document.getElementById('status').dataset.status === '{status}'")
 
 
 def test_a_resumed_run_makes_an_open_page_start_over(run_and_page, open_file):
@@ -224,7 +225,7 @@ def test_a_resumed_run_makes_an_open_page_start_over(run_and_page, open_file):
     watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
     again = Page()
     again.start(run.info, [record for record in run.records if record["epoch"] <= 4])
-    watched.wait("gan.view.samples.moments.length === 4", 10)
+    watched.wait("gan.view.samples.moments.length === 4")
     assert max(watched.curve("G_GAN")) == 32
 
 
@@ -243,28 +244,39 @@ def test_a_thousand_epochs(tmp_path, open_file):
             {"kind": "samples", "step": epoch * 8, "epoch": epoch, "folder": folder, "pictures": pictures}, {}
         )
     watched = open_file(run, viewport={"width": 1280, "height": 1000})
-    watched.wait("gan.view.samples.moments.length === 1000", 30)
-    watched.page.wait_for_timeout(500)
+    watched.wait("gan.view.samples.moments.length === 1000")
+    watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
     loaded = {url for url in watched.requests if url.endswith(".png")}
     assert len(loaded) < 80, f"{len(loaded)} pictures loaded for the few that can be seen"
-    cost = watched.page.evaluate(
-        """() => {
-            const view = gan.view, add = (epoch) => {
-                view.add({kind: "train", step: epoch * 8, epoch, losses: {G_GAN: 1}, lr: 1e-4, time: {}});
-                view.add({kind: "samples", step: epoch * 8, epoch, folder: "samples/step-00000008",
-                          pictures: {input: "input.png", fake: "fake.png"}});
-                view.samples.strip.offsetWidth;
-            };
-            const timed = (from, count) => {
-                const begin = performance.now();
-                for (let i = 0; i < count; i++) add(from + i);
-                return (performance.now() - begin) / count;
-            };
-            timed(1001, 20);
-            return timed(1021, 100);
-        }"""
-    )
-    assert cost < 10, f"{cost:.2f} ms for an epoch's news after a thousand epochs"
+    devtools = watched.context.new_cdp_session(watched.page)
+    devtools.send("Performance.enable")
+
+    def milliseconds_on_core() -> float:
+        """Of the page's main thread: no measure of how busy the machine is."""
+        metrics = {
+            entry["name"]: entry["value"] for entry in devtools.send("Performance.getMetrics")["metrics"]
+        }
+        return metrics["ThreadTime"] * 1e3
+
+    def add(first: int, count: int) -> None:
+        watched.page.evaluate(
+            """([first, count]) => {
+                const view = gan.view;
+                for (let epoch = first; epoch < first + count; epoch++) {
+                    view.add({kind: "train", step: epoch * 8, epoch, losses: {G_GAN: 1}, lr: 1e-4, time: {}});
+                    view.add({kind: "samples", step: epoch * 8, epoch, folder: "samples/step-00000008",
+                              pictures: {input: "input.png", fake: "fake.png"}});
+                    view.samples.strip.offsetWidth;
+                }
+            }""",
+            [first, count],
+        )
+
+    add(1001, 20)
+    begin = milliseconds_on_core()
+    add(1021, 100)
+    cost = (milliseconds_on_core() - begin) / 100
+    assert 0 < cost < 10, f"{cost:.2f} ms for an epoch's news after a thousand epochs"
     watched.page.keyboard.press("Home")
     watched.wait("gan.view.samples.selected === 0")
 
@@ -277,7 +289,7 @@ def test_it_fits_the_screen_and_follows_the_colour_scheme(width, scheme, run_and
     )
     watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
     watched.page.get_by_text("Options and host").click()
-    watched.page.wait_for_timeout(300)
+    watched.wait("document.querySelector('details[open]')")
     wide = watched.page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
     assert wide <= width, "no horizontal scrolling"
     ground = watched.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -295,7 +307,7 @@ def test_over_http(run_and_page, browser):
         watched = Watched(browser, run.folder, address, run)
         watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
         log_epoch(run, page, EPOCHS + 1)
-        watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 1}", 8)
+        watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 1}")
         assert len(watched.curve("G_GAN")) == (EPOCHS + 1) * 8
         assert all(
             url.startswith((f"http://127.0.0.1:{server.server_port}/", "data:")) for url in watched.requests

@@ -9,52 +9,60 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, serving
 from PIL import Image
 
-from datasets import obtain as obtain_module
 from datasets import prepare
 from datasets.errors import UserError, run_command
-from datasets.inspect_folder import check
-from datasets.known_sets import KNOWN_SETS, KnownSet
-from datasets.obtain import obtain
-from datasets.output_folder import whole_folder
-from datasets.pairs import join, split
+from datasets.files import whole_folder
+from datasets.prepare import KNOWN_SETS, KnownSet, check_folder, download, join_pairs, split_pairs
 
-
-class Command:
-    """The command in this process, in a folder of its own; a process of its own costs seconds for torch."""
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
-    ) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        monkeypatch.chdir(folder)
-
-    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
-        self.monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_command(prepare.main)
-        return int(end.value.code or 0), *self.capsys.readouterr()
+COUNTS = {"train": 3, "val": 2}
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    return Command(monkeypatch, capsys, tmp_path)
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command in this process, in a folder of its own; gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_command(prepare.main)
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address it is served at."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    (tmp_path / "web").mkdir()
+    handler = partial(Quiet, directory=str(tmp_path / "web"))
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        yield tmp_path / "web", f"{address}/set.tgz"
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def png(seed: int = 0, width: int = 8, height: int = 4) -> bytes:
@@ -69,41 +77,18 @@ def save(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def make_archive(path: Path, counts: Mapping[str, int], top: str = "set/") -> Path:
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def make_archive(path: Path, counts: Mapping[str, int] = COUNTS, top: str = "set/") -> Path:
     with tarfile.open(path, "w:gz") as file:
-        for folder, count in counts.items():
-            for k in range(count):
-                info = tarfile.TarInfo(f"{top}{folder}/{k}.png")
-                data = png(k)
-                info.size = len(data)
-                file.addfile(info, io.BytesIO(data))
+        for name, data in ((f"{folder}/{k}.png", png(k)) for folder in counts for k in range(counts[folder])):
+            info = tarfile.TarInfo(top + name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
     return path
-
-
-COUNTS = {"train": 3, "val": 2}
-
-
-@pytest.fixture
-def small_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KNOWN_SETS, "small", KnownSet("https://set.invalid/small.tar.gz", COUNTS, ""))
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address it is served at."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Be quiet."""
-
-    folder = tmp_path / "web"
-    folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 # --- known sets and archives ---------------------------------------------------------------------------------
@@ -116,113 +101,97 @@ def test_published_counts() -> None:
     assert all(known.url.startswith("https://efrosgans.eecs.berkeley.edu/") for known in KNOWN_SETS.values())
 
 
-@pytest.mark.usefixtures("small_set")
-def test_from_archive(tmp_path: Path) -> None:
-    archive = make_archive(tmp_path / "a.tar.gz", COUNTS)
-    before = archive.read_bytes()
+@pytest.mark.parametrize(
+    "counts", [COUNTS, {"train": 3}, {"train": 3, "val": 1}, {"train": 4, "val": 2}, {"text": 0}]
+)
+def test_from_archive(tmp_path: Path, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known set with the published counts arrives whole, with others not at all."""
+    monkeypatch.setitem(KNOWN_SETS, "small", KnownSet("https://set.invalid/small.tar.gz", "", COUNTS))
+    archive = make_archive(tmp_path / "a.tar.gz", counts)
+    before, output = archive.read_bytes(), tmp_path / "deep/data"
     digest = hashlib.sha256(before).hexdigest()
-    output = tmp_path / "deep/data"
-    assert obtain("small", output, archive=archive, hash_wanted=digest.upper()) == COUNTS
+    if counts != COUNTS:
+        with pytest.raises(UserError, match=r"instead of|no picture"):
+            download("small", output, archive)
+        assert names(tmp_path) == ["a.tar.gz"]
+        return
+    [line] = download("small", output, archive, sha256=digest.upper())
+    assert line.startswith(f"{output}: train 3, val 2; ")
     found = files(output)
-    record = json.loads(found.pop("source.json"))
-    assert record == {
+    assert json.loads(found.pop("source.json")) == {
         "name": "small", "source": "a.tar.gz", "bytes": len(before), "sha256": digest, "counts": COUNTS,
     }  # fmt: skip
     assert found == {f"{folder}/{k}.png": png(k) for folder, count in COUNTS.items() for k in range(count)}
     assert archive.read_bytes() == before
-    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["data"]
+    assert names(tmp_path / "deep") == ["data"]
 
 
-@pytest.mark.usefixtures("small_set")
-@pytest.mark.parametrize(
-    "counts", [{"train": 3}, {"train": 3, "val": 1}, {"train": 4, "val": 2}, {"text": 0}]
-)
-def test_wrong_counts_leave_nothing(tmp_path: Path, counts: dict[str, int]) -> None:
-    archive = make_archive(tmp_path / "a.tar.gz", counts)
-    with pytest.raises(UserError, match=r"instead of|no picture"):
-        obtain("small", tmp_path / "out/data", archive=archive)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.tar.gz"]
-
-
-def test_wrong_hash_leaves_nothing(tmp_path: Path) -> None:
-    archive = make_archive(tmp_path / "a.tar.gz", COUNTS)
-    with pytest.raises(UserError, match="SHA-256"):
-        obtain("mine", tmp_path / "data", archive=archive, hash_wanted="0" * 64)
-    with pytest.raises(UserError, match="not a SHA-256"):
-        obtain("mine", tmp_path / "data", archive=archive, hash_wanted="abc")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.tar.gz"]
+@pytest.mark.parametrize(("digest", "reason"), [("0" * 64, "has SHA-256"), ("abc", "not a SHA-256")])
+def test_wrong_hash_leaves_nothing(tmp_path: Path, digest: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        download("mine", tmp_path / "data", make_archive(tmp_path / "a.tar.gz"), sha256=digest)
+    assert names(tmp_path) == ["a.tar.gz"]
 
 
 @pytest.mark.parametrize("name", ["unknown", "../evil", "a/b", ".hidden", ""])
 def test_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"not a known data set|not a name"):
-        obtain(name, tmp_path / "data")
-    assert list(tmp_path.iterdir()) == []
+        download(name, tmp_path / "data")
+    assert names(tmp_path) == []
 
 
 def test_target_with_files_is_untouched_and_nothing_is_fetched(tmp_path: Path) -> None:
     save(tmp_path / "data/mine.txt", b"kept")
     with pytest.raises(UserError, match="not empty"):
-        obtain("maps", tmp_path / "data")
+        download("maps", tmp_path / "data")
     assert files(tmp_path) == {"data/mine.txt": b"kept"}
 
 
 def test_download_from_a_server(web: tuple[Path, str], tmp_path: Path) -> None:
     folder, url = web
-    make_archive(folder / "set.tgz", COUNTS)
-    output = tmp_path / "out/data"
-    assert obtain("mine", output, url=f"{url}/set.tgz") == COUNTS
-    assert json.loads((output / "source.json").read_text())["source"] == f"{url}/set.tgz"
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["data"]
+    make_archive(folder / "set.tgz")
+    [line] = download("mine", tmp_path / "out/data", url=url)
+    assert "train 3, val 2" in line
+    assert json.loads((tmp_path / "out/data/source.json").read_text())["source"] == url
+    assert names(tmp_path / "out") == ["data"]
 
 
 @pytest.mark.parametrize("fault", ["hash", "truncated", "text", "page", "hostile", "missing"])
 def test_bad_downloads_leave_nothing(web: tuple[Path, str], tmp_path: Path, fault: str) -> None:
     folder, url = web
-    archive = make_archive(folder / "set.tgz", COUNTS)
+    archive = make_archive(folder / "set.tgz", top="../" if fault == "hostile" else "set/")
     whole = archive.read_bytes()
-    if fault == "truncated":
-        archive.write_bytes(whole[: len(whole) // 2])
-    elif fault == "text":
-        archive.write_bytes(b"quota exceeded")
-    elif fault == "page":
-        archive.write_bytes(b"<!doctype html><title>404</title>")
-    elif fault == "hostile":
-        make_archive(archive, COUNTS, top="../")
-    elif fault == "missing":
+    contents = {"truncated": whole[: len(whole) // 2], "text": b"quota exceeded", "page": b"<html>404"}
+    archive.write_bytes(contents.get(fault, whole))
+    if fault == "missing":
         archive.unlink()
     with pytest.raises(UserError) as caught:
-        wanted = "0" * 64 if fault == "hash" else None
-        obtain("mine", tmp_path / "out/data", url=f"{url}/set.tgz", hash_wanted=wanted)
-    assert caught.value.subject == f"{url}/set.tgz"
+        download("mine", tmp_path / "out/data", url=url, sha256="0" * 64 if fault == "hash" else None)
+    assert caught.value.subject == url
     assert len(f"error: {caught.value}") <= 300
     assert files(tmp_path / "out") == {}
 
 
 def test_a_kill_while_unpacking_never_leaves_a_folder_that_looks_whole(tmp_path: Path) -> None:
     """SIGKILL after the k-th file; the next run completes, without what the first one left."""
-    make_archive(tmp_path / "a.tar.gz", COUNTS)
+    make_archive(tmp_path / "a.tar.gz")
     script = (
-        "import os, signal, sys; from pathlib import Path; from datasets import archives, obtain\n"
-        "write = archives.write\n"
-        "def deadly(plan, folder, progress):\n"
-        "    done = []\n"
-        "    def count(n):\n"
-        "        done.append(n)\n"
-        "        if len(done) == int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return write(plan, folder, progress=count)\n"
-        "archives.write = deadly\n"
-        "obtain.obtain('mine', Path('data'), archive=Path('a.tar.gz'))\n"
+        "import os, signal, sys; from pathlib import Path; from datasets import archives, prepare\n"
+        "class Deadly(archives.tqdm):\n"
+        "    left = int(sys.argv[1])\n"
+        "    def update(self):\n"
+        "        self.left -= 1\n"
+        "        if not self.left: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "archives.tqdm = Deadly\n"
+        "prepare.download('mine', Path('data'), Path('a.tar.gz'))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for k in (1, 4):
-        result = subprocess.run(
-            [sys.executable, "-c", script, str(k)], cwd=tmp_path, env=environment, capture_output=True
-        )
-        assert result.returncode == -signal.SIGKILL
-        assert sorted(p.name for p in tmp_path.iterdir()) == [".data.partial", "a.tar.gz"]
-    assert obtain("mine", tmp_path / "data", archive=tmp_path / "a.tar.gz") == COUNTS
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar.gz", "data"]
+        killed = subprocess.run([sys.executable, "-c", script, str(k)], cwd=tmp_path, env=environment)
+        assert killed.returncode == -signal.SIGKILL
+        assert names(tmp_path) == [".data.partial", "a.tar.gz"]
+    download("mine", tmp_path / "data", tmp_path / "a.tar.gz")
+    assert names(tmp_path) == ["a.tar.gz", "data"]
     assert len(files(tmp_path / "data")) == 6
 
 
@@ -230,29 +199,30 @@ def test_disk_full_keeps_the_download(
     web: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, url = web
-    make_archive(folder / "set.tgz", COUNTS)
+    make_archive(folder / "set.tgz")
 
-    def full(*_: object, **__: object) -> int:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "out/.data.partial/train/1.png"))
 
-    monkeypatch.setattr(obtain_module.archives, "write", full)
+    monkeypatch.setattr(prepare, "unpack", full)
     with pytest.raises(UserError, match="no space left"):
-        obtain("mine", tmp_path / "out/data", url=f"{url}/set.tgz")
+        download("mine", tmp_path / "out/data", url=url)
     assert sorted(files(tmp_path / "out")) == ["mine.download", "mine.download.json"]
     monkeypatch.undo()
     (folder / "set.tgz").unlink()  # not asked again
-    assert obtain("mine", tmp_path / "out/data", url=f"{url}/set.tgz") == COUNTS
+    download("mine", tmp_path / "out/data", url=url)
+    assert names(tmp_path / "out") == ["data"]
 
 
 # --- folders that appear whole -------------------------------------------------------------------------------
 
 
-def test_whole_folder_after_an_error(tmp_path: Path) -> None:
-    for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), whole_folder(tmp_path / "a/b/c") as folder:
-            (folder / "half").touch()
-            raise error
-        assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_whole_folder_after_an_error(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), whole_folder(tmp_path / "a/b/c") as folder:
+        (folder / "half").touch()
+        raise error
+    assert names(tmp_path) == []
 
 
 def test_whole_folder_takes_an_empty_one_and_follows_a_link(tmp_path: Path) -> None:
@@ -260,7 +230,7 @@ def test_whole_folder_takes_an_empty_one_and_follows_a_link(tmp_path: Path) -> N
     (tmp_path / "link").symlink_to("real")
     with whole_folder(tmp_path / "link") as folder:
         (folder / "x").touch()
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["link", "real", "real/x"]
+    assert names(tmp_path) == ["link", "real"] and names(tmp_path / "real") == ["x"]
 
 
 def test_whole_folder_is_filled_by_one_at_a_time(tmp_path: Path) -> None:
@@ -275,79 +245,72 @@ def test_whole_folder_is_filled_by_one_at_a_time(tmp_path: Path) -> None:
 # --- join and split ------------------------------------------------------------------------------------------
 
 
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 @pytest.mark.parametrize("splits", [("",), ("train/", "val/"), ("train/", "val/", "test/")])
-def test_join_then_split_gives_the_same_pixels(tmp_path: Path, splits: tuple[str, ...]) -> None:
+def test_join_then_split_gives_the_same_pixels(run: Run, tmp_path: Path, splits: tuple[str, ...]) -> None:
     for number, part in enumerate(splits):
         for k in range(2 + number):
             save(tmp_path / f"a/{part}p{k}.png", png(10 * number + k))
             save(tmp_path / f"b/{part}p{k}.png", png(100 + 10 * number + k))
-    wanted = {part.rstrip("/") or ".": 2 + number for number, part in enumerate(splits)}
-    assert join(tmp_path / "a", tmp_path / "b", tmp_path / "ab") == wanted
+    counts = ", ".join(f"{part.rstrip('/')} {2 + number}".strip() for number, part in enumerate(splits))
+    joined = run("join", "--a", "a", "--b", "b", "--output", "ab")
+    assert joined == (0, f"ab: {counts} pairs, A left, B right\n", "")
+    assert run("split", "--input", "ab", "--output", "out") == (0, f"out: {counts} pairs in A and B\n", "")
+    assert files(tmp_path / "out").keys() == {
+        f"{side}/{path}" for side in "AB" for path in files(tmp_path / "a")
+    }
     for path in files(tmp_path / "a"):
-        both = pixels(tmp_path / "ab" / path)
-        assert np.array_equal(both[:, :8], pixels(tmp_path / "a" / path))
-        assert np.array_equal(both[:, 8:], pixels(tmp_path / "b" / path))
-    assert split(tmp_path / "ab", tmp_path / "parts") == wanted
-    assert files(tmp_path / "parts").keys() == {f"{s}/{path}" for s in "AB" for path in files(tmp_path / "a")}
-    for path in files(tmp_path / "a"):
-        assert np.array_equal(pixels(tmp_path / "parts/A" / path), pixels(tmp_path / "a" / path))
-        assert np.array_equal(pixels(tmp_path / "parts/B" / path), pixels(tmp_path / "b" / path))
+        both = [pixels(tmp_path / folder / path) for folder in "ab"]
+        assert np.array_equal(pixels(tmp_path / "ab" / path), np.concatenate(both, axis=1))
+        assert np.array_equal([pixels(tmp_path / "out" / side / path) for side in "AB"], both)
 
 
 def test_join_pairs_by_stem_whatever_the_format_and_order(tmp_path: Path) -> None:
-    names = [f"n{k}" for k in range(6)]
-    random.Random(0).shuffle(names)
-    for name in names:
-        save(tmp_path / f"a/{name}.png", png(int(name[1])))
-        Image.new("L", (8, 4), int(name[1])).save(tmp_path / f"a/{name}.bmp.tmp", "BMP")
+    stems = [f"n{k}" for k in range(6)]
+    random.Random(0).shuffle(stems)
+    for stem in stems:
+        save(tmp_path / f"a/{stem}.png", png(int(stem[1])))
+        Image.new("L", (8, 4), int(stem[1])).save(tmp_path / f"a/{stem}.bmp.tmp", "BMP")
     (tmp_path / "b").mkdir()
-    for name in reversed(names):
-        Image.new("L", (8, 4), 40 * int(name[1])).save(tmp_path / f"b/{name}.bmp")
-    assert join(tmp_path / "a", tmp_path / "b", tmp_path / "ab") == {".": 6}
-    for name in names:
-        assert (pixels(tmp_path / f"ab/{name}.png")[:, 8:] == 40 * int(name[1])).all()
-
-
-def joined(tmp_path: Path) -> UserError:
-    before = files(tmp_path)
-    with pytest.raises(UserError) as caught:
-        join(tmp_path / "a", tmp_path / "b", tmp_path / "ab")
-    assert files(tmp_path) == before and not (tmp_path / "ab").exists()
-    return caught.value
+    for stem in reversed(stems):
+        Image.new("L", (8, 4), 40 * int(stem[1])).save(tmp_path / f"b/{stem}.bmp")
+    assert "ab: 6 pairs" in join_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "ab")[0]
+    for stem in stems:
+        assert (pixels(tmp_path / f"ab/{stem}.png")[:, 8:] == 40 * int(stem[1])).all()
 
 
 def test_join_refuses(tmp_path: Path) -> None:
-    assert "no such folder" in joined(tmp_path).reason
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    assert "no image" in joined(tmp_path).reason
-    save(tmp_path / "a/1.png", png())
-    save(tmp_path / "a/2.png", png())
-    save(tmp_path / "b/1.png", png())
-    error = joined(tmp_path)
-    assert "2 images in A, 1 in B; 1 without a partner" in error.reason
-    assert error.details == (str(tmp_path / "a/2.png"),)
-    save(tmp_path / "b/2.png", png(width=9))
-    assert "is 8x4" in joined(tmp_path).reason and "9x4" in joined(tmp_path).reason
-    save(tmp_path / "b/2.png", png()[:60])
-    assert joined(tmp_path).subject == str(tmp_path / "b/2.png")
-    save(tmp_path / "b/2.jpg", png())
-    assert "same stem" in joined(tmp_path).reason
-    save(tmp_path / "b/train/1.png", png())
-    assert "none in A, train in B" in joined(tmp_path).reason
+    a, b = tmp_path / "a", tmp_path / "b"
+
+    def refusal() -> UserError:
+        before = files(tmp_path)
+        with pytest.raises(UserError) as caught:
+            join_pairs(a, b, tmp_path / "ab")
+        assert files(tmp_path) == before and not (tmp_path / "ab").exists()
+        return caught.value
+
+    assert "no such folder" in refusal().reason
+    a.mkdir()
+    b.mkdir()
+    assert "no image" in refusal().reason
+    for path in (a / "1.png", a / "2.png", b / "1.png"):
+        save(path, png())
+    assert refusal().reason == "2 images in A, 1 in B; without a partner of equal stem: 2.png"
+    save(b / "2.png", png(width=9))
+    assert "is 8x4" in refusal().reason and "9x4" in refusal().reason
+    save(b / "2.png", png()[:60])
+    assert refusal().subject == str(b / "2.png")
+    save(b / "2.jpg", png())
+    assert "same stem" in refusal().reason
+    save(b / "train/1.png", png())
+    assert "none in A, train in B" in refusal().reason
 
 
 def test_split_refuses_odd_widths(tmp_path: Path) -> None:
     save(tmp_path / "ab/1.png", png())
     save(tmp_path / "ab/2.png", png(width=9))
     with pytest.raises(UserError, match="odd width, 9x4"):
-        split(tmp_path / "ab", tmp_path / "parts")
-    assert [p.name for p in tmp_path.iterdir()] == ["ab"]
+        split_pairs(tmp_path / "ab", tmp_path / "parts")
+    assert names(tmp_path) == ["ab"]
 
 
 # --- check ---------------------------------------------------------------------------------------------------
@@ -358,52 +321,43 @@ def test_check_counts_sizes_and_modes(tmp_path: Path) -> None:
         save(tmp_path / f"train/{k}.png", png(k))
     Image.new("L", (10, 4)).save(tmp_path / "train/3.png")
     save(tmp_path / "val/0.png", png())
-    lines = list(check(tmp_path))
+    lines = list(check_folder(tmp_path))
     assert lines[:3] == ["train: 4 pairs, aligned", "  sizes: 8x4 (3), 10x4 (1)", "  modes: RGB (3), L (1)"]
     assert "val: 1 pairs, aligned" in lines
 
 
 def test_check_of_other_layouts(tmp_path: Path) -> None:
     for k in range(3):
-        save(tmp_path / f"u/trainA/{k}.png", png(k))
-        save(tmp_path / f"p/A/train/{k}.png", png(k))
-        save(tmp_path / f"p/B/train/{k}.png", png(k + 5))
-        save(tmp_path / f"f/{k}.png", png(k))
+        for folder in ("u/trainA", "p/A/train", "p/B/train", "f"):
+            save(tmp_path / folder / f"{k}.png", png(k))
     save(tmp_path / "u/trainB/x.png", png())
-    assert next(iter(check(tmp_path / "u"))) == "train: 3 in A, 1 in B, unaligned"
-    assert list(check(tmp_path / "u"))[-1].startswith("not there: no folders testA and testB")
-    assert next(iter(check(tmp_path / "p"))) == "train: 3 pairs, paired"
-    assert next(iter(check(tmp_path / "f"))) == "pictures: 3, no A and B: for translation only"
+    unaligned, paired, plain = (list(check_folder(tmp_path / root)) for root in "upf")
+    assert unaligned[0] == "train: 3 in A, 1 in B, unaligned"
+    assert unaligned[-1].startswith("not there: no folders testA and testB")
+    assert paired[0] == "train: 3 pairs, paired"
+    assert plain[0] == "pictures: 3, no A and B: for translation only"
+    assert not any("not there" in line for line in plain)
 
 
-def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
-        list(check(tmp_path / "none"))
-    with pytest.raises(UserError, match="no data set here"):
-        list(check(tmp_path))
+def test_check_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    assert "no such folder" in run("check", "none")[2]
+    assert "no data set here" in run("check", tmp_path)[2]
     for k in range(3):
-        save(tmp_path / f"A/train/{k}.png", png(k))
-        save(tmp_path / f"B/train/{k + 1}.png", png(k))
-    with pytest.raises(UserError, match="without a partner"):
-        list(check(tmp_path))
-
-
-def test_check_command(run: Command, tmp_path: Path) -> None:
-    for k in range(3):
+        save(tmp_path / f"pairs/A/train/{k}.png", png(k))
+        save(tmp_path / f"pairs/B/train/{k + 1}.png", png(k))
         save(tmp_path / f"train/{k}.png", png(k))
         save(tmp_path / f"test/{k}.png", png(k))
+    assert "without a partner" in run("check", "pairs")[2]
     code, out, err = run("check", tmp_path)
     assert (code, err) == (0, "")
     assert "train: 3 pairs" in out and "test: 3 pairs" in out
     save(tmp_path / "train/1.png", png(1)[:60])
     save(tmp_path / "test/2.png", b"")
     code, out, err = run("check", tmp_path)
-    assert code == 2
-    lines = err.splitlines()
-    assert lines[0].startswith(f"error: {tmp_path}: 2 problems") and all(
-        x.startswith("  ") for x in lines[1:]
-    )
-    assert "train/1.png" in err and "test/2.png" in err and "Traceback" not in err
+    first, *others = err.splitlines()
+    assert code == 2 and first.startswith(f"error: {tmp_path}: 2 problems")
+    assert all(line.startswith("  ") for line in others)
+    assert "train/1.png" in err and "test/2.png" in err
     code, out, err = run("check", tmp_path, "--skip_bad")
     assert (code, err) == (0, "")
     assert "train: 2 pairs" in out and "1.png" in out
@@ -412,49 +366,46 @@ def test_check_command(run: Command, tmp_path: Path) -> None:
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def test_commands_end_to_end(run: Command, tmp_path: Path) -> None:
-    make_archive(tmp_path / "a.tgz", COUNTS)
+def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    make_archive(tmp_path / "a.tgz")
     result = subprocess.run(
         [sys.executable, "-m", "datasets.prepare", "download", "mine", "--from_archive", "a.tgz"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert "data/mine: train 3, val 2" in result.stdout
-    code, out, _ = run("split", "--input", "data/mine", "--output", "parts")
-    assert (code, out) == (0, "parts: train 3, val 2 pairs in A and B\n")
-    code, out, _ = run("join", "--a", "parts/A", "--b", "parts/B", "--output", "again")
-    assert (code, out) == (0, "again: train 3, val 2 pairs, A left, B right\n")
-    for path in files(tmp_path / "again"):
-        assert np.array_equal(pixels(tmp_path / "again" / path), pixels(tmp_path / "data/mine" / path))
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["download", "nothing"],
-        ["download", "maps", "--from_archive", "nothing.tgz"],
-        ["download", "maps", "--from_archive", "page.tgz"],
-        ["join", "--a", "x", "--b", "y", "--output", "z"],
-        ["split", "--input", "page.tgz", "--output", "z"],
-        ["check", "nothing"],
+        "download nothing",
+        "download maps --from_archive nothing.tgz",
+        "download maps --from_archive page.tgz",
+        "download maps --timeout 0",
+        "join --a x --b y --output z",
+        "split --input page.tgz --output z",
+        "check nothing",
     ],
 )
-def test_one_line_and_exit_code_2(run: Command, tmp_path: Path, arguments: list[str]) -> None:
+def test_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: str) -> None:
     (tmp_path / "page.tgz").write_bytes(b"<html>")
-    code, out, err = run(*arguments)
+    code, out, err = run(*arguments.split())
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["page.tgz"]
+    assert names(tmp_path) == ["page.tgz"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["fetch"], ["download"], ["download", "maps", "--outptu", "x"], ["check", "x", "--skip"]],
-)
-def test_unknown_flags_and_commands(run: Command, tmp_path: Path, arguments: list[str]) -> None:
-    code, _, err = run(*arguments)
-    assert code == 2 and "usage:" in err
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("arguments", ["", "fetch", "download", "download maps --outptu x", "check x --skip"])
+def test_unknown_flags_and_commands(run: Run, tmp_path: Path, arguments: str) -> None:
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (2, "") and "--help" in err
+    assert names(tmp_path) == []
+
+
+def test_help_names_the_known_sets(run: Run) -> None:
+    code, out, _ = run("download", "--help")
+    assert code == 0 and all(name in out for name in KNOWN_SETS)
 
 
 def test_help_comes_without_torch() -> None:

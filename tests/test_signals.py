@@ -46,7 +46,7 @@ def test_the_first_signal_is_a_flag_and_the_step_goes_on() -> None:
         assert process.stdout.readline() == "step\n"
         process.send_signal(number)
         assert process.stderr.readline() == line
-        out, err = process.communicate("\n", timeout=30)
+        out, err = process.communicate("\n")
         assert out == "saved\n"
         assert err == ""
         assert process.returncode == 128 + number
@@ -60,7 +60,7 @@ def test_ctrl_c_after_that_leaves_at_once(first: signal.Signals) -> None:
     process.send_signal(first)
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    assert process.wait() == 130
     assert "Traceback" not in process.stderr.read()
     process.communicate()
 
@@ -75,7 +75,7 @@ def test_a_second_request_changes_nothing() -> None:
     process.stdin.flush()
     assert process.stdout.readline() == "saved\n"
     process.send_signal(signal.SIGHUP)
-    _, err = process.communicate("\n", timeout=30)
+    _, err = process.communicate("\n")
     assert err == ""
     assert process.returncode == 143
 
@@ -128,14 +128,14 @@ def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
     assert process.stdout.readline() == "step 0 \u2713\n"
     process.stdout.close()
     process.stderr.close()
-    assert process.wait(timeout=30) == 0
+    assert process.wait() == 0
     assert (tmp_path / "end").read_text() == "done"
     assert process.stdin is not None
     process.stdin.close()
 
 
 def test_without_a_closed_reader_everything_arrives(tmp_path: Path) -> None:
-    out, err = start(TALK, str(tmp_path / "end")).communicate(timeout=30)
+    out, err = start(TALK, str(tmp_path / "end")).communicate()
     assert out.splitlines() == [f"step {step} \u2713" for step in range(20_000)]
     assert err == "progress\n" * 4
 

@@ -23,8 +23,9 @@ from training_support import (
     write_unaligned,
 )
 
+import train as program
 from datasets.errors import UserError
-from gan import launch, loop
+from gan import loop, setup
 from gan.checkpoint import load_checkpoint
 from gan.pix2pix import Pix2Pix
 from gan.run import RunFolder
@@ -220,7 +221,7 @@ def test_nothing_left_to_train(trained: Path) -> None:
 
 def test_no_run_to_go_on_with(tmp_path: Path) -> None:
     outcome = go_on(tmp_path / "runs")
-    assert outcome.code == 2 and "no run to go on with" in outcome.error
+    assert outcome.code == 2 and "no run to resume" in outcome.error
     assert not (tmp_path / "runs").exists()
 
 
@@ -234,7 +235,7 @@ def test_no_run_to_go_on_with(tmp_path: Path) -> None:
         (["--lambda_L1", "1"], ["lambda_L1: 100.0 -> 1.0"]),
         (["--model", "cycle_gan"], ["model: pix2pix -> cycle_gan"]),
         (["--crop_size", "12"], ["crop_size: 16 -> 12"]),
-        (["--seed", "5", "--no_flip"], ["no_flip: False -> True", "seed: 0 -> 5"]),
+        (["--seed", "5", "--no_flip"], ["flip: True -> False", "seed: 0 -> 5"]),
         (["--dataroot", "elsewhere"], ["-> elsewhere"]),
     ],
 )
@@ -429,7 +430,7 @@ def test_no_room_for_a_checkpoint(runs: Path, small_files: None, aligned: Path, 
     outcome = go_on(runs, "--n_epochs", 4)
     assert outcome.code == 2
     assert "no space: need" in outcome.error
-    assert "warning: checkpoint not saved" in outcome.err and "training goes on" in outcome.err
+    assert "warning: checkpoint not saved" in outcome.err and "training continues" in outcome.err
     after = tree(runs)
     assert {name: content for name, content in after.items() if "ckpt" in name} == before
     assert [name for name in after if "tmp" in name or "partial" in name] == []
@@ -472,7 +473,7 @@ def test_ctrl_c_in_the_start_up_leaves_nothing(
     def scan(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "build_data", scan)
+    monkeypatch.setattr(setup, "build_data", scan)
     outcome = pix2pix(aligned, tmp_path / "runs", "--n_epochs", 1)
     assert (outcome.code, outcome.error) == (130, "error: interrupted")
     assert not (tmp_path / "runs").exists()
@@ -486,7 +487,7 @@ def test_a_run_folder_that_is_deleted_comes_back_with_the_next_save(
             if step == 4:
                 shutil.rmtree(tmp_path / "r")
 
-    monkeypatch.setattr(launch, "_viewers", lambda *_: [Deleting()])
+    monkeypatch.setattr(setup, "choose_viewers", lambda *_: [Deleting()])
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 3)
     assert outcome.code == 0, outcome.err
     assert load_checkpoint(tmp_path / "r", "last")[0]["position"]["step"] == 9
@@ -551,7 +552,7 @@ def test_viewers_that_fail_are_dropped_and_change_nothing(
     witness = Witness()
     methods = ("start", "record", "samples", "progress", "commands", "close")
     viewers = [*(Broken(method) for method in methods), witness]
-    monkeypatch.setattr(launch, "_viewers", lambda *_: viewers)
+    monkeypatch.setattr(setup, "choose_viewers", lambda *_: viewers)
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 2)
     assert outcome.code == 0
     assert outcome.err.count("the viewer fell over") == len(methods)
@@ -568,7 +569,7 @@ def test_a_viewer_can_ask_to_save_sample_and_stop(
         def commands(self) -> set[str]:
             return next(self.asked, set())
 
-    monkeypatch.setattr(launch, "_viewers", lambda *_: [Asking()])
+    monkeypatch.setattr(setup, "choose_viewers", lambda *_: [Asking()])
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 5)
     assert outcome.code == 0
     assert "stopped after epoch 1, as asked" in outcome.out and "--continue_train" in outcome.out
@@ -591,7 +592,7 @@ def test_metrics_of_the_caller_choose_the_best(aligned: Path, tmp_path: Path) ->
         kinds.append(set(images))
         return {"psnr": next(values)}
 
-    assert launch.train(*parse_train(arguments), evaluate) == 0
+    assert program.train(*parse_train(arguments), evaluate) == 0
     assert kinds == [{"input", "fake", "target"}] * 4
     state, _ = load_checkpoint(tmp_path / "r", "best")
     assert (state["position"]["epoch"] - 1, state["position"]["best"]) == (2, 30.0)

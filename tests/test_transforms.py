@@ -3,21 +3,23 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.errors import UserError
-from datasets.transforms import Geometry, apply, draw, evaluation_resize, problem, resized
+from datasets.transforms import Augmentation, Size, evaluation_resize
 
 VALUES = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(VALUES)
 
 
-def sample(geometry: Geometry, seed: int) -> tuple[np.ndarray, tuple[int, int], bool]:
-    placement = draw(geometry, PICTURE.size, random.Random(seed))
-    return np.asarray(apply(PICTURE, geometry, placement)), placement.corner, placement.flip
+def sample(augmentation: Augmentation, seed: int) -> tuple[np.ndarray, tuple[int, int], bool]:
+    drawn = augmentation.draw(PICTURE.size, random.Random(seed))
+    assert drawn.box is not None
+    return np.asarray(drawn.apply(PICTURE)), drawn.box[:2], drawn.flip
 
 
 @pytest.mark.parametrize(
@@ -25,14 +27,8 @@ def sample(geometry: Geometry, seed: int) -> tuple[np.ndarray, tuple[int, int], 
     [
         ("resize_and_crop", 286, 256, (600, 400), (286, 286), (256, 256)),
         ("crop", 286, 256, (600, 400), (600, 400), (256, 256)),
-        (
-            "scale_width",
-            256,
-            128,
-            (600, 400),
-            (256, 172),
-            (256, 172),
-        ),  # 256 * 400 / 600 = 170.7, nearest: 4 * 43
+        # 256 * 400 / 600 = 170.7, nearest: 4 * 43
+        ("scale_width", 256, 128, (600, 400), (256, 172), (256, 172)),
         ("scale_width", 256, 200, (600, 400), (256, 200), (256, 200)),  # not lower than the crop
         ("scale_width_and_crop", 256, 128, (600, 400), (256, 171), (128, 128)),
         ("scale_width_and_crop", 256, 200, (600, 400), (256, 200), (200, 200)),
@@ -41,31 +37,23 @@ def sample(geometry: Geometry, seed: int) -> tuple[np.ndarray, tuple[int, int], 
         ("none", 286, 2, (6, 1001), (8, 1000), (8, 1000)),
     ],
 )
-def test_sizes(
-    preprocess: str,
-    load: int,
-    crop: int,
-    size: tuple[int, int],
-    before_crop: tuple[int, int],
-    result: tuple[int, int],
-) -> None:
-    geometry = Geometry(preprocess, load, crop)  # type: ignore[arg-type]
-    assert resized(geometry, size) == before_crop
-    placement = draw(geometry, size, random.Random(0))
-    assert apply(Image.new("RGB", size), geometry, placement).size == result
+def test_sizes(preprocess: Any, load: int, crop: int, size: Size, before_crop: Size, result: Size) -> None:
+    augmentation = Augmentation(preprocess, load, crop)
+    assert augmentation.resized(size) == before_crop
+    assert augmentation.draw(size, random.Random(0)).apply(Image.new("RGB", size)).size == result
 
 
 def test_a_crop_is_a_window_of_the_picture_mirrored_or_not() -> None:
-    geometry = Geometry("crop", crop_size=24)
+    augmentation = Augmentation("crop", crop_size=24)
     for seed in range(50):
-        got, (left, top), flip = sample(geometry, seed)
+        got, (left, top), flip = sample(augmentation, seed)
         window = VALUES[top : top + 24, left : left + 24]
         assert np.array_equal(got, window[:, ::-1] if flip else window)
 
 
 def test_every_corner_is_as_likely_as_any_other_and_half_are_mirrored() -> None:
-    geometry = Geometry("crop", crop_size=28)  # 13 x 3 corners
-    drawn = [sample(geometry, seed)[1:] for seed in range(7800)]
+    augmentation = Augmentation("crop", crop_size=28)  # 13 x 3 corners
+    drawn = [sample(augmentation, seed)[1:] for seed in range(7800)]
     corners = Counter(corner for corner, _ in drawn)
     assert set(corners) == {(x, y) for x in range(13) for y in range(3)}
     chi2 = sum((count - 200) ** 2 / 200 for count in corners.values())
@@ -75,8 +63,8 @@ def test_every_corner_is_as_likely_as_any_other_and_half_are_mirrored() -> None:
 
 
 def test_resizing_is_bicubic_before_the_crop() -> None:
-    geometry = Geometry("resize_and_crop", load_size=20, crop_size=16, flip=False)
-    got, (left, top), flip = sample(geometry, 3)
+    augmentation = Augmentation("resize_and_crop", load_size=20, crop_size=16, flip=False)
+    got, (left, top), flip = sample(augmentation, 3)
     whole = np.asarray(PICTURE.resize((20, 20), Image.Resampling.BICUBIC))
     assert not flip
     assert np.array_equal(got, whole[top : top + 16, left : left + 16])
@@ -84,51 +72,56 @@ def test_resizing_is_bicubic_before_the_crop() -> None:
 
 def test_no_flip_and_nothing_to_do_leave_the_picture_alone() -> None:
     picture = Image.fromarray(VALUES[:28])
-    geometry = Geometry("none", crop_size=16, flip=False)
+    augmentation = Augmentation("none", crop_size=16, flip=False)
     for seed in range(8):
-        placement = draw(geometry, picture.size, random.Random(seed))
-        assert np.array_equal(np.asarray(apply(picture, geometry, placement)), VALUES[:28])
+        drawn = augmentation.draw(picture.size, random.Random(seed))
+        assert np.array_equal(np.asarray(drawn.apply(picture)), VALUES[:28])
 
 
-def test_one_placement_serves_both_pictures_of_a_pair() -> None:
-    geometry = Geometry("crop", crop_size=16)
+def test_one_draw_serves_both_pictures_of_a_pair() -> None:
+    augmentation = Augmentation("crop", crop_size=16)
     other = Image.fromarray(255 - VALUES)
     for seed in range(20):
-        placement = draw(geometry, PICTURE.size, random.Random(seed))
-        a, b = (np.asarray(apply(p, geometry, placement)) for p in (PICTURE, other))
+        drawn = augmentation.draw(PICTURE.size, random.Random(seed))
+        a, b = (np.asarray(drawn.apply(p)) for p in (PICTURE, other))
         assert np.array_equal(a, 255 - b)
 
 
 def test_no_option_shifts_the_numbers_drawn_afterwards() -> None:
     following = set()
-    for geometry in (Geometry(), Geometry("none", crop_size=2), Geometry("crop", crop_size=4, flip=False)):
+    for augmentation in (
+        Augmentation(),
+        Augmentation("none", crop_size=2),
+        Augmentation("crop", crop_size=4, flip=False),
+    ):
         rng = random.Random(5)
-        draw(geometry, (40, 30), rng)
+        augmentation.draw((40, 30), rng)
         following.add(rng.random())
     assert len(following) == 1
 
 
 def test_pictures_that_are_too_small_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        draw(Geometry(), (1, 1), random.Random(0), "a/x.png")
+        Augmentation().draw((1, 1), random.Random(0), "a/x.png")
     assert str(caught.value) == "a/x.png: image is 1x1, needs at least 2x2 (remove it)"
-    assert problem(Geometry(), (500, 1)) is not None
-    assert problem(Geometry(), (2, 2)) is None
+    with pytest.raises(UserError, match="500x1"):
+        Augmentation().refuse_too_small((500, 1), "x.png")
+    Augmentation().refuse_too_small((2, 2), "x.png")
     for preprocess in ("crop", "none"):
-        geometry = Geometry(preprocess, crop_size=32)
+        augmentation = Augmentation(preprocess, crop_size=32)
         with pytest.raises(UserError, match="40x30, smaller than --crop_size 32") as caught:
-            draw(geometry, (40, 30), random.Random(0), "b.png")
+            augmentation.draw((40, 30), random.Random(0), "b.png")
         assert "--preprocess resize_and_crop" in caught.value.fix
-        assert problem(geometry, (32, 32)) is None
+        augmentation.refuse_too_small((32, 32), "b.png")
 
 
 def test_options_that_leave_no_crop_are_refused() -> None:
     for preprocess in ("resize_and_crop", "scale_width_and_crop"):
         with pytest.raises(UserError, match="--load_size"):
-            Geometry(preprocess, load_size=128, crop_size=256)
+            Augmentation(preprocess, load_size=128, crop_size=256)
     with pytest.raises(UserError, match="scale_width_and_crop"):
-        Geometry("scale_height")  # type: ignore[arg-type]
-    Geometry("crop", load_size=128, crop_size=256)
+        Augmentation("scale_height")  # type: ignore[arg-type]
+    Augmentation("crop", load_size=128, crop_size=256)
 
 
 def test_evaluation_sees_the_whole_picture() -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from visdom_training import (
     Timed,
     answer,
     endless,
+    give_up_soon,
     quicken,
     silence,
     stub,
@@ -48,8 +48,10 @@ def watch(tmp_path, capsys, monkeypatch) -> Callable[..., list[str]]:
 
 
 @pytest.mark.parametrize("fault", STUBS)
-def test_not_a_visdom_server(fault, watch):
+def test_not_a_visdom_server(fault, watch, monkeypatch):
     behave, reason = STUBS[fault]
+    if reason == "no answer within":
+        give_up_soon(monkeypatch)
     with stub(behave) as port:
         lines = watch(Timed("auto", "http://127.0.0.1", port))
     assert len(lines) == 1 and reason in lines[0] and "index.html shows the same" in lines[0]
@@ -100,10 +102,12 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
         server.kill()
         (server.folder / "watched.json").unlink(missing_ok=True)  # it had been saved at the end of an epoch
 
+    viewer = Timed("auto", "http://127.0.0.1", server.port)
+    noticed = lambda: viewer._connected_since is None
     try:
         lines = watch(
-            Timed("auto", "http://127.0.0.1", server.port),
-            {20: lambda: wait_until(known), 25: kill, 30: lambda: time.sleep(0.3), 40: server.start},
+            viewer,
+            {20: lambda: wait_until(known), 25: kill, 30: lambda: wait_until(noticed), 40: server.start},
         )
         assert len(lines) == 3 and lines[0].endswith("/env/watched"), (
             "where to look, and then two about the fault"
@@ -170,14 +174,22 @@ def stopped(server: RealServer, seconds: float, env: str = "watched") -> Callabl
 @needs_visdom
 def test_the_server_is_stopped_for_a_while(server, watch):
     curve = lambda: list(server.curve("stopped", "losses_adversarial", "G_GAN"))
-    at = {20: stopped(server, 1.5, "stopped"), 55: lambda: wait_until(lambda: len(curve()) >= 50)}
-    lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, "stopped")
+    viewer = Timed("auto", "http://127.0.0.1", server.port)
+    stop = stopped(server, 1.5, "stopped")
+
+    def stop_and_give_up_soon() -> None:
+        stop()
+        viewer._client.seconds = 0.5
+
+    at = {20: stop_and_give_up_soon, 55: lambda: wait_until(lambda: len(curve()) >= 50)}
+    lines = watch(viewer, at, "stopped")
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
     assert curve() == list(range(1, STEPS + 1))
 
 
 @needs_visdom
-def test_the_server_is_stopped_at_the_end(server, watch):
+def test_the_server_is_stopped_at_the_end(server, watch, monkeypatch):
+    monkeypatch.setattr(visdom, "FLUSH_SECONDS", 3.0)
     at = {STEPS: stopped(server, 20, "at_end")}
     try:
         lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, "at_end")
@@ -217,6 +229,7 @@ def test_a_queue_that_overflows_is_filled_up_from_the_log(server, watch, monkeyp
 
 def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
     monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
+    give_up_soon(monkeypatch)
     with stub(silence) as port:
         assert len(watch(Timed("auto", "http://127.0.0.1", port))) == 1
 
@@ -266,14 +279,12 @@ def is_alive(pid: int) -> bool:
 @needs_visdom
 @pytest.mark.parametrize("held", [False, True], ids=["port free", "port held by another program"])
 def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch, monkeypatch):
-    monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 5.0)
-    monkeypatch.setattr(visdom, "FLUSH_SECONDS", 9.0)
     monkeypatch.setattr(visdom_server, "missing_scripts", list)  # the page is the browser test's concern
     seen: dict[str, object] = {}
 
     def look() -> None:
         server = viewer._server
-        wait_until(lambda: viewer._reports._introduced, 40)
+        wait_until(lambda: viewer._reports._introduced)
         port = server.address.port
         seen.update(port=port, pid=server._process.pid, addresses=listening_addresses(port))
         wait_until(lambda: "losses_adversarial" in ask(server.address, "win_data", win=None, eid="watched"))
@@ -293,8 +304,6 @@ def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tm
 @needs_visdom
 def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
     """As when two trainings share the server of one of them, and that one ends."""
-    monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 5.0)
-    monkeypatch.setattr(visdom, "FLUSH_SECONDS", 9.0)
     monkeypatch.setattr(visdom_server, "missing_scripts", list)
     other = RealServer(tmp_path / "server")
     other.start()
@@ -311,7 +320,7 @@ def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkey
             {
                 20: lambda: wait_until(lambda: bool(curve())),
                 25: other.kill,
-                50: lambda: wait_until(is_back, 40),
+                50: lambda: wait_until(is_back),
             },
         )
     finally:
@@ -336,17 +345,16 @@ time.sleep(60)
     training.kill()
     training.wait()
     training.stdout.close()
-    wait_until(lambda: not is_alive(pid), 20)
+    wait_until(lambda: not is_alive(pid))
 
 
 @needs_visdom
 def test_a_page_that_will_be_blank_is_announced(tmp_path, monkeypatch, capsys):
     quicken(monkeypatch)
-    monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 5.0)
     monkeypatch.setattr(visdom_server, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
     viewer = Visdom("on", "http://localhost", unused_port())
     viewer.start(FakeRun(tmp_path).info, [])
-    wait_until(lambda: viewer._reports._introduced, 40)
+    wait_until(lambda: viewer._reports._introduced)
     viewer.close()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "blank" in lines[0] and lines[1].startswith("visdom: http://localhost:")
@@ -363,6 +371,6 @@ def test_without_the_visdom_package_there_is_one_line(watch, monkeypatch):
 def test_a_minute_of_standstill_with_the_real_times(tmp_path, capsys):
     with real_server(tmp_path / "server") as server:
         complete = lambda: len(server.curve("watched", "losses_adversarial", "G_GAN")) >= 50
-        at = {20: stopped(server, 60), 55: lambda: wait_until(complete, 200)}
+        at = {20: stopped(server, 60), 55: lambda: wait_until(complete)}
         watch_training(Timed("auto", "http://127.0.0.1", server.port), FakeRun(tmp_path, "watched"), at)
         assert len(capsys.readouterr().err.splitlines()) <= 3

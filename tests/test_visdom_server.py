@@ -80,7 +80,7 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
 
 def test_resume_continues_the_same_curves(tmp_path, server):
     run = FakeRun(tmp_path, "resumed")
-    for first, last in ((1, 40), (31, 60)):  # the second training goes on from the checkpoint of step 30
+    for first, last in ((1, 40), (31, 60)):  # the second training continues from the checkpoint of step 30
         known = [record for record in run.records if record["step"] < first]
         with watching(server) as viewers:
             viewers.start(run.info, known)
@@ -142,7 +142,7 @@ def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, act, mon
 
 def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gan.viewers", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_replay_shows_a_finished_run(tmp_path, server):

@@ -36,6 +36,7 @@ CAPTION_HEIGHT, SLIDER_HEIGHT = 80, 30
 
 BUTTONS = {"Save now": SAVE, "Sample now": SAMPLE, "Stop after this epoch": STOP}
 SAMPLES, HISTORY, ABOUT, CONTROLS = "samples", "history", "about", "controls"
+LEARNING_RATE = "learning_rate"
 
 
 class Curve:
@@ -110,6 +111,7 @@ class CurvePane:
             "legend": {"orientation": "h", "y": -0.25},
             "margin": {"l": 60, "r": 20, "t": 30, "b": 40},
             "xaxis": {"title": {"text": "step"}},
+            "yaxis": {"rangemode": "tozero"} if self.name == LEARNING_RATE else {},
             "updatemenus": [{"type": "buttons", "direction": "right", "x": 1, "y": 1.15, "buttons": scales}],
         }
 
@@ -140,7 +142,7 @@ class Board:
             for name, value in record["losses"].items():
                 self._point(*loss_pane(name), name, step, value)
             if "lr" in record:
-                self._point("learning_rate", "learning rate", "lr", step, record["lr"])
+                self._point(LEARNING_RATE, "learning rate", "lr", step, record["lr"])
             time = record.get("time", {})
             if "images_per_s" in time:
                 self._point("throughput", "throughput, images/s", "images/s", step, time["images_per_s"])
@@ -247,9 +249,8 @@ def history_on_server(client: "VisdomClient", board: Board) -> int:
 
 
 def caption_of(record: Record) -> str:
-    """`epoch 3, step 1200: input | fake | target`."""
-    kinds = " | ".join(kind for kind in record["pictures"] if kind != GRID)
-    return f"epoch {record['epoch']}, step {record['step']}: {kinds}"
+    """`epoch 3, step 1200`; what each column shows stands in the picture."""
+    return f"epoch {record['epoch']}, step {record['step']}"
 
 
 def samples_message(run: RunInfo, record: Record) -> Message:

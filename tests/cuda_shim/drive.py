@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from cuda_ops import cuda, launch
+from cuda_ops import cuda, nvrtc
 
 fake = ctypes.CDLL(sys.argv[1])
 torch.cuda.is_current_stream_capturing = lambda: False
@@ -20,8 +20,8 @@ torch.accelerator.current_device_index = lambda: 0
 torch.cuda.get_device_capability = lambda _: (9, 0)
 torch._C._cuda_getCurrentRawStream = lambda _: 1234
 
-launcher = launch.CudaLauncher(0, launch.Unit(*[torch.float32] * 3, False))
-arguments = launch.Arguments(x=0xABCDEF)
+launcher = nvrtc.CudaLauncher(0, nvrtc.Unit(*[torch.float32] * 3, False))
+arguments = nvrtc.Arguments(x=0xABCDEF)
 go = launcher.bind(arguments)
 out = (ctypes.c_uint64 * 9)()
 seen = []
@@ -36,15 +36,15 @@ for failure in (0, 201, 400, 1):  # none, no context in this thread, another's, 
 guarded.clear()
 torch._C._cuda_getCurrentRawStream = lambda index: 77 + index
 torch.accelerator.current_device_index = lambda: 1
-launcher.bind(launch.Arguments(x=5))("collect", (1, 2), (3, 4))
+launcher.bind(nvrtc.Arguments(x=5))("collect", (1, 2), (3, 4))
 seen.append([fake.fake_launches(out), *out, *guarded])
 # A graph is being captured in another thread: refused now, not for ever.
-unit = launch.Unit(*[torch.float16] * 3, False)
+unit = nvrtc.Unit(*[torch.float16] * 3, False)
 for status in (900, 0):
     fake.fake_refuse(status)
     try:
-        cuda.build_failure("cuda", 0, *unit, False)
+        cuda.build_failure("cuda", 0, False, *unit)
         seen.append("built")
-    except launch.BuildError as error:
+    except nvrtc.BuildError as error:
         seen.append(str(error))
 print(json.dumps(seen))

@@ -8,8 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from cuda_ops.compile import SOURCE
-from cuda_ops.launch import KERNELS, Arguments, Dims, Launch, Launcher, Unit
+from cuda_ops.nvrtc import KERNELS, SOURCE, Arguments, Dims, Launcher, LaunchKernel, Unit
 
 FOLDER = Path(__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -23,7 +22,7 @@ class HostLauncher:
         self._library = ctypes.CDLL(str(library))
         assert self._library.args_bytes() == ctypes.sizeof(Arguments)
 
-    def bind(self, arguments: Arguments) -> Launch:
+    def bind(self, arguments: Arguments) -> LaunchKernel:
         def launch(kernel: str, grid: Dims, block: Dims) -> None:
             assert block[0] * block[1] <= 256
             assert grid[1] <= 65535

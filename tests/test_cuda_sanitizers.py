@@ -18,9 +18,8 @@ import torch
 from cuda_shim.launcher import COMPILER, FOLDER
 from cuda_support import CASES, Case, make_inputs, run_backend
 
-from cuda_ops import cuda, launch
-from cuda_ops.compile import SOURCE
-from cuda_ops.launch import KERNELS, Arguments, Dims, Launch, Unit
+from cuda_ops import cuda, nvrtc
+from cuda_ops.nvrtc import KERNELS, SOURCE, Arguments, Dims, LaunchKernel, Unit
 
 SANITIZERS = {"races": "thread", "memory": "address,undefined"}
 sanitizers = pytest.mark.parametrize("sanitizer", SANITIZERS)
@@ -67,7 +66,7 @@ class Recorder:
     def __init__(self, threads: int) -> None:
         self.threads, self.shapes, self.arguments = threads, dict[str, tuple[int, ...]](), Arguments()
 
-    def bind(self, arguments: Arguments) -> Launch:
+    def bind(self, arguments: Arguments) -> LaunchKernel:
         def note(kernel: str, grid: Dims, block: Dims) -> None:
             self.shapes.setdefault(kernel, (*grid, *block))
             if kernel == "pixels":
@@ -86,7 +85,7 @@ def run(program: Path, case: Case, unit: Unit, threads: int, monkeypatch: pytest
     """What the sanitizer has to say about all kernels at the launches of `case`; empty where nothing is wrong."""
     recorder = Recorder(threads)
     asked: list[Unit] = []
-    monkeypatch.setitem(launch.LAUNCHERS, "cpu", lambda index, unit: asked.append(unit) or recorder)
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", lambda index, unit: asked.append(unit) or recorder)
     monkeypatch.setattr(cuda, "_outcomes", {})
     inputs = make_inputs(case, unit.x, unit.channels_last, weight_dtype=unit.weight)
     with torch.autocast("cpu", unit.compute, enabled=unit.compute != unit.x):
@@ -96,24 +95,19 @@ def run(program: Path, case: Case, unit: Unit, threads: int, monkeypatch: pytest
     command = [str(program)]
     if shutil.which("setarch"):  # ThreadSanitizer cannot use every random layout of the address space
         command = ["setarch", "-R", *command]
-    done = subprocess.run(command, input=recorder.request(), capture_output=True, timeout=200)
+    done = subprocess.run(command, input=recorder.request(), capture_output=True)
     text = done.stderr.decode(errors="replace")
     if "FATAL: ThreadSanitizer" in text or "personality" in text:
         pytest.skip(f"sanitizers do not run here: {text.splitlines()[0]}")
     return text if done.returncode else ""
 
 
-@pytest.fixture(scope="module")
-def programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs stay from one run of the suite to the next."""
-    cache = getattr(pytestconfig, "cache", None)
-    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
-
-
 @sanitizers
 @pytest.mark.parametrize("name", ["float32 nchw", "bfloat16 channels_last"])
-def test_nothing_is_found(name: str, sanitizer: str, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = executable(programs, UNITS[name], sanitizer)
+def test_nothing_is_found(
+    name: str, sanitizer: str, libraries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = executable(libraries, UNITS[name], sanitizer)
     for case in MORE.values():
         assert not run(program, case, UNITS[name], 64, monkeypatch), case
 
@@ -123,9 +117,9 @@ def test_nothing_is_found(name: str, sanitizer: str, programs: Path, monkeypatch
 @pytest.mark.parametrize("threads", [32, 256])
 @pytest.mark.parametrize("name", UNITS)
 def test_nothing_is_found_in_the_whole_grid(
-    name: str, threads: int, sanitizer: str, programs: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, threads: int, sanitizer: str, libraries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = executable(programs, UNITS[name], sanitizer)
+    program = executable(libraries, UNITS[name], sanitizer)
     for case in (*CASES.values(), *MORE.values()):
         assert not run(program, case, UNITS[name], threads, monkeypatch), case
 
@@ -160,7 +154,5 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path, monkeypatch: pytes
     broken.write_text(text.replace(before, after))
     unit = UNITS["bfloat16 channels_last" if "rounding" in fault else "float32 nchw"]
     program = executable(tmp_path, unit, sanitizer, broken)
-    tries = (
-        case for _ in range(3) for case in MORE.values()
-    )  # ThreadSanitizer remembers a few accesses a cell
+    tries = 3 * list(MORE.values())  # ThreadSanitizer remembers a few accesses a cell
     assert any(words in run(program, case, unit, 64, monkeypatch) for case in tries)

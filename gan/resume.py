@@ -1,0 +1,44 @@
+"""Resuming a run: its newest good checkpoint is put back into freshly built objects."""
+
+import dataclasses
+
+from datasets.check import changes
+from datasets.errors import UserError, printable, say
+from gan.checkpoint import list_checkpoints, load_checkpoint
+from gan.options import ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
+from gan.run import MetricsLog, RunFolder, refuse_changes
+from gan.setup import TrainingData
+from gan.state import Position, check_format, describe_difference, restore
+from gan.step import Trainer
+
+
+def resume(
+    run: RunFolder, trainer: Trainer, data: TrainingData, log: MetricsLog, options: TrainOptions
+) -> Position:
+    """Restore the newest good checkpoint, and cut the log to the length that it had then.
+
+    Raises UserError, unless --override is given, where options or data differ in what is trained.
+    """
+    if not list_checkpoints(run.path):
+        say(f"no checkpoint in {run.path} yet: starting from the beginning")
+        log.truncate(0)
+        return Position()
+    state, path = load_checkpoint(run.path, "last")
+    check_format(state, str(path))
+    saved, wanted = stored_dict(from_dict(state["options"])), stored_dict(options)
+    override = options.run.override  # the checkpoint decides: anybody can edit options.yaml
+    refuse_changes(run, changes_that_matter(saved, wanted), override, "options")
+    if change := changes(state["data"].split("\0"), data.report.listing):
+        refuse_changes(run, [f"{options.data.dataroot}: {printable(change)}"], override, "data")
+    try:
+        position = restore(trainer, state, str(path))
+    except UserError as error:
+        misfit = describe_difference(saved, wanted, [field.name for field in dataclasses.fields(ModelGroup)])
+        if misfit:  # tensor names mean nothing to the person who changed an option
+            reason = f"networks do not fit: checkpoint -> asked for: {', '.join(misfit)}"
+            raise UserError(path, reason, "use the options it was trained with") from error
+        raise
+    if saved["best_by"] != options.output.best_by:
+        position.best = None  # it is a value of another metric
+    log.truncate(state["metrics_bytes"])
+    return position
