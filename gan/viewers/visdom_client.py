@@ -77,12 +77,15 @@ class VisdomClient(visdom.Visdom):
 
         `events` makes a pane, `update` extends it. Raises Unreachable.
         """
-        pane = message.get("win")
+        answer: str = self._send(message, endpoint, create=False)
+        return answer
+
+    def _send(self, msg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        pane = msg.get("win")
         if self.on_event and pane and pane not in self._watched:
             self._watched.add(pane)
             self.register_event_handler(self.on_event, pane)
-        answer: str = self._send(message, endpoint, create=False)
-        return answer
+        return super()._send(msg, *args, **kwargs)
 
     def _handle_post(self, url: str, data: str | None = None) -> str:
         path = url.removeprefix(f"{self.address.origin}:{self.address.port}{self.address.path}")

@@ -3,16 +3,14 @@
 Names and shape of the messages are those of Visdom's JSON interface (`events` makes a pane, `update` extends it).
 """
 
-import base64
 import contextlib
 import html
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options
@@ -34,6 +32,7 @@ LONGEST_SIDE = 2048
 CAPTION_HEIGHT, SLIDER_HEIGHT = 80, 30
 """Pixels of a pane below its picture."""
 
+TEXT_SIZE = {"width": 480, "height": 340}
 BUTTONS = {"Save now": SAVE, "Sample now": SAMPLE, "Stop after this epoch": STOP}
 SAMPLES, HISTORY, ABOUT, CONTROLS = "samples", "history", "about", "controls"
 LEARNING_RATE = "learning_rate"
@@ -211,41 +210,46 @@ def send_news(client: "VisdomClient", run: RunInfo, board: Board, with_controls:
     """
     if board.newest and not board.newest_sent:
         with contextlib.suppress(OSError):  # its picture is gone: the next one comes soon
-            client.post("events", **samples_message(run, board.newest))
+            _send_samples(client, SAMPLES, run, board.newest)
         board.newest_sent = True
     if not board.newest and SAMPLES not in board.fixed_sent:
-        client.post(
-            "events", **text_message(SAMPLES, "newest samples", "Here the first samples will appear.")
-        )
+        options = {**TEXT_SIZE, "title": "newest samples"}
+        client.text("Here the first samples will appear.", win=SAMPLES, opts=options)
         board.fixed_sent.add(SAMPLES)
     for pane in board.panes.values():
         if message := pane.message():
             client.post(message[0], **message[1])
             pane.was_sent()
     if ABOUT not in board.fixed_sent:
-        client.post("events", **about_message(run))
+        client.text(about(run), win=ABOUT, opts={**TEXT_SIZE, "title": "about"})
         board.fixed_sent.add(ABOUT)
     if with_controls and CONTROLS not in board.fixed_sent:
-        client.post("events", **controls_message())
+        buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
+        client.properties(buttons, win=CONTROLS, opts={"title": "controls", "width": 380, "height": 200})
         board.fixed_sent.add(CONTROLS)
     while board.history_sent < len(board.history):
         try:
-            moment = history_message(run, board.history[board.history_sent])
+            _send_samples(client, HISTORY, run, board.history[board.history_sent])
         except OSError:  # its picture is gone: the slider has one moment less
             del board.history[board.history_sent]
-            continue
-        client.post("update" if board.history_sent else "events", **moment)
-        board.history_sent += 1
+        else:
+            board.history_sent += 1
 
 
 def history_on_server(client: "VisdomClient", board: Board) -> int:
-    """How many moments of our slider the server shows already, as after an outage without a restart."""
+    """How many moments of our slider the server shows already, as after an outage without a restart.
+
+    A slider of another run with this name goes. Raises Unreachable.
+    """
     if not client.win_exists(HISTORY):
         return 0
     content = json.loads(client.get_window_data(HISTORY))["content"]
     ours = [caption_of(record) for record in board.history]
     newest = content[-1]["caption"] if content else ""
-    return ours.index(newest) + 1 if newest in ours else 0
+    if newest not in ours:
+        client.close(HISTORY)
+        return 0
+    return ours.index(newest) + 1
 
 
 def caption_of(record: Record) -> str:
@@ -253,71 +257,30 @@ def caption_of(record: Record) -> str:
     return f"epoch {record['epoch']}, step {record['step']}"
 
 
-def samples_message(run: RunInfo, record: Record) -> Message:
-    """The newest samples. Raises OSError if their picture is gone."""
-    content, options = _picture(run, record)
-    return {
-        "win": SAMPLES,
-        "data": [{"type": "image", "content": content}],
-        "opts": {**options, "title": "newest samples"},
-    }
-
-
-def history_message(run: RunInfo, record: Record) -> Message:
-    """One moment of the slider. Raises OSError if its picture is gone."""
-    content, options = _picture(run, record)
-    options["height"] += SLIDER_HEIGHT
-    return {
-        "win": HISTORY,
-        "data": [{"type": "image_history", "content": content}],
-        "opts": {**options, "title": "samples over time"},
-    }
-
-
-def _picture(run: RunInfo, record: Record) -> tuple[Message, Message]:
-    """Content and options of a pane that shows the samples of one moment."""
+def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Record) -> None:
+    """Send the samples of one moment, to the slider or in place of the newest. Raises OSError without their picture."""
     files = record["pictures"]
-    path = run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))
-    source, size = jpeg_address(path)
-    caption = caption_of(record)
-    width = min(1000, max(480, size[0]))  # the picture is scaled to the pane's width
-    height = min(1000, round(width * size[1] / size[0])) + CAPTION_HEIGHT
-    return {"src": source, "caption": caption}, {"caption": caption, "width": width, "height": height}
-
-
-def jpeg_address(path: Path) -> tuple[str, tuple[int, int]]:
-    """A picture file as a `data:` address (uint8 RGB JPEG, quality 90) and its size (width, height)."""
-    with Image.open(path) as file:
+    with Image.open(run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))) as file:
         picture = file.convert("RGB")
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), picture.size
+    width = min(1000, max(480, picture.width))  # the picture is scaled to the pane's width
+    height = min(1000, round(width * picture.height / picture.width)) + CAPTION_HEIGHT
+    options = {"caption": caption_of(record), "jpgquality": 90, "width": width, "height": height}
+    if pane == HISTORY:
+        options |= {"title": "samples over time", "store_history": True, "height": height + SLIDER_HEIGHT}
+    else:
+        options |= {"title": "newest samples"}
+    client.image(np.asarray(picture).transpose(2, 0, 1), win=pane, opts=options)
 
 
-def about_message(run: RunInfo) -> Message:
-    """Options and host as a table. Every word of it is escaped, and no password is in it."""
+def about(run: RunInfo) -> str:
+    """Options and host as a table of HTML. Every word of it is escaped, and no password is in it."""
     lines = "".join(f"<div>{html.escape(line)}</div>" for line in run.host.splitlines())
     rows = (
         f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>"
         for name, value in public_options(run.options).items()
     )
-    return text_message(
-        ABOUT, "about", f"<h4>{html.escape(run.name)}</h4>{lines}<table>{''.join(rows)}</table>"
-    )
-
-
-def text_message(pane: str, title: str, content: str) -> Message:
-    """A pane of HTML."""
-    options = {"title": title, "width": 480, "height": 340}
-    return {"win": pane, "data": [{"type": "text", "content": content}], "opts": options}
-
-
-def controls_message() -> Message:
-    """Three buttons, in the order of BUTTONS."""
-    buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
-    options = {"title": "controls", "width": 380, "height": 200}
-    return {"win": CONTROLS, "data": [{"type": "properties", "content": buttons}], "opts": options}
+    return f"<h4>{html.escape(run.name)}</h4>{lines}<table>{''.join(rows)}</table>"
 
 
 def command_of(event: Mapping[str, Any], env: str) -> str | None:
