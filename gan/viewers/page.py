@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import say
+from datasets.files import write_atomically
 from gan.viewers import Record, RunInfo, Viewer, public_options
 from gan.viewers.web import embed, escape, fill
 
@@ -92,7 +93,7 @@ class Page(Viewer):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("data-*.js"):
             stale.unlink()
-        _replace(self._run.folder / "index.html", _index(self._run))
+        self._replace("index.html", _index(self._run))
         self._laid_out = True
 
     def _append_to_chunk(self) -> None:
@@ -118,7 +119,11 @@ class Page(Viewer):
             "longest_pause": round(self._longest_pause, 1),
             "updated": round(time.time(), 1),
         }
-        _replace(self._run.folder / "page" / "state.js", f"gan.state({json.dumps(state)});\n")
+        self._replace("page/state.js", f"gan.state({json.dumps(state)});\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        """Write a file whole or not at all: a browser reads the old or the new one. It need not outlive a crash."""
+        write_atomically(self._run.folder / name, text.encode(), durable=False)
 
 
 def _line(index: int, record: Record) -> str:
@@ -151,15 +156,3 @@ def subtitle(options: Mapping[str, Any]) -> str:
 def epochs_of(options: Mapping[str, Any]) -> int:
     """Epochs the run was asked for, 0 if the options do not say."""
     return int(options.get("n_epochs") or 0) + int(options.get("n_epochs_decay") or 0)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file whole or not at all; a browser reads the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
