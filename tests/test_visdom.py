@@ -12,42 +12,57 @@ from datasets.errors import UserError
 from gan.command_line import parse_train
 from gan.viewers import SAMPLE, SAVE, STOP, RunInfo, Viewers, public_options
 from gan.viewers.visdom import Reports, Visdom, environment_name, tunnel_command
-from gan.viewers.visdom_panes import POINTS, Board, Curve, about, command_of, loss_pane
+from gan.viewers.visdom_panes import POINTS, Board, CurvePane, about, command_of, loss_pane
 from gan.viewers.visdom_server import Address, Unreachable
 
 
 def test_a_long_curve_keeps_logged_values_over_its_whole_length():
-    curve = Curve()
+    pane = CurvePane("pane", "title")
     for step in range(1, 50_001):
-        curve.add(step, step * 0.5)
-    assert POINTS / 2 <= len(curve.x) <= POINTS
-    assert curve.x[0] == 1 and curve.x[-1] > 50_000 - 64
-    assert curve.y == [step * 0.5 for step in curve.x]
-    assert len(set(np.diff(curve.x))) == 1, "thinned evenly"
+        pane.add(step, {"loss": step * 0.5})
+    assert POINTS / 2 <= len(pane.steps) <= POINTS
+    assert pane.steps[0] == 1 and pane.steps[-1] > 50_000 - 64
+    assert pane.curves == {"loss": [step * 0.5 for step in pane.steps]}
+    assert len(set(np.diff(pane.steps))) == 1, "thinned evenly"
 
 
 def test_known_and_meaningless_points_are_left_out():
-    curve = Curve()
+    pane = CurvePane("pane", "title")
     values = (1.0, math.nan, 2.0, 9.0, 9.0, None, math.inf, 3.0)
     for step, value in zip((1, 2, 2, 2, 1, 3, 4, 5), values, strict=True):
-        curve.add(step, value)
-    assert dict(zip(curve.x, curve.y, strict=True)) == {1: 1.0, 2: 2.0, 5: 3.0}
+        pane.add(step, {"loss": value})
+    assert dict(zip(pane.steps, pane.curves["loss"], strict=True)) == {1: 1.0, 2: 2.0, 5: 3.0}
 
 
-def test_points_of_a_curve_go_out_as_one_append():
-    board = Board(train_record(step) for step in (1, 2, 3))
+class Lines:
+    """Stands for the package's client: keeps what is drawn."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def line(self, values, steps, win, opts, update):
+        self.drawn.append((update, steps.tolist(), dict(zip(opts["legend"], values.T.tolist(), strict=True))))
+
+
+def test_new_points_go_out_as_one_append_and_a_new_curve_draws_the_pane_anew():
+    board, client = Board(train_record(step) for step in (1, 2)), Lines()
     pane = board.panes["losses_adversarial"]
-    endpoint, message = pane.message()
-    assert endpoint == "events" and message["data"][0]["x"] == [1, 2, 3]
-    pane.was_sent()
-    assert pane.message() is None
-    for step in (4, 5, 6):
-        board.add(train_record(step))
-    endpoint, message = pane.message()
-    assert endpoint == "update" and message["append"] is True
-    assert message["data"][0]["x"] == [4, 5, 6] and message["data"][0]["y"] == [1 / 4, 1 / 5, 1 / 6]
+    pane.send(client)
+    pane.send(client)
+    board.add(train_record(3))
+    board.add(train_record(4))
+    pane.send(client)
+    board.add({**train_record(5), "losses": {"G_A": 7.0}})
+    pane.send(client)
     board.forget_sent()
-    assert pane.message()[0] == "events"
+    pane.send(client)
+    first, second, third, fourth = client.drawn
+    assert first == (None, [1, 2], {"G_GAN": [1, 1 / 2]})
+    assert second == ("append", [3, 4], {"G_GAN": [1 / 3, 1 / 4]})
+    assert third[:2] == (None, [1, 2, 3, 4, 5]) and fourth[:2] == third[:2]
+    np.testing.assert_equal(
+        third[2], {"G_GAN": [1, 1 / 2, 1 / 3, 1 / 4, math.nan], "G_A": [math.nan] * 4 + [7.0]}
+    )
 
 
 @pytest.mark.parametrize(

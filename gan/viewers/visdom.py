@@ -7,7 +7,6 @@ from `metrics.jsonl`, which holds it all.
 """
 
 import getpass
-import json
 import os
 import re
 import shlex
@@ -246,7 +245,7 @@ class Visdom(Viewer):
         """Start over if the server has been away, however shortly. Raises Unreachable if it is away now."""
         again = client.connections > self._connections_seen > 0
         self._connections_seen = client.connections
-        if again or (self._board.fixed_sent and self._env not in json.loads(client.post("env_state"))):
+        if again or (self._board.fixed_sent and self._env not in client.get_env_list()):
             self._start_over()
 
     def _push(self, client: "VisdomClient", save: bool) -> None:

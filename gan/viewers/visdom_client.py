@@ -72,14 +72,6 @@ class VisdomClient(visdom.Visdom):
         session.cookies.set(name or "user_password", value)
         return session
 
-    def post(self, endpoint: str, **message: Any) -> str:
-        """Send one message of Visdom's JSON interface to the environment and return the answer.
-
-        `events` makes a pane, `update` extends it. Raises Unreachable.
-        """
-        answer: str = self._send(message, endpoint, create=False)
-        return answer
-
     def _send(self, msg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         pane = msg.get("win")
         if self.on_event and pane and pane not in self._watched:

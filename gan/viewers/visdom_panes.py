@@ -1,7 +1,4 @@
-"""What is on the Visdom page: panes with stable names, and the messages that create and extend them.
-
-Names and shape of the messages are those of Visdom's JSON interface (`events` makes a pane, `update` extends it).
-"""
+"""What is on the Visdom page: panes with stable names, and the calls of the package's client that fill them."""
 
 import contextlib
 import html
@@ -18,10 +15,8 @@ from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_option
 if TYPE_CHECKING:  # it imports the visdom package
     from gan.viewers.visdom_client import VisdomClient
 
-Message = dict[str, Any]
-
 POINTS = 2000
-"""Points of a curve that Visdom holds at most."""
+"""Steps of a curve that Visdom holds at most."""
 
 BLOCK = 20
 """Moments that the slider takes before it skips every second one, then three of four, and so on."""
@@ -38,75 +33,62 @@ SAMPLES, HISTORY, ABOUT, CONTROLS = "samples", "history", "about", "controls"
 LEARNING_RATE = "learning_rate"
 
 
-class Curve:
-    """One curve, thinned to every second point whenever it has more than POINTS. Points are logged values."""
-
-    def __init__(self) -> None:
-        self.x: list[int] = []
-        self.y: list[float] = []
-        self.sent = 0  # points the server has; 0 asks for a pane from scratch
-        self._stride = 1
-        self._seen = 0
-        self._newest = -1
-
-    def add(self, step: int, value: float | None) -> None:
-        """A step that is not newer than the last one is known already (catching up reads it again)."""
-        if step <= self._newest or value is None or not math.isfinite(value):
-            return
-        self._newest = step
-        if self._seen % self._stride == 0:
-            self.x.append(step)
-            self.y.append(value)
-        self._seen += 1
-        if len(self.x) > POINTS:
-            self.x, self.y = self.x[::2], self.y[::2]
-            self._stride *= 2
-            self.sent = 0
-
-
 class CurvePane:
-    """Some curves in one pane."""
+    """Curves over the same steps, thinned to every second step whenever there are more than POINTS."""
 
     def __init__(self, name: str, title: str) -> None:
         self.name = name
         self.title = title
-        self.curves: dict[str, Curve] = {}
+        self.steps: list[int] = []
+        self.curves: dict[
+            str, list[float]
+        ] = {}  # name -> the logged value at each step, NaN where there is none
+        self.sent = 0  # steps the server has; 0 asks for a pane from scratch
+        self._stride = 1
+        self._seen = 0
+        self._newest = -1
 
-    def message(self) -> tuple[str, Message] | None:
-        """Endpoint and message that bring the server's pane up to date; None if it is."""
-        if all(curve.sent == len(curve.x) for curve in self.curves.values()):
-            return None
-        if any(curve.sent == 0 for curve in self.curves.values()):
-            return "events", {
-                **self._common(whole=True),
-                "layout": self._layout(),
-                "opts": self._options(),
-            }
-        return "update", {**self._common(whole=False), "append": True, "layout": {}, "opts": {}}
-
-    def was_sent(self, done: bool = True) -> None:
-        for curve in self.curves.values():
-            curve.sent = len(curve.x) if done else 0
-
-    def _common(self, whole: bool) -> Message:
-        data = []
+    def add(self, step: int, values: Mapping[str, float | None]) -> None:
+        """A step that is not newer than the last one is known already (catching up reads it again)."""
+        known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        if step <= self._newest or not known:
+            return
+        self._newest = step
+        self._seen += 1
+        if (self._seen - 1) % self._stride:
+            return
+        for name in known:
+            if name not in self.curves:
+                self.curves[name] = [math.nan] * len(self.steps)
+                self.sent = 0
+        self.steps.append(step)
         for name, curve in self.curves.items():
-            start = 0 if whole else curve.sent
-            data.append(
-                {"x": curve.x[start:], "y": curve.y[start:], "name": name, "type": "scatter", "mode": "lines"}
-            )
-        return {"win": self.name, "data": data}
+            curve.append(known.get(name, math.nan))
+        if len(self.steps) > POINTS:
+            self.steps = self.steps[::2]
+            self.curves = {name: curve[::2] for name, curve in self.curves.items()}
+            self._stride *= 2
+            self.sent = 0
 
-    def _options(self) -> Message:
-        return {"title": self.title, "width": 480, "height": 340}
+    def send(self, client: "VisdomClient") -> None:
+        """Send the steps that the server lacks."""
+        if self.sent == len(self.steps):
+            return
+        options: dict[str, Any] = {"legend": list(self.curves)}
+        if self.sent == 0:
+            options |= {**TEXT_SIZE, "title": self.title, "layoutopts": {"plotly": self._layout()}}
+        values = np.array(list(self.curves.values()), dtype=float).T[self.sent :]
+        steps = np.array(self.steps[self.sent :])
+        client.line(values, steps, win=self.name, opts=options, update="append" if self.sent else None)
+        self.sent = len(self.steps)
 
-    def _layout(self) -> Message:
+    def _layout(self) -> dict[str, Any]:
         scales = [
             {"label": scale, "method": "relayout", "args": [{"yaxis.type": scale}]}
             for scale in ("linear", "log")
         ]
         return {
-            "showlegend": True,
+            "title": None,  # the pane has it
             "legend": {"orientation": "h", "y": -0.25},
             "margin": {"l": 60, "r": 20, "t": 30, "b": 40},
             "xaxis": {"title": {"text": "step"}},
@@ -138,22 +120,22 @@ class Board:
         step = record.get("step", 0)
         self.epoch = max(self.epoch, record.get("epoch", 0))
         if record["kind"] == "train":
+            losses: dict[tuple[str, str], dict[str, float]] = {}
             for name, value in record["losses"].items():
-                self._point(*loss_pane(name), name, step, value)
-            if "lr" in record:
-                self._point(LEARNING_RATE, "learning rate", "lr", step, record["lr"])
+                losses.setdefault(loss_pane(name), {})[name] = value
+            for (pane, title), values in losses.items():
+                self._point(pane, title, step, values)
             time = record.get("time", {})
-            if "images_per_s" in time:
-                self._point("throughput", "throughput, images/s", "images/s", step, time["images_per_s"])
-            if "data_wait" in time:
-                self._point(
-                    "data_wait", "waiting for data, share of time", "data wait", step, time["data_wait"]
-                )
+            self._point(LEARNING_RATE, "learning rate", step, {"lr": record.get("lr")})
+            self._point("throughput", "throughput, images/s", step, {"images/s": time.get("images_per_s")})
+            self._point(
+                "data_wait", "waiting for data, share of time", step, {"data wait": time.get("data_wait")}
+            )
         elif record["kind"] == "metrics":
             for name, value in record["metrics"].items():
                 counts = name.startswith("fid") and "n_fake" in record
                 title = f"{name}, n_fake {record['n_fake']}, n_real {record['n_real']}" if counts else name
-                self._point(f"metric_{name}", title, name, step, value)
+                self._point(f"metric_{name}", title, step, {name: value})
         elif record["kind"] == "samples" and (self.newest is None or step > self.newest["step"]):
             self.newest, self.newest_sent = record, False
             if self._moments % 2 ** (len(self.history) // BLOCK) == 0:
@@ -166,7 +148,7 @@ class Board:
         self.history_sent = 0
         self.fixed_sent: set[str] = set()  # panes that never change
         for pane in self.panes.values():
-            pane.was_sent(False)
+            pane.sent = 0
 
     def forget_pane(self, name: str) -> None:
         """Somebody closed it. A curve comes back whole with its next point, samples with the next ones only.
@@ -179,13 +161,12 @@ class Board:
         else:
             self._closed.add(name)
 
-    def _point(self, pane: str, title: str, curve: str, step: int, value: float | None) -> None:
-        if pane not in self.panes:
-            self.panes[pane] = CurvePane(pane, title)
-        self.panes[pane].curves.setdefault(curve, Curve()).add(step, value)
-        if pane in self._closed:
-            self._closed.remove(pane)
-            self.panes[pane].was_sent(False)
+    def _point(self, name: str, title: str, step: int, values: Mapping[str, float | None]) -> None:
+        pane = self.panes.setdefault(name, CurvePane(name, title))
+        pane.add(step, values)
+        if name in self._closed:
+            self._closed.remove(name)
+            pane.sent = 0
 
 
 def loss_pane(loss: str) -> tuple[str, str]:
@@ -217,9 +198,7 @@ def send_news(client: "VisdomClient", run: RunInfo, board: Board, with_controls:
         client.text("Here the first samples will appear.", win=SAMPLES, opts=options)
         board.fixed_sent.add(SAMPLES)
     for pane in board.panes.values():
-        if message := pane.message():
-            client.post(message[0], **message[1])
-            pane.was_sent()
+        pane.send(client)
     if ABOUT not in board.fixed_sent:
         client.text(about(run), win=ABOUT, opts={**TEXT_SIZE, "title": "about"})
         board.fixed_sent.add(ABOUT)
