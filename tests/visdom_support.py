@@ -58,7 +58,7 @@ PAGE_FILES_0_3 = {
 # a bare server, but without what its client part would import (seconds of torch)
 START = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from gan.viewers.visdom_server import WithoutClientParts; sys.meta_path.insert(0, WithoutClientParts())
+sys.modules.update(torch=None, openTSNE=None)
 import visdom.server.app; visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
 from visdom.server.run_server import main; main()
 """

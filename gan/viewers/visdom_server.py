@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import http.client
-import importlib.abc
 import importlib.util
 import json
 import os
@@ -283,14 +282,6 @@ PAGE_SCRIPTS = (
 """Some of the files without which the page stays blank."""
 
 
-class WithoutClientParts(importlib.abc.MetaPathFinder):
-    """Makes imports fail that only Visdom's client has a use for: they cost the server seconds and 500 MB."""
-
-    def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name in ("torch", "openTSNE"):
-            raise ModuleNotFoundError(f"{name} is of no use here")
-
-
 def missing_scripts() -> list[str]:
     """The page's scripts that the installed Visdom lacks."""
     package = importlib.util.find_spec("visdom")  # finds it without the seconds of importing it
@@ -310,7 +301,8 @@ def main(arguments: list[str]) -> None:
             subprocess.run(download, timeout=DOWNLOAD_SECONDS, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
             print(f"the download of the page's scripts took more than {DOWNLOAD_SECONDS} s", flush=True)
-    sys.meta_path.insert(0, WithoutClientParts())
+    for unused in ("torch", "openTSNE"):  # Visdom's client alone uses them: seconds and 500 MB
+        sys.modules[unused] = None  # type: ignore[assignment]
     import visdom.server.app
     from visdom.server.run_server import main as serve
 
