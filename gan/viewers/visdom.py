@@ -75,7 +75,6 @@ class Visdom(Viewer):
         self._tried = threading.Event()
         self._server: LocalServer | None = None
         self._server_wanted = False  # set by the viewer's thread, acted on by the training's
-        self._start_failure = ""
         self._client: VisdomClient | None = None
         self._connected_since: float | None = None
         self._connections_seen = 0
@@ -137,12 +136,9 @@ class Visdom(Viewer):
 
     def _start_server(self) -> None:
         """Start the server that the viewer's thread has missed; see LocalServer why it cannot do that itself."""
-        assert self._server
         self._server_wanted = False
-        try:
+        if self._server:
             self._server.start()
-        except OSError as error:
-            self._start_failure = str(error)
 
     # In the viewer's thread.
 
@@ -196,10 +192,9 @@ class Visdom(Viewer):
     def _connect(self, seconds: float | None) -> None:
         """Connect, or note that a server is wanted. Raises Unreachable if there is none and none will be started."""
         server = self._server
-        if self._start_failure:
+        if server and server.failure:
             self._server = None
-            reason, self._start_failure = self._start_failure, ""
-            raise Unreachable(f"none could be started: {reason}")
+            raise Unreachable(f"none could be started: {server.failure}")
         if server and server.is_running:
             self._address = server.address
         try:

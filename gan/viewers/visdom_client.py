@@ -75,7 +75,8 @@ class VisdomClient(visdom.Visdom):
 
     def get_env_list(self) -> list[str]:
         """Names of all environments. The package's own request names ours, and 0.3.0 then answers with its panes."""
-        return list(json.loads(self._handle_post(f"{self.server}:{self.port}{self.base_url}/env_state", "{}")))
+        url = f"{self.server}:{self.port}{self.base_url}/env_state"
+        return list(json.loads(self._handle_post(url, "{}")))
 
     def _send(self, msg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         pane = msg.get("win")

@@ -180,6 +180,7 @@ class LocalServer:
         self.address = address
         self.log = folder / "server.log"
         self.has_answered = False  # since its last start; whoever talks to it sets this
+        self.failure = ""  # why the last start failed, empty if it did not
         self._folder, self._keep, self._wanted_port = folder, keep, address.port
         self._process: subprocess.Popen[bytes] | None = None
         self._starts, self._started_at = 0, 0.0
@@ -199,10 +200,15 @@ class LocalServer:
     def start(self) -> None:
         """Start the process, on the next free port if the wanted one is taken; it answers a few seconds later.
 
-        Does nothing while it runs. Raises OSError if it cannot be started, with the reason as its text.
+        Does nothing while it runs. Notes the failure if it cannot be started.
         """
-        if self.is_running:
-            return
+        if not self.is_running:
+            try:
+                self._start()
+            except OSError as error:
+                self.failure = str(error)
+
+    def _start(self) -> None:
         if self._starts == START_LIMIT:
             raise OSError(f"it ended {START_LIMIT} times, see {self.log}")
         if importlib.util.find_spec("visdom") is None:
