@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from visdom_support import FakeRun, train_record
 
-from gan.viewers import RunInfo, Viewer, Viewers, public_options, read_options, read_records
+from gan.viewers import RunInfo, Viewer, Viewers, public_options, shown_options, shown_records
 from gan.viewers.console import Console, duration
 from gan.viewers.report_page import Figure, Table, make_report_page, thinned
 from gan.viewers.samples import columns_for, save_samples
@@ -187,12 +187,12 @@ def test_history_survives_torn_and_foreign_lines(tmp_path):
         + '\n[1]\n{"kind": "train"}\nnot json\n'
         + '{"kind": "train", "losses": {"G": '
     )
-    assert read_records(tmp_path) == [train_record(1)]
-    assert read_records(tmp_path / "none") == [] and read_options(tmp_path) == {}
+    assert shown_records(tmp_path) == [train_record(1)]
+    assert shown_records(tmp_path / "none") == [] and shown_options(tmp_path) == {}
     (tmp_path / "options.yaml").write_text("lr: 0.1\nname: x\n")
-    assert read_options(tmp_path) == {"lr": 0.1, "name": "x"}
+    assert shown_options(tmp_path) == {"lr": 0.1, "name": "x"}
     (tmp_path / "options.yaml").write_text("- [")
-    assert read_options(tmp_path) == {}
+    assert shown_options(tmp_path) == {}
 
 
 def test_thinning_keeps_first_and_last():

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from datasets.errors import say
-from gan.run import read_records as read_log
+from datasets.errors import UserError, say
+from gan.run import read_records, read_yaml
 
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
@@ -118,19 +116,18 @@ KEYS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event":
 """Kind of record -> the key it must have to be shown."""
 
 
-def read_records(folder: Path) -> list[Record]:
+def shown_records(folder: Path) -> list[Record]:
     """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
-    records = read_log(folder / "metrics.jsonl")
+    records = read_records(folder / "metrics.jsonl")
     return [record for record in records if KEYS.get(record.get("kind", ""), "no such key") in record]
 
 
-def read_options(folder: Path) -> dict[str, Any]:
+def shown_options(folder: Path) -> dict[str, Any]:
     """The options of FOLDER/options.yaml, flat; empty if there is no readable file."""
     try:
-        options = yaml.safe_load((folder / "options.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(folder / "options.yaml")
+    except UserError:
         return {}
-    return options if isinstance(options, dict) else {}
 
 
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:

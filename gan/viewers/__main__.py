@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from datasets.errors import RunError, UserError, run_command
-from gan.viewers import Record, RunInfo, read_options, read_records
+from gan.viewers import Record, RunInfo, shown_options, shown_records
 from gan.viewers.page import Page
 from gan.viewers.visdom import environment_name, login_of
 from gan.viewers.visdom_panes import Board, send_news
@@ -18,8 +18,8 @@ def main() -> None:
     """Show the run. Raises UserError if there is no such run, RunError without a server."""
     arguments = _parser().parse_args()
     folder = find_run(arguments.run, Path(arguments.checkpoints_dir))
-    run = RunInfo(folder.name, folder, read_options(folder))
-    records = read_records(folder)
+    run = RunInfo(folder.name, folder, shown_options(folder))
+    records = shown_records(folder)
     if not records:
         raise UserError(str(folder), "has no metrics.jsonl with anything in it", "name the folder of a run")
     if arguments.page:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gan.viewers import GRID, Record, public_options, read_options, read_records
+from gan.viewers import GRID, Record, public_options, shown_options, shown_records
 from gan.viewers.page import epochs_of, subtitle
 from gan.viewers.web import embed, escape, fill
 
@@ -98,8 +98,8 @@ def _figure(figure: Figure) -> str:
 
 
 def _run(folder: Path) -> str:
-    options = public_options(read_options(folder))
-    records = thinned(read_records(folder))
+    options = public_options(shown_options(folder))
+    records = thinned(shown_records(folder))
     files: dict[str, int] = {}
     blobs: dict[str, int] = {}  # fixed inputs are the same at every moment: they go in once
     for record in records:

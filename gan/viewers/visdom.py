@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datasets.errors import say, warn
-from gan.viewers import Record, RunInfo, Viewer, read_records
+from gan.viewers import Record, RunInfo, Viewer, shown_records
 from gan.viewers.visdom_panes import Board, command_of, history_on_server, send_news
 from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, log_in
 
@@ -183,7 +183,7 @@ class Visdom(Viewer):
         news = [self._queue.popleft() for _ in range(len(self._queue))]
         if self._overflowed:
             self._overflowed = False
-            self._board = Board(read_records(self._run.folder))
+            self._board = Board(shown_records(self._run.folder))
         for record in news:
             self._board.add(record)
         while self._closed_panes:
