@@ -95,7 +95,7 @@ class Subject:
         names = {kind: path.name for kind, path in pictures.items()}
         record = {"kind": "samples", "step": self.step, "epoch": 1, "folder": folder, "pictures": names}
         self._log.append(record)
-        self._timed(lambda: viewers.samples(record, pictures))
+        self._timed(lambda: viewers.record(record))
 
     def _timed(self, call: Callable[[], object]) -> None:
         begin = time.perf_counter()

@@ -39,9 +39,6 @@ class Log(Viewer):
     def record(self, record):
         self._note("record")
 
-    def samples(self, record, pictures):
-        self._note("samples")
-
     def commands(self):
         self._note("commands")
         return {"save"}
@@ -53,17 +50,16 @@ class Log(Viewer):
 RUN = RunInfo("run", Path("run"), {})
 
 
-@pytest.mark.parametrize("broken", ["start", "record", "samples", "commands", "close"])
+@pytest.mark.parametrize("broken", ["start", "record", "commands", "close"])
 def test_a_failing_viewer_is_dropped_with_one_line_and_the_others_go_on(broken, capsys):
     bad, good = Log(broken), Log()
     with Viewers([bad, good]) as viewers:
         viewers.start(RUN)
         for _ in range(3):
             viewers.record(train_record(1))
-            viewers.samples({}, {})
             assert viewers.commands() == {"save"}
     assert bad.calls.count(broken) == 1 + (broken == "close"), "once, and close once more to let go"
-    assert good.calls == ["start"] + ["record", "samples", "commands"] * 3 + ["close"]
+    assert good.calls == ["start"] + ["record", "commands"] * 3 + ["close"]
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["warning: Log stopped: the disk is full (training continues without it)"]
 

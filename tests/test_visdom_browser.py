@@ -87,7 +87,7 @@ def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training
         page.goto(server.address.page("long"))
         for step in range(1, 31):
             viewers.record(run.keep(train_record(step)))
-            viewers.samples(*run.samples(step))
+            viewers.record(run.samples(step))
             wait_until(lambda step=step: re.search(rf"step {step}\b", page.inner_text("body")) is not None)
         wait_until(lambda: page.locator("img[src^='data:image/jpeg']").count() == 2)
         places = page.evaluate(PLACES)

@@ -52,9 +52,7 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
             epoch = (step - 1) // 50 + 1
             viewers.record(run.keep(train_record(step, epoch)))
             if step % 50 == 0:
-                record, files = run.samples(step, epoch)
-                viewers.record(record)  # the loop hands samples to both
-                viewers.samples(record, files)
+                viewers.record(run.samples(step, epoch))
                 metrics = {"kind": "metrics", "step": step, "epoch": epoch, "metrics": {"val_l1": 0.5}}
                 viewers.record(run.keep(metrics))
     panes = server.panes("my_env")
@@ -66,7 +64,7 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
     assert panes["samples"]["type"] == "image" and panes["history"]["type"] == "image_history"
     newest = panes["samples"]["content"]
     assert len(panes["history"]["content"]) == 2 and panes["history"]["content"][-1] == newest
-    sent, drawn = picture_of(newest), np.asarray(Image.open(files["grid"]))
+    sent, drawn = picture_of(newest), np.asarray(Image.open(run.folder / "samples/step-00000100/grid.png"))
     assert sent.shape == drawn.shape and sent.dtype == np.uint8
     assert np.abs(sent.astype(int) - drawn).mean() < 3, "a JPEG without wrapped values"
     assert newest["caption"].startswith("epoch 2, step 100")
@@ -125,7 +123,7 @@ def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, act, mon
         viewers.start(run.info)
         for step in (1, 2):
             viewers.record(run.keep(train_record(step)))
-        viewers.samples(*run.samples(2))
+        viewers.record(run.samples(2))
         wait_until(lambda: all(server.shows("closed", pane) for pane in panes))
         for pane in panes:
             act(cmd="close", data=pane, eid="closed")
@@ -133,7 +131,7 @@ def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, act, mon
         for step in range(3, 60):
             viewers.record(run.keep(train_record(step)))
         wait_until(lambda: server.shows("closed", "losses_adversarial"))  # by then it has heard of all
-        viewers.samples(*run.samples(59))
+        viewers.record(run.samples(59))
     panes = server.panes("closed")
     assert panes["samples"]["content"]["caption"].startswith("epoch 1, step 59")
     assert [moment["caption"][:16] for moment in panes["history"]["content"]] == ["epoch 1, step 59"]

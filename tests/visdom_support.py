@@ -227,7 +227,7 @@ class FakeRun:
             file.write(json.dumps(record) + "\n")
         return record
 
-    def samples(self, step: int, epoch: int = 1) -> tuple[Record, dict[str, Path]]:
+    def samples(self, step: int, epoch: int = 1) -> Record:
         """Draw samples whose translated pictures are as bright as `step` says, and keep their record."""
         folder = f"samples/step-{step:08d}"
         level = min(1.0, step / 100) * 2 - 1
@@ -235,4 +235,4 @@ class FakeRun:
         files = save_samples(self.folder / folder, images)
         pictures = {kind: path.name for kind, path in files.items()}
         record = {"kind": "samples", "step": step, "epoch": epoch, "folder": folder, "pictures": pictures}
-        return self.keep(record), files
+        return self.keep(record)

@@ -130,9 +130,6 @@ class Timed(Visdom):
     def record(self, record):
         self._timed(lambda: super(Timed, self).record(record))
 
-    def samples(self, record, pictures):
-        self._timed(lambda: super(Timed, self).samples(record, pictures))
-
     def commands(self):
         return self._timed(lambda: super(Timed, self).commands())
 
@@ -153,8 +150,7 @@ def train(run: FakeRun, viewers: Viewers, at: dict[int, Callable[[], None]] | No
         epoch = (step - 1) // 20 + 1
         viewers.record(run.keep(train_record(step, epoch, float(loss.detach()))))
         if step % 20 == 0:
-            record, files = run.samples(step, epoch)
-            viewers.samples(record, files)
+            viewers.record(run.samples(step, epoch))
         viewers.commands()
         viewers.progress(step, epoch)
     return weights.detach()

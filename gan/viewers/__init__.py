@@ -1,7 +1,7 @@
 """What shows a training while it runs: one small protocol, and a fan-out that no failing viewer can stop.
 
-A viewer receives what `metrics.jsonl` receives, one dict a line, and the paths of the sample pictures. It may
-raise from any method: `Viewers` then drops it with one warning, and training continues.
+A viewer receives what `metrics.jsonl` receives, one dict a line. It may raise from any method: `Viewers` then drops it
+with one warning, and training continues.
 """
 
 import contextlib
@@ -41,10 +41,7 @@ class Viewer:
         """Begin; `records` is what metrics.jsonl already holds (empty unless the run is resumed)."""
 
     def record(self, record: Record) -> None:
-        """Show one new line of metrics.jsonl."""
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        """Show new sample pictures, kind -> PNG file; `record` is their line of metrics.jsonl."""
+        """Show one new line of metrics.jsonl. The pictures that a line of samples names exist by then."""
 
     def progress(self, step: int, epoch: int) -> None:
         """A training step is done (called every step: must cost microseconds)."""
@@ -80,9 +77,6 @@ class Viewers:
 
     def record(self, record: Record) -> None:
         self._each(lambda viewer: viewer.record(record))
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        self._each(lambda viewer: viewer.samples(record, pictures))
 
     def progress(self, step: int, epoch: int) -> None:
         self._each(lambda viewer: viewer.progress(step, epoch))

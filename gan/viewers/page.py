@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets.errors import say
@@ -48,22 +47,15 @@ class Page(Viewer):
         self._write()
 
     def record(self, record: Record) -> None:
-        if record["kind"] != "samples":  # those arrive through `samples`, once their files exist
-            self._append(record)
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        self._append(record)
-
-    def close(self) -> None:
-        self._status = "ended"
-        self._failed_at = None  # one last attempt, whenever the last one was
-        self._write()
-
-    def _append(self, record: Record) -> None:
         now = time.monotonic()
         self._longest_pause = max(self._longest_pause, now - self._newest_at)
         self._newest_at = now
         self._waiting.append(_line(self._written + len(self._waiting), record))
+        self._write()
+
+    def close(self) -> None:
+        self._status = "ended"
+        self._failed_at = None  # one last attempt, whenever the last one was
         self._write()
 
     def _write(self) -> None:

@@ -108,11 +108,9 @@ class Visdom(Viewer):
             self._start_server()
 
     def record(self, record: Record) -> None:
-        if record["kind"] != "samples":  # those come through `samples`, once their files exist
-            self._put(record)
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        self._put(record)
+        if len(self._queue) == self._queue.maxlen:
+            self._overflowed = True
+        self._queue.append(record)
 
     def commands(self) -> set[str]:
         if self._server_wanted:
@@ -128,11 +126,6 @@ class Visdom(Viewer):
             self._thread = None
             if self._server:
                 self._server.stop()
-
-    def _put(self, record: Record) -> None:
-        if len(self._queue) == self._queue.maxlen:
-            self._overflowed = True
-        self._queue.append(record)
 
     def _start_server(self) -> None:
         """Start the server that the viewer's thread has missed; see LocalServer why it cannot do that itself."""
