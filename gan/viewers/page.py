@@ -4,19 +4,24 @@
 `page/data-NNNNN.js` hold one record a line, CHUNK records a file, and are only ever appended to;
 `page/state.js` says how many records there are. An update appends a line and replaces that small file; its
 cost does not grow.
+
+The parts of the pages (HTML, CSS, JavaScript) lie in `web/`. Nothing is loaded from anywhere: style and scripts are
+written into the page.
 """
 
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from datasets.errors import say
 from datasets.files import write_atomically
 from gan.viewers import Record, RunInfo, Viewer, public_options
-from gan.viewers.web import embed, escape, fill
 
 CHUNK = 250
 """Records a data file: what an open page loads again to see the newest one."""
@@ -24,6 +29,8 @@ CHUNK = 250
 RETRY_AFTER = 5.0
 """Seconds between attempts to write while the disk is full."""
 
+WEB = Path(__file__).parent / "web"
+_SHARED_SCRIPTS = ("run.js", "curves.js", "samples.js")
 _SUBTITLE = ("model", "norm", "netG", "dataroot", "direction")
 
 
@@ -138,6 +145,26 @@ def _index(run: RunInfo) -> str:
         subtitle=escape(subtitle(options)),
         run=embed(info),
     )
+
+
+def fill(template: str, script: str, **texts: str) -> str:
+    """The template with style, shared scripts and `script` in it; `texts` replace `{{name}}` as they are.
+
+    Whoever passes a text has escaped it: `html.escape` for words, `embed` for data.
+    """
+
+    def part(name: str) -> str:
+        return (WEB / name).read_text(encoding="utf-8")
+
+    scripts = "\n".join(map(part, (*_SHARED_SCRIPTS, script)))
+    parts = {**texts, "style": part("page.css"), "script": scripts}
+    # all at once: a text that looks like a placeholder stays a text
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part(template))
+
+
+def embed(data: Any) -> str:
+    """JSON that cannot end the script element it stands in. Values JSON does not know become text."""
+    return json.dumps(data, default=str).replace("<", "\\u003c")
 
 
 def subtitle(options: Mapping[str, Any]) -> str:

@@ -7,13 +7,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from gan.viewers import GRID, Record, public_options, shown_options, shown_records
-from gan.viewers.page import epochs_of, subtitle
-from gan.viewers.web import embed, escape, fill
+from gan.viewers.page import embed, epochs_of, fill, subtitle
 
 MOMENTS = 10
 """Samples shown of one run: first, last, and evenly between."""
