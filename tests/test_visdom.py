@@ -39,6 +39,7 @@ class Lines:
 
     def __init__(self):
         self.drawn = []
+        self.curves = set()
 
     def line(self, values, steps, win, opts, update):
         self.drawn.append((update, steps.tolist(), dict(zip(opts["legend"], values.T.tolist(), strict=True))))

@@ -39,6 +39,7 @@ class VisdomClient(visdom.Visdom):
         self.seconds: float | None = None  # a request takes at most so long; None: as usual
         self.connections = 0
         """How often the package has connected to listen: a rise means that the server was another one or away."""
+        self.curves: set[str] = set()  # panes of curves that were drawn
         self._watched: set[str] = set()
         super().__init__(address.origin, port=address.port, base_url=address.path or "/", env=env,
                          use_incoming_socket=False)  # fmt: skip
@@ -72,6 +73,11 @@ class VisdomClient(visdom.Visdom):
         name, _, value = self.cookie.partition("=")
         session.cookies.set(name or "user_password", value)
         return session
+
+    def win_exists(self, win: str, env: str | None = None) -> bool | None:
+        """Whether a pane is there; a curve's always is: else the package would make one of the appended points only."""
+        exists: bool | None = win in self.curves or super().win_exists(win, env)
+        return exists
 
     def get_env_list(self) -> list[str]:
         """Names of all environments. The package's own request names ours, and 0.3.0 then answers with its panes."""

@@ -80,6 +80,7 @@ class CurvePane:
         values = np.array(list(self.curves.values()), dtype=float).T[self.sent :]
         steps = np.array(self.steps[self.sent :])
         client.line(values, steps, win=self.name, opts=options, update="append" if self.sent else None)
+        client.curves.add(self.name)
         self.sent = len(self.steps)
 
     def _layout(self) -> dict[str, Any]:
