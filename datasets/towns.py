@@ -45,26 +45,26 @@ class Material(NamedTuple):
 
 
 MATERIALS = {  # from the ground up: what comes later is drawn on top
-    "yard": Material((122, 120, 84), 26, 44, map=(240, 235, 224), snow=45),
-    "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226), snow=30),
-    "lawn": Material((92, 118, 62), 18, 24, map=(188, 226, 160), snow=45),
-    "stripe": Material((106, 134, 72), 18, 24, snow=45),
-    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134), snow=40),
-    "parking": Material((78, 78, 82), 30, 12, map=(204, 204, 222)),
+    "yard": Material((122, 120, 84), 26, 44, map=(240, 235, 224), snow=55),
+    "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226), snow=40),
+    "lawn": Material((92, 118, 62), 18, 24, map=(188, 226, 160), snow=60),
+    "stripe": Material((106, 134, 72), 18, 24, snow=60),
+    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134), snow=50),
+    "parking": Material((78, 78, 82), 16, 12, map=(204, 204, 222)),
     "line": Material((214, 208, 190), 16, 0),
-    "bank": Material((92, 112, 66), 34, 30, map=(188, 226, 160), snow=40),
+    "bank": Material((92, 112, 66), 34, 30, map=(188, 226, 160), snow=55),
     "water": Material((48, 74, 72), 5, 12, map=(126, 190, 238)),
-    "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=30),
-    "street": Material((78, 78, 82), 30, 12, map=(255, 255, 255)),
+    "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=40),
+    "street": Material((78, 78, 82), 16, 12, map=(255, 255, 255)),
     "rail": Material((118, 106, 94), 56, 12, map=(96, 92, 104), snow=20),
     "steel": Material((168, 164, 160), 20, 0),
-    "avenue": Material((78, 78, 82), 30, 12, map=(250, 196, 92)),
+    "avenue": Material((78, 78, 82), 16, 12, map=(250, 196, 92)),
     "paint": Material((214, 208, 190), 16, 0),
     "car": Material((170, 172, 176), 10, 10, snow=20),
     "crown": Material((48, 76, 42), 48, 20, snow=10),
     "lit crown": Material((80, 114, 60), 40, 20, snow=25),
-    "eave": Material(None, map=(158, 112, 90)),
-    "roof": Material((78, 78, 82), 26, 10, map=(206, 160, 134), snow=90),
+    "eave": Material((50, 46, 44), map=(158, 112, 90)),
+    "roof": Material((78, 78, 82), 16, 10, map=(206, 160, 134), snow=90),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
 ROOFS: tuple[Colour, ...] = (
@@ -250,9 +250,9 @@ class Town:
         if not self.dry(u, v, 4.0 + long / 2):
             return
         colour = self.choice(ROOFS)
-        self.put("eave", house.grown(0.6))
-        self.put("roof", house, colour=colour, light=118, shadow=self.uniform(3.7, 6.7))
-        self.put("roof", house.part(0.0, short / 4, long, short / 2), colour=colour, light=82)
+        self.put("eave", house.grown(0.8))
+        self.put("roof", house, colour=colour, light=112, shadow=self.uniform(3.7, 6.7))
+        self.put("roof", house.part(0.0, short / 4, long, short / 2), colour=colour, light=88)
         u, v = plot.u - plot.width / 2, plot.v - plot.height / 2
         self._tree(u + self.uniform(2.0, 5.0), v + self.uniform(2.0, 5.0), self.uniform(2.0, 3.6))
 
@@ -260,7 +260,7 @@ class Town:
         """A large flat roof with a bright parapet and a row of boxes."""
         if min(box.width, box.height) >= 8.0 and self.dry(box.u, box.v, 22.0):
             colour = self.choice(ROOFS)
-            self.put("eave", box.grown(0.6))
+            self.put("eave", box.grown(0.8))
             self.put("roof", box, colour=colour, light=125, shadow=self.uniform(5.0, 10.0))
             self.put("roof", box.grown(-1.4), colour=colour)
             for along in steps(box.width - 8.0, 12.0):
@@ -372,7 +372,7 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
     shade &= ~np.array([RANK[thing.material] >= RANK["crown"] for thing in things])[plane]
     colours[shade] = colours[shade] * (50, 54, 64) // 100  # what lights a shadow is the sky: a little blue
     exposure = 122 + noise.white(1, 1)[0, 0] // 12  # percent
-    sensor = np.stack([noise.white(size, size) for _ in range(3)], axis=-1) // 8
+    sensor = np.stack([noise.white(size, size) for _ in range(3)], axis=-1) // 20
     return Image.fromarray((reduced(colours) * exposure // 100 + sensor).clip(0, 255).astype(np.uint8))
 
 
