@@ -4,6 +4,9 @@
 # make newest  the browser and viewer tests on the newest Python that is installed (in CI too)
 # make check   format, lint and types only        make bench   the CPU benchmarks
 # make setup   the virtual environment only       make format  put the code in order
+# make figures the size of the code against its limits
+# make goldens BASE=COMMIT   whether the code computes the same bits as that commit
+# make old-new BASE=COMMIT   what it costs against that commit
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +14,7 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-dev demo test check suite lowest newest bench format clean
+.PHONY: setup setup-dev demo test check suite lowest newest bench figures goldens old-new format clean
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
@@ -73,6 +76,15 @@ $(NEWEST)/.ready: requirements.txt requirements-dev.txt build-constraints.txt
 
 bench: setup
 	$(RUN) benchmarks/nc_layer.py
+
+figures: setup
+	$(RUN) -m benchmarks.figures
+
+goldens: setup
+	$(RUN) -m benchmarks.goldens --base $(BASE)
+
+old-new: setup
+	$(RUN) -m benchmarks.old_new --base $(BASE)
 
 format: setup-dev
 	$(RUN) -m ruff format .

@@ -45,8 +45,8 @@ TRANSLATIONS = {
     "pix2pix-batch": "--results_dir translated --size 128 --test_mode train",
 }
 EVALUATIONS = {
-    "cycle_gan": "cycle_gan-instance cycle_gan-nc_ms --metrics fid,lpips",
-    "pix2pix": "pix2pix-nc --metrics fid_clean,kid,psnr,ssim,l1 --baselines --bootstrap 20",
+    "cycle_gan": "cycle_gan-instance cycle_gan-nc_ms --metrics lpips",
+    "pix2pix": "pix2pix-nc --metrics fid,fid_clean,kid,psnr,ssim,l1 --baselines --bootstrap 20",
 }
 LEFT_OUT = {
     "checkpoint_sha256",

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import direct
-from cuda_ops.direct import ConvParams, InputGradients, IntPair, OutputGradients
+from cuda_ops.direct import ConvParams, InputGradients, IntPair, OutputGradients, Outputs
 from cuda_ops.nvrtc import DTYPES, LAUNCHERS, Arguments, BuildError, Dims, Launcher, LaunchKernel, Unit
 
 _MOST_GROUPS = 65535  # the second dimension of a grid
@@ -437,9 +437,7 @@ _library.define(
 )
 
 
-def through_operator(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams
-) -> tuple[Tensor, Tensor, Tensor]:
+def through_operator(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """(y, mean, std) through the operator."""
     y, mean, std, *_ = torch.ops.normalized_conv.forward.default(x, weight, bias, *conv)
     return y, mean, std

@@ -23,6 +23,7 @@ from torch import Tensor
 
 Activation = Literal["none", "relu", "leaky_relu"]
 IntPair = tuple[int, int]
+Outputs = tuple[Tensor, Tensor, Tensor]  # y, mean and std
 OutputGradients = tuple[
     Tensor | None, Tensor | None, Tensor | None
 ]  # of y, mean and std; None where not used
@@ -48,18 +49,14 @@ class ConvParams(NamedTuple):
 
     def output_size(self, x: Sequence[int], weight: Sequence[int]) -> IntPair:
         """Height and width of the output for two shapes; not positive where the kernel does not fit."""
-        height, width = (
-            (length - reach * (k - 1) - 1) // step + 1
-            for length, k, step, reach in zip(
-                self.padded_size(x), weight[2:], self.stride, self.dilation, strict=True
-            )
+        padded, stride, dilation = self.padded_size(x), self.stride, self.dilation
+        return (
+            (padded[0] - dilation[0] * (weight[2] - 1) - 1) // stride[0] + 1,
+            (padded[1] - dilation[1] * (weight[3] - 1) - 1) // stride[1] + 1,
         )
-        return height, width
 
 
-def normalized_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalized_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """(y, mean, std) as in `cuda_ops.normalized_conv.reference`; memory does not grow with the kernel size."""
     y, mean, std = _NormalizedConv2d.apply(x, weight, bias, conv)
     return y, mean, std
@@ -89,13 +86,9 @@ class _NormalizedConv2d(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
         y, z, pivot, mean, std = _forward(x, weight, bias, conv)
-        mask = (
-            y if conv.activation != "none" else None
-        )  # its sign tells which side of the activation was taken
+        mask = y if conv.activation != "none" else None  # its sign: the side of the activation that was taken
         ctx.save_for_backward(x, weight, bias, z, pivot, mean, std, mask)
         ctx.conv = conv
         ctx.set_materialize_grads(False)
@@ -131,19 +124,18 @@ class _NormalizedConv2d(torch.autograd.Function):
             a = torch.zeros_like(std) if t is None else t * r / (entries - conv.correction)
             b = a * mean if dmean is None else a * mean - dmean / entries
             spread = _window_sum_transpose(torch.cat([a, b], 1), kernel, conv.padded_size(x.shape), conv)
-            map_a, map_b = (
-                v.unsqueeze(2) for v in _crop(spread, conv.padding).chunk(2, 1)
-            )  # (N, G, 1, H, W)
+            # (N, G, 1, H, W) each
+            map_a, map_b = (v.unsqueeze(2) for v in _crop(spread, conv.padding).chunk(2, 1))
             inner = _per_group(base if pivot is None else _crop(base, conv.padding), conv.groups).to(wide)
             if dz is None:
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
                 filters = _centre(weight).to(conv.compute)
-                dx = _convolution_gradients(dz, x, filters, conv, conv.padding, "input").to(wide)
+                dx = _convolution_backward(dz, x, filters, conv, conv.padding, (True, False))[0].to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
             dx = dx.to(x.dtype)
         if dz is not None and ctx.needs_input_grad[1]:
-            dw = _convolution_gradients(dz, base, weight, conv, padding, "weight").to(wide)
+            dw = _convolution_backward(dz, base, weight, conv, padding, (False, True))[1].to(wide)
             dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
         return dx, dw, db, None
 
@@ -185,13 +177,10 @@ def differentiable_backward(
     """The gradients by autograd's own rules, so that they can be differentiated again."""
     y, _, pivot, mean, std = _forward(x, weight, bias, conv)
     outputs = (y, mean if pivot is None else mean + pivot, std)
-    used = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
+    pairs = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
+    used, given = zip(*pairs, strict=True)
     inputs = [v for v, needed in zip((x, weight, bias), needs, strict=False) if needed and v is not None]
-    found = iter(
-        torch.autograd.grad(
-            [v for v, _ in used], inputs, [dv for _, dv in used], create_graph=True, allow_unused=True
-        )
-    )
+    found = iter(torch.autograd.grad(used, inputs, given, create_graph=True, allow_unused=True))
     dx, dw, db = (next(found) if needed else None for needed in needs[:3])
     return dx, dw, db
 
@@ -216,10 +205,6 @@ def _must_be_traceable() -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
-ROWS_AT_ONCE = 1 << 18
-"""Elements of the rows whose deviations are computed together: 1 MiB in float32."""
-
-
 def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Channel mean m and sum of squared deviations q of every pixel, (N, G, H, W).
 
@@ -230,8 +215,8 @@ def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     m = channels.mean(2, keepdim=True)
     if _must_be_traceable():
         q = (channels - m).square().sum(2)
-    else:  # a few rows at a time, so that the deviations stay in the cache
-        rows = max(1, ROWS_AT_ONCE * x.shape[2] // max(x.numel(), 1))
+    else:  # a few rows at a time (1 MiB in float32), so that the deviations stay in the cache
+        rows = max(1, (1 << 18) * x.shape[2] // max(x.numel(), 1))
         parts = zip(channels.split(rows, 3), m.split(rows, 3), strict=True)
         q = torch.cat([(part - part_m).square_().sum(2) for part, part_m in parts], 2)
     wide = torch.float32 if x.device.type == "mps" else torch.float64
@@ -291,15 +276,13 @@ def _per_group(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1))
 
 
-def _convolution_gradients(
-    dz: Tensor, x: Tensor, weight: Tensor, conv: ConvParams, padding: IntPair, of: Literal["input", "weight"]
-) -> Tensor:
-    """Gradient of the plain convolution with respect to its input or its weight."""
+def _convolution_backward(
+    dz: Tensor, x: Tensor, weight: Tensor, conv: ConvParams, padding: IntPair, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the plain convolution with respect to its input and its weight, where they are wanted."""
     tensors = (dz, x.to(conv.compute), weight.to(conv.compute), None)
     numbers = (conv.stride, padding, conv.dilation, False, (0, 0), conv.groups)
-    wanted = (of == "input", of == "weight", False)
-    gradients = torch.ops.aten.convolution_backward(*tensors, *numbers, wanted)
-    return gradients[0] if of == "input" else gradients[1]
+    return torch.ops.aten.convolution_backward(*tensors, *numbers, (*wanted, False))
 
 
 def _windows(maps: Tensor, axis: int, kernel: IntPair, positions: int, conv: ConvParams) -> Iterator[Tensor]:

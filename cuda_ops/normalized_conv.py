@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_ops import cuda, direct
-from cuda_ops.direct import Activation, ConvParams, IntPair, activate
+from cuda_ops.direct import Activation, ConvParams, IntPair, Outputs, activate
 from cuda_ops.nvrtc import LAUNCHERS
 
 Backend = Literal["auto", "reference", "direct", "cuda"]
@@ -80,7 +80,11 @@ def normalized_conv2d(
             known = _calls.get(signature)
         except TypeError:  # a list among the numbers cannot be looked up
             known = _prepare(x, weight, bias, given, True)
-        call = known or _remember(signature, _prepare(x, weight, bias, given, True))
+        if known is None:
+            if len(_calls) >= _MOST_CALLS:  # images of ever new sizes: those still in use come back
+                _calls.clear()
+            known = _calls[signature] = _prepare(x, weight, bias, given, True)
+        call = known
     with torch.autocast(call.autocast, enabled=False) if call.autocast else _AS_IT_IS:
         y, mean, std = call.function(x, weight, bias, call.how)
     return (y, Moments(mean, std)) if return_moments else y
@@ -98,13 +102,6 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _calls: dict[tuple[object, ...], _Call] = {}  # at batch 1 the checks would take as long as a convolution
 _MOST_CALLS = 4096
-
-
-def _remember(signature: tuple[object, ...], call: _Call) -> _Call:
-    if len(_calls) >= _MOST_CALLS:  # images of ever new sizes: those still in use come back
-        _calls.clear()
-    _calls[signature] = call
-    return call
 
 
 def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
@@ -126,9 +123,7 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
     return _Call(_FUNCTIONS[chosen], conv, x.device.type if autocast else "")
 
 
-def reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """Algorithm 1 as it stands: unfold, standardise, matmul. The oracle; stores K copies of the input."""
     wide = direct.statistics_dtype(x)
     rows = F.unfold(x.to(wide), weight.shape[2:], conv.dilation, conv.padding, conv.stride)  # (N, C*K, L)

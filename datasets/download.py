@@ -44,15 +44,11 @@ def fetch(url: str, target: Path, idle_seconds: float = 30.0) -> None:
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise UserError(url, "is not an http or https address", "see --url")
-    version = _read_version(target)
-    if version and version.url != url:
-        version = None
+    version = _read_version(target, url)
     if version and target.exists():
         return
     try:
         with _locked_part(target) as file:
-            if version is None or not version.tag:
-                file.truncate(0)
             _fetch_rest(url, target, file, version, idle_seconds)
             file.flush()
             os.fsync(file.fileno())
@@ -82,19 +78,14 @@ def _fetch_rest(
     """Append the missing bytes to the partial file."""
     have = file.seek(0, os.SEEK_END)
     headers = {"User-Agent": "image-translation-datasets", "Accept-Encoding": "identity"}
-    if have and version:
+    if version is None or not version.tag or version.bytes is None or have > version.bytes:
+        have = file.truncate(0)
+    elif have == version.bytes:  # killed between the last byte and the new name
+        return
+    elif have:
         headers |= {"Range": f"bytes={have}-", "If-Range": version.tag}
     request = urllib.request.Request(url, headers=headers)
-    try:
-        response = urllib.request.build_opener(NoDowngrade).open(request, timeout=idle_seconds)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:  # 416: the server has no bytes after those we have
-            raise
-        error.close()
-        if version is None or version.bytes != have:
-            file.truncate(0)
-            _fetch_rest(url, target, file, None, idle_seconds)
-        return
+    response = urllib.request.build_opener(NoDowngrade).open(request, timeout=idle_seconds)
     with response:
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             file.truncate(0)
@@ -106,9 +97,8 @@ def _fetch_rest(
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
         etag = response.headers.get("ETag", "")
-        tag = (
-            etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-        )  # weak ETags do not do
+        is_strong = etag.startswith('"')  # a weak one stands for more than one sequence of bytes
+        tag = etag if is_strong else response.headers.get("Last-Modified", "")
         _note(target).write_text(json.dumps(FileVersion(url, tag, total)._asdict()))
         file.seek(have)
         with tqdm(
@@ -156,10 +146,12 @@ def _note(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
 
-def _read_version(target: Path) -> FileVersion | None:
-    """What the partial file belongs to, or None if the note is missing or damaged."""
+def _read_version(target: Path, url: str) -> FileVersion | None:
+    """What the partial file of this address is the beginning of; None if its note is missing, damaged or another's."""
     try:
         note = json.loads(_note(target).read_text())
-        return FileVersion(str(note["url"]), str(note["tag"]), note["bytes"])
+        size = None if note["bytes"] is None else int(note["bytes"])
+        version = FileVersion(str(note["url"]), str(note["tag"]), size)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return version if version.url == url else None

@@ -1,8 +1,8 @@
 """The one place where errors become lines.
 
-A problem the user can solve is a `UserError`, raised where it is found. `run_command` turns it into exactly
-one line on stderr, `error: <subject>: <reason> (<fix>)`, and the documented exit code; tracebacks go to the
-log file of the run.
+A problem that the user can solve is a `UserError`, raised where it is found. `run_command` turns it into exactly one
+line on stderr, `error: <subject>: <reason> (<fix>)`, and the documented exit code; tracebacks go to the log file of
+the run.
 
 Exit codes: 0 done; 2 wrong usage or input; 1 failed while running, our own bugs too; 128+n ended by signal n.
 """
@@ -81,9 +81,9 @@ def _clip(text: str, length: int) -> str:
 
 
 def error_from_os(error: OSError, path: str | Path | None = None) -> UserError | None:
-    """The UserError or RunError an operating system error stands for, or None for an unknown kind.
+    """The UserError or RunError that an operating system error stands for, or None for an unknown kind.
 
-    path: the file or folder to name; without it the one that the error itself names.
+    path: the file or folder to name; without it the one that the error names.
     """
     kind = _OS_ERRORS.get(error.errno or 0)
     if kind is None:
@@ -118,7 +118,7 @@ _OS_ERRORS: dict[int, tuple[type[UserError], str, str]] = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means used-up memory of the host or the GPU (told without importing torch)."""
+    """Whether an exception means that host or GPU memory is used up (told without importing torch)."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
@@ -129,7 +129,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_error(where: str = "") -> RunError:
-    """The line for used-up memory; where: for example "at step 40"."""
+    """The error for used-up memory; where: for example "at step 40"."""
     return RunError("memory", f"out of memory {where}".rstrip(), "try a smaller --crop_size or --batch_size")
 
 
@@ -144,17 +144,14 @@ def as_user_error(error: BaseException) -> UserError | None:
 
 def report(error: UserError) -> None:
     """Print the one line, and the first entries of a list, to stderr; the full list goes to the log file."""
-    lines = [
-        f"error: {error}",
-        *(_clip(f"  {printable(entry)}", LINE_LIMIT) for entry in error.details[:DETAILS_SHOWN]),
-    ]
-    left = len(error.details) - DETAILS_SHOWN
-    if left > 0:
-        logged = log_text("\n".join([str(error), *(f"  {printable(entry)}" for entry in error.details)]))
-        lines.append(
-            f"  ... and {left} more" + (f", all listed in {printable(str(_log_file))}" if logged else "")
-        )
-    _print_stderr("\n".join(lines))
+    entries = [f"  {printable(entry)}" for entry in error.details]
+    say(f"error: {error}")
+    for entry in entries[:DETAILS_SHOWN]:
+        say(_clip(entry, LINE_LIMIT))
+    if len(entries) > DETAILS_SHOWN:
+        logged = log_text("\n".join([str(error), *entries]))
+        place = f", all listed in {_log_file}" if logged else ""
+        say(f"  ... and {len(entries) - DETAILS_SHOWN} more{place}")
 
 
 def say(line: str) -> None:
@@ -185,15 +182,17 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
         sys.stdout.flush()  # a full disk or closed pipe behind stdout shows here, not at interpreter shutdown
     except KeyboardInterrupt:
         log_text(traceback.format_exc())
-        _print_stderr("error: interrupted")
+        say("error: interrupted")
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output left: nothing to say, nobody to say it to
+    except BrokenPipeError:  # the reader of our output left
         code = 128 + signal.SIGPIPE
     except Exception as error:
         code = _report_exception(error)
     try:
         sys.stdout.flush()
-    except OSError:  # told above; what is left in the buffer would be tried, and complained about, once more
+    except (
+        OSError
+    ):  # told above; the interpreter would try, and complain about, the rest of the buffer once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -203,7 +202,8 @@ def _report_exception(error: Exception) -> int:
     logged = log_text(trace)
     known = as_user_error(error)
     if _debug or (known is None and not logged):
-        _print_stderr(trace.rstrip())
+        for line in trace.rstrip().splitlines():
+            say(line)
     if known is None:
         place = f"traceback in {_log_file}" if logged else "traceback above"
         known = RunError("internal error", f"{type(error).__name__}: {error}", f"{place}; please report it")
@@ -221,11 +221,3 @@ def log_text(text: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _print_stderr(text: str) -> None:
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
-    except OSError:  # stderr itself is closed or full: the exit code still tells
-        return

@@ -71,24 +71,19 @@ def load_image(path: Path, channels: int = 3) -> Image.Image:
 def inspect_image(path: Path) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file."""
     with decoded(path) as image:
-        frames = (
-            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        )  # MPO: a photo and its previews
+        is_photo = image.format == "MPO"  # a photo and its previews
+        frames = 1 if is_photo else getattr(image, "n_frames", 1)
         mode, conversion = image.mode, _conversion(image)
         return ImageInfo(_to_8_bit(image, path).size, mode, conversion, frames)
 
 
-def _is_transparent(image: Image.Image) -> bool:
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
-        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    )
-
-
 def _conversion(image: Image.Image) -> str:
-    if _is_transparent(image):
+    if image.mode.startswith("I;16"):
+        return "16-bit grey"
+    if image.has_transparency_data:
         return "palette with transparency" if image.mode in ("P", "PA") else "alpha"
     names = {"L": "", "RGB": "", "1": "1 bit", "P": "palette", "I": "32-bit integers", "F": "floating point"}
-    return "16-bit grey" if image.mode.startswith("I;16") else names.get(image.mode, image.mode)
+    return names.get(image.mode, image.mode)
 
 
 def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
@@ -98,7 +93,7 @@ def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
     if mode in ("I", "F") or mode.startswith("I;16"):
         return Image.fromarray(_scale_to_8_bit(image, path))
     grey = mode in ("1", "L", "LA", "La")
-    if _is_transparent(image):
+    if image.has_transparency_data:
         return _in_mode(image, "LA" if grey else "RGBA")
     if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
         raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
@@ -174,10 +169,7 @@ def to_picture(tensor: Tensor) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG that is there whole or not at all: to a temporary file beside it, then rename.
-
-    Raises UserError naming the file where it cannot be written.
-    """
+    """Write a PNG, whole or not at all. Raises UserError naming the file where it cannot be written."""
     data = io.BytesIO()
     picture.save(data, "PNG")
     try:

@@ -101,15 +101,18 @@ class PairDataset:
         else:
             k = index % len(self.indices_b) if self.serial else rng.randrange(len(self.indices_b))
             j = self.indices_b[k]
-        a = self.sources.load_a(i, self.channels_a)
-        b = self.sources.load_b(j, self.channels_b)
-        path_a, path_b = str(self.sources.a[i]), str(self.sources.b[j])
+        a, b, path_a, path_b = self.pictures(i, j)
         if self.paired and a.size != b.size:
             sizes = f"{a.width}x{a.height}, its partner {b.width}x{b.height} ({path_b})"
             raise UserError(path_a, sizes, "pairs need equal sizes")
         transform_a = self.augmentation.draw(a.size, rng, path_a)
         transform_b = transform_a if self.paired else self.augmentation.draw(b.size, rng, path_b)
         return transform_a.apply(a), transform_b.apply(b), path_a, path_b
+
+    def pictures(self, i: int, j: int) -> Sample:
+        """File i of A and file j of B as they are on disk."""
+        a, b = self.sources.load_a(i, self.channels_a), self.sources.load_b(j, self.channels_b)
+        return a, b, str(self.sources.a[i]), str(self.sources.b[j])
 
 
 def _collate(samples: Sequence[Sample], skipped: list[str]) -> PairBatch:
@@ -144,14 +147,6 @@ def stable_hash(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def epoch_order(count: int, *, epoch: int, seed: int, shuffle: bool) -> list[int]:
-    """The indices of an epoch, shuffled from (seed, epoch) or in order."""
-    order = list(range(count))
-    if shuffle:
-        random.Random(stable_hash(seed, epoch, "order")).shuffle(order)
-    return order
-
-
 def epoch_batches(
     dataset: PairDataset,
     *,
@@ -170,7 +165,9 @@ def epoch_batches(
     the batches do not depend on it. timeout: seconds without a batch after which workers count as hanging. Raises
     UserError for a bad file, RunError for workers that are lost or hang.
     """
-    order = epoch_order(len(dataset), epoch=epoch, seed=seed, shuffle=shuffle)
+    order = list(range(len(dataset)))
+    if shuffle:
+        random.Random(stable_hash(seed, epoch, "order")).shuffle(order)
     keys = [(epoch, index) for index in order]
     batches = [keys[first : first + batch_size] for first in range(start * batch_size, len(keys), batch_size)]
     raw: Iterator[PairBatch]
@@ -197,8 +194,6 @@ def fixed_samples(dataset: PairDataset, indices: Sequence[int]) -> PairBatch:
     sources, size = dataset.sources, dataset.augmentation.crop_size
     samples = []
     for index in indices:
-        i, j = index % len(sources.a), index % len(sources.b)
-        a = evaluation_resize(sources.load_a(i, dataset.channels_a), size)
-        b = evaluation_resize(sources.load_b(j, dataset.channels_b), size)
-        samples.append((a, b, str(sources.a[i]), str(sources.b[j])))
+        a, b, path_a, path_b = dataset.pictures(index % len(sources.a), index % len(sources.b))
+        samples.append((evaluation_resize(a, size), evaluation_resize(b, size), path_a, path_b))
     return _in_unit_range(_collate(samples, []))

@@ -89,7 +89,6 @@ def download(
     """Fetch a known data set, verify its counts, unpack it safely.
 
     Args:
-        name: see above.
         output: new or empty folder; without it data/NAME
         from_archive: tar, tar.gz or zip to use instead of the net; it is left as it is
         sha256: refuse an archive with another SHA-256

@@ -91,8 +91,7 @@ class ResizeCropFlip:
 
     def apply(self, picture: Image.Image) -> Image.Image:
         """The picture resized, cropped and mirrored."""
-        if picture.size != self.size:
-            picture = picture.resize(self.size, Image.Resampling.BICUBIC)
+        picture = picture.resize(self.size, Image.Resampling.BICUBIC)
         if self.box:
             picture = picture.crop(self.box)
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else picture
@@ -105,8 +104,6 @@ def _multiple_of_4(length: int) -> int:
 
 def evaluation_resize(picture: Image.Image, crop_size: int) -> Image.Image:
     """The picture stretched to crop_size x crop_size, bicubic, no crop or flip (evaluation protocol)."""
-    if picture.size == (crop_size, crop_size):
-        return picture
     return picture.resize((crop_size, crop_size), Image.Resampling.BICUBIC)
 
 

@@ -8,9 +8,12 @@ import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,6 +24,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
 # Under nohup it is ignored, and so in every process that a test starts and then sends it to.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0, **options: Any) -> Path:
+    """Write a picture of random colours, (width, height) pixels; options are those of Pillow's save."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path, **options)
+    return path
 
 
 @contextlib.contextmanager
@@ -48,6 +59,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes stay out of the ids: the output of a compressor, say, holds the time."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(scope="session")
+def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the CUDA kernels, compiled for the CPU, stay from one run of the suite to the next."""
+    cache = getattr(pytestconfig, "cache", None)
+    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
+
+
+@pytest.fixture
+def kernels_on_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are served by the CUDA kernels for the length of a test."""
+    from cuda_shim.launcher import COMPILER, host_launchers
+
+    from cuda_ops import cuda, nvrtc
+
+    if COMPILER is None:
+        pytest.skip("no C++ compiler (g++ or clang++) to run the kernels on the CPU")
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries))
+    monkeypatch.setattr(cuda, "_outcomes", {})
+
+
+@pytest.fixture
+def exact_convolutions() -> Iterator[None]:
+    """On a GPU no TF32, and cuDNN's deterministic algorithms: what is left to differ is ours."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

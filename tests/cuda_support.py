@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,6 +20,11 @@ TOLERANCE = {
     torch.float16: (2e-3, 5e-7),
     torch.bfloat16: (1e-2, 5e-7),
 }
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+layouts = pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+# Of the operators: what follows the tensors in `opcheck`'s calls.
+CONV_PARAMS = ConvParams((1, 1), (1, 1), (1, 1), 1, 1e-5, 1, "relu", 0.2, torch.float32)
 
 
 @cache
@@ -89,12 +95,8 @@ def make_inputs(
     x = torch.randn(case.images, case.channels, *case.size, **wide) + case.offset
     weight = torch.randn(case.outputs, case.channels // case.groups, *case.kernel, **wide)
     bias = torch.randn(case.outputs, **wide) if case.bias else None
-    out = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            case.size, case.padding, case.dilation, case.kernel, case.stride, strict=True
-        )
-    ]
+    sizes = zip(case.size, case.padding, case.dilation, case.kernel, case.stride, strict=True)
+    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes]
     dy = torch.randn(case.images, case.outputs, *out, **wide)
     dmean, dstd = (torch.randn(case.images, case.groups, *out, **wide) for _ in range(2))
     x = x.to(device, dtype)
@@ -140,18 +142,9 @@ def expected(
     """
     tensors = [v.double().requires_grad_() for v in inputs[:3] if v is not None]
     x, weight, *rest = tensors
-    geometry = ConvParams(
-        case.stride,
-        case.padding,
-        case.dilation,
-        case.groups,
-        1e-5,
-        case.correction,
-        "none",
-        0.2,
-        torch.float64,
-    )
-    plain = reference(x, weight, rest[0] if rest else None, geometry)
+    sizes = (case.stride, case.padding, case.dilation, case.groups)
+    conv = ConvParams(*sizes, 1e-5, case.correction, "none", 0.2, torch.float64)
+    plain = reference(x, weight, rest[0] if rest else None, conv)
     y = plain[0]
     slope = {"none": 1.0, "relu": 0.0, "leaky_relu": 0.2}[case.activation]
     y = torch.where((y if mask is None else mask) > 0, y, y * slope)
@@ -175,11 +168,33 @@ def distances(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str,
     }
 
 
+def allowance(case: Case, inputs: Inputs, dtype: torch.dtype) -> float:
+    """By how much tolerances grow on a GPU: cuDNN's own error on centred inputs, where it exceeds a third of them.
+
+    Its algorithm is not ours to choose, and some (Winograd in float32) err more than a plain sum.
+    """
+    numbers = (None, case.stride, case.padding, case.dilation, case.groups)
+
+    def convolution(precision: torch.dtype) -> list[Tensor]:
+        tensors = (v.to(dtype).to(precision) for v in (inputs.x - case.offset, inputs.weight))
+        x, weight = (v.requires_grad_() for v in tensors)
+        y = torch.conv2d(x, weight, *numbers)
+        return [y, *torch.autograd.grad(y, (x, weight), inputs.upstream[0].to(dtype).to(precision))]
+
+    if not inputs.x.is_cuda:
+        return 1.0
+    pairs = zip(convolution(dtype), convolution(torch.float64), strict=True)
+    error = max(float((a.double() - b).norm() / b.norm().clamp_min(1e-300)) for a, b in pairs)
+    return max(1.0, 3 * error / TOLERANCE[dtype][0])
+
+
 def assert_matches(case: Case, inputs: Inputs, actual: dict[str, Tensor], compute: torch.dtype) -> None:
+    """Against the float64 reference. The statistics do not pass through cuDNN and get no allowance."""
     wanted = expected(case, inputs, compute, actual["y"])
     error, statistics_error = TOLERANCE[compute]
     if inputs.x.dtype == torch.float64:
         statistics_error = TOLERANCE[torch.float64][1]
-    limits = {name: case.slack * (statistics_error if name in ("mean", "std") else error) for name in NAMES}
+    limits = dict.fromkeys(NAMES, case.slack * error * allowance(case, inputs, compute))
+    limits |= dict.fromkeys(("mean", "std"), case.slack * statistics_error)
     far = {name: v for name, v in distances(actual, wanted).items() if not v <= limits[name]}
     assert not far, f"relative L2 distance to the reference: {far}"

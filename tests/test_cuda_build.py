@@ -4,6 +4,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,16 +15,16 @@ from typing import Any
 import pytest
 import torch
 from cuda_shim.launcher import FOLDER
+from cuda_support import CONV_PARAMS
 
 import cuda_ops
 from cuda_ops import __main__ as report
-from cuda_ops import compile as build
 from cuda_ops import cuda, nvrtc
 from cuda_ops.normalized_conv import choose
-from cuda_ops.nvrtc import SOURCE, BuildError, Unit
+from cuda_ops.nvrtc import SOURCE, Arguments, BuildError, Unit, architecture_for, build, compiled
 
 try:
-    VERSION = build.nvrtc_version()
+    nvrtc.nvrtc_version()
     MISSING = ""
 except BuildError as error:
     MISSING = str(error)
@@ -36,6 +37,7 @@ UNITS = {
     "float16": Unit(F16, F16, F16, False),
     "bfloat16": Unit(BF16, BF16, BF16, True),
     "autocast": Unit(F32, F16, F32, False),
+    "bfloat16 NCHW": Unit(BF16, BF16, BF16, False),
     "autocast inside": Unit(BF16, BF16, F32, True),
 }
 
@@ -50,38 +52,81 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("architecture", ["75", "80", "86", "89", "90", "100", "120"])
 def test_every_kernel_compiles_for(architecture: str) -> None:
     unit = UNITS["bfloat16" if architecture in ("75", "90") else "float32"]
-    code = build.build(SOURCE.read_bytes(), unit.definitions(), f"sm_{architecture}")
+    code = build(SOURCE.read_bytes(), unit.definitions(), f"sm_{architecture}")
     assert code[:4] == b"\x7fELF"
     for kernel in nvrtc.KERNELS:
         assert f"nc_{kernel}".encode() in code
 
 
+def findings(ptx: str) -> set[str]:
+    """What must not be in the compiled code. No run on a CPU can show it."""
+    patterns = {
+        "subnormal numbers flushed to zero": r"\.ftz\b",
+        "an approximate division, root or reciprocal": r"\b(div|sqrt|rsqrt|rcp)\.(approx|full)",
+        "loads that may miss what the same kernel has written": r"ld\.global\.nc",  # dx and dinput are one tensor
+        "an array in local memory": r"\.local\b",
+        "accesses of unknown memory": r"\b(ld|st)\.(u|s|f|b)\d+",  # generic: slower than global or shared ones
+        "atomics, whose order changes the result": r"\b(atom|red)\.",
+        "wider accesses than a slice is aligned for": r"(ld|st)\.global\.v\d",
+    }
+    return {name for name, pattern in patterns.items() if re.search(pattern, ptx)}
+
+
 @needs_nvrtc
-@pytest.mark.parametrize("unit", UNITS)
-def test_every_combination_of_types_compiles(unit: str) -> None:
-    code = build.build(SOURCE.read_bytes(), UNITS[unit].definitions(), "compute_80")
-    assert b".entry nc_collect" in code
+@pytest.mark.parametrize("name", UNITS)
+def test_generated_code(name: str) -> None:
+    ptx = build(SOURCE.read_bytes(), UNITS[name].definitions(), "compute_80").decode()
+    assert ".entry nc_collect" in ptx
+    assert not findings(ptx)
+    size = ctypes.sizeof(Arguments)
+    assert ptx.count(f".param .align 8 .b8 nc_scale_param_0[{size}]") == 1
+    if BF16 in UNITS[name]:
+        assert "cvt.rn.bf16.f32" in ptx
+    if F16 in UNITS[name]:
+        assert "cvt.rn.f16.f32" in ptx
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ("const wide std = sqrt(", "const wide std = __fsqrt_rn(0.0f) + __fdividef(1.0f, ", "approximate"),
+        (
+            "{ return v; }",
+            '{ float r; asm("add.ftz.f32 %0, %1, %1;" : "=f"(r) : "f"(v)); return r; }',
+            "subnormal",
+        ),
+        ("if (thread_index() == 0) a.pivot[which] = mean;", "atomicAdd(a.pivot + which, mean);", "atomics"),
+        ("__builtin_assume(__isGlobal(at));", "", "unknown memory"),
+        ("v[u] = inside ? widen(*from) - pivot", "v[u] = inside ? widen(__ldg(from)) - pivot", "may miss"),
+    ],
+)
+def test_a_planted_fault_is_found(before: str, after: str, found: str) -> None:
+    text = SOURCE.read_text()
+    assert text.count(before) == 1
+    ptx = build(text.replace(before, after).encode(), UNITS["float32"].definitions(), "compute_80").decode()
+    assert any(found in name for name in findings(ptx))
 
 
 @needs_nvrtc
 def test_the_compilers_words_are_passed_on() -> None:
     with pytest.raises(BuildError, match=r'kernels.cu\(1\): error: identifier "nonsense" is undefined'):
-        build.build(b"int a = nonsense;", (), "sm_90")
+        build(b"int a = nonsense;", (), "sm_90")
 
 
 @needs_nvrtc
 def test_a_changed_argument_block_does_not_compile() -> None:
-    defines = build.definitions(F32, F32, F32, False, ctypes.sizeof(nvrtc.Arguments) + 8)
+    defines = (*UNITS["float32"].definitions()[:-1], f"-DARGS_BYTES={ctypes.sizeof(Arguments) + 8}")
     with pytest.raises(BuildError, match="Args differs from its mirror"):
-        build.build(SOURCE.read_bytes(), defines, "compute_80")
+        build(SOURCE.read_bytes(), defines, "compute_80")
 
 
 @needs_nvrtc
 def test_architecture_is_the_devices_or_the_newest_below() -> None:
-    assert build.architecture_for((9, 0)) == "sm_90"
-    assert build.architecture_for((99, 0)).startswith("compute_")
+    assert architecture_for((9, 0)) == "sm_90"
+    assert architecture_for((99, 0)).startswith("compute_")
     with pytest.raises(BuildError, match="older than this CUDA supports"):
-        build.architecture_for((3, 0))
+        architecture_for((3, 0))
 
 
 def counted_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -91,24 +136,24 @@ def counted_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(architecture)
         return f"code for {architecture}".encode()
 
-    monkeypatch.setattr(build, "build", fake)
-    monkeypatch.setattr(build, "nvrtc_version", lambda: "13.0")
+    monkeypatch.setattr(nvrtc, "build", fake)
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: "13.0")
     return built
 
 
 def test_cache_holds_what_was_built(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = counted_builds(monkeypatch)
     for _ in range(2):
-        assert build.compiled(("-DX=1",), "sm_90") == b"code for sm_90"
+        assert compiled(("-DX=1",), "sm_90") == b"code for sm_90"
     assert built == ["sm_90"]
-    build.compiled(("-DX=1",), "sm_80")  # the key holds the architecture,
-    build.compiled(("-DX=2",), "sm_90")  # the types,
-    monkeypatch.setattr(build, "nvrtc_version", lambda: "13.1")
-    build.compiled(("-DX=1",), "sm_90")  # the compiler's version
+    compiled(("-DX=1",), "sm_80")  # the key holds the architecture,
+    compiled(("-DX=2",), "sm_90")  # the types,
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: "13.1")
+    compiled(("-DX=1",), "sm_90")  # the compiler's version
     changed = cache.parent / "kernels.cu"
     changed.write_text("// another source")
-    monkeypatch.setattr(build, "SOURCE", changed)
-    build.compiled(("-DX=1",), "sm_90")  # and the source
+    monkeypatch.setattr(nvrtc, "SOURCE", changed)
+    compiled(("-DX=1",), "sm_90")  # and the source
     assert len(built) == 5
     assert len(list(cache.iterdir())) == 5
 
@@ -116,13 +161,13 @@ def test_cache_holds_what_was_built(cache: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text"])
 def test_a_corrupt_entry_is_built_again(damage: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = counted_builds(monkeypatch)
-    build.compiled((), "sm_90")
+    compiled((), "sm_90")
     (entry,) = cache.iterdir()
     good = entry.read_bytes()
     bad = bytearray(good)
     bad[40] ^= 1
     entry.write_bytes({"empty": b"", "cut": good[:-1], "flipped": bytes(bad), "text": b"<html>"}[damage])
-    assert build.compiled((), "sm_90") == b"code for sm_90"
+    assert compiled((), "sm_90") == b"code for sm_90"
     assert built == ["sm_90"] * 2
     assert entry.read_bytes() == good
 
@@ -131,13 +176,13 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch
     built = counted_builds(monkeypatch)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("NORMALIZED_CONV_CACHE", str(tmp_path / "file" / "cache"))
-    assert build.compiled((), "sm_90") == b"code for sm_90"
+    assert compiled((), "sm_90") == b"code for sm_90"
     assert built == ["sm_90"]
 
 
 def _race(start: Any) -> bytes:
     start.wait()
-    return build.compiled(UNITS["float16"].definitions(), "compute_80")
+    return compiled(UNITS["float16"].definitions(), "compute_80")
 
 
 @needs_nvrtc
@@ -147,13 +192,13 @@ def test_processes_may_race_for_the_cache(cache: Path) -> None:
         answers = racers.map(_race, [manager.Barrier(3)] * 3, chunksize=1)
     assert len(set(answers)) == 1
     assert [path.suffix for path in cache.iterdir()] == [".bin"]  # one entry, nothing left half done
-    assert build.compiled(UNITS["float16"].definitions(), "compute_80") == answers[0]
+    assert compiled(UNITS["float16"].definitions(), "compute_80") == answers[0]
 
 
 def test_cache_folder_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NORMALIZED_CONV_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert build.cache_folder() == Path("/somewhere/normalized_conv")
+    assert nvrtc.cache_folder() == Path("/somewhere/normalized_conv")
 
 
 def test_backend_cuda_on_cpu_tensors_is_one_sentence() -> None:
@@ -196,9 +241,9 @@ def test_auto_says_nothing_where_the_kernels_do_not_apply(failing: None) -> None
     x, weight = torch.randn(0, 2, 9, 9), torch.randn(3, 2, 3, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose("auto", x, weight, (1, 1), (0, 0), (1, 1), 1) != "cuda"
+        assert choose("auto", x, weight, CONV_PARAMS) != "cuda"
     with pytest.raises(RuntimeError, match="x is empty"):
-        choose("cuda", x, weight, (1, 1), (0, 0), (1, 1), 1)
+        choose("cuda", x, weight, CONV_PARAMS)
 
 
 def test_no_compilation_inside_a_graph_capture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,18 @@
-"""The CUDA backend on a real GPU: `pytest -m cuda`."""
+"""The CUDA backend on a real GPU, beside the tests of test_cuda_kernels.py that run on both: `pytest -m cuda`."""
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cuda_support import (
-    CASES,
-    TOLERANCE,
     Case,
-    Inputs,
     assert_matches,
-    distances,
-    expected,
+    dtypes,
+    layouts,
     make_inputs,
     run_backend,
 )
@@ -29,65 +24,10 @@ from cuda_ops.nvrtc import SOURCE
 # cuDNN may warn of a plan that it gave up; that the kernels cannot be built stays an error.
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.usefixtures("exact_convolutions"),
     pytest.mark.filterwarnings("default::UserWarning:cuda_ops"),
     pytest.mark.filterwarnings("error:normalized_conv2d falls back:UserWarning"),
 ]
-LAYOUTS = {"nchw": False, "channels_last": True}
-layouts = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS.keys())
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [torch.float64, torch.float32, torch.float16, torch.bfloat16],
-    ids=lambda d: str(d).removeprefix("torch."),
-)
-
-
-@pytest.fixture(autouse=True)
-def exact_and_repeatable() -> Iterator[None]:
-    """No TF32, and cuDNN's deterministic algorithms: what is left to differ is ours."""
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        yield
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def allowance(case: Case, inputs: Inputs, dtype: torch.dtype) -> float:
-    """By how much the tolerances grow: cuDNN's own error on centred inputs, where it exceeds a third of them.
-
-    Its algorithm is not ours to choose, and some (Winograd in float32) err more than a plain sum.
-    """
-    geometry = (None, case.stride, case.padding, case.dilation, case.groups)
-
-    def convolution(precision: torch.dtype) -> list[torch.Tensor]:
-        x, weight = (
-            (v.to(dtype).to(precision)).requires_grad_() for v in (inputs.x - case.offset, inputs.weight)
-        )
-        y = F.conv2d(x, weight, *geometry)
-        return [y, *torch.autograd.grad(y, (x, weight), inputs.upstream[0].to(dtype).to(precision))]
-
-    pairs = zip(convolution(dtype), convolution(torch.float64), strict=True)
-    error = max(float((a.double() - b).norm() / b.norm().clamp_min(1e-300)) for a, b in pairs)
-    return max(1.0, 3 * error / TOLERANCE[dtype][0])
-
-
-def check(case: Case, inputs: Inputs, actual: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Against the float64 reference; the statistics do not pass through cuDNN and get no allowance."""
-    statistics = {name: actual[name] for name in ("y", "mean", "std")}
-    wanted = expected(case, inputs, dtype, actual["y"])
-    limit = case.slack * TOLERANCE[torch.float64 if inputs.x.dtype == torch.float64 else dtype][1]
-    errors = distances(statistics, wanted)
-    assert max(errors["mean"], errors["std"]) <= limit, errors
-    case = case._replace(slack=case.slack * allowance(case, inputs, dtype))
-    assert_matches(case, inputs, actual, dtype)
-
-
-@layouts
-@dtypes
-@pytest.mark.parametrize("name", CASES)
-def test_output_moments_and_gradients(name: str, dtype: torch.dtype, last: bool) -> None:
-    case = CASES[name]
-    inputs = make_inputs(case, dtype, last, "cuda")
-    check(case, inputs, run_backend(case, inputs), dtype)
 
 
 @layouts
@@ -102,7 +42,7 @@ def test_nothing_is_read_before_it_is_written(dtype: torch.dtype, last: bool) ->
         actual = run_backend(case, inputs)
     finally:
         torch.use_deterministic_algorithms(False)
-    check(case, inputs, actual, dtype)
+    assert_matches(case, inputs, actual, dtype)
 
 
 @layouts
@@ -110,32 +50,7 @@ def test_nothing_is_read_before_it_is_written(dtype: torch.dtype, last: bool) ->
 def test_a_generators_layer(dtype: torch.dtype, last: bool) -> None:
     case = Case(images=2, channels=64, size=(32, 32), outputs=128, stride=(2, 2), activation="relu")
     inputs = make_inputs(case, dtype, last, "cuda")
-    check(case, inputs, run_backend(case, inputs, "auto"), dtype)
-
-
-@layouts
-@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 100.0, 1000.0])
-def test_float32_is_exact_at_every_offset(offset: float, last: bool) -> None:
-    case = Case(images=3, channels=64, size=(32, 32), outputs=64, offset=offset)
-    inputs = make_inputs(case, torch.float32, last, "cuda")
-    actual = run_backend(case, inputs)
-    errors = distances(actual, expected(case, inputs, torch.float32))
-    more = allowance(case, inputs, torch.float32)
-    assert max(errors["mean"], errors["std"]) <= 5e-7, errors
-    assert errors["y"] <= 2e-6 * more, (errors, more)
-    assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6 * more, (errors, more)
-
-
-@layouts
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
-def test_autocast(x_dtype: torch.dtype, last: bool) -> None:
-    case = Case(activation="relu")
-    inputs = make_inputs(case, x_dtype, last, "cuda", weight_dtype=torch.float32)
-    with torch.autocast("cuda", torch.bfloat16):
-        actual = run_backend(case, inputs)
-    assert actual["y"].dtype == torch.bfloat16
-    assert actual["dx"].dtype == x_dtype
-    assert_matches(case, inputs, actual, torch.bfloat16)
+    assert_matches(case, inputs, run_backend(case, inputs, "auto"), dtype)
 
 
 @layouts
@@ -145,28 +60,6 @@ def test_deterministic(dtype: torch.dtype, last: bool) -> None:
     inputs = make_inputs(case, dtype, last, "cuda")
     first, second = (run_backend(case, inputs) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_gradcheck() -> None:
-    x, weight, bias, _ = make_inputs(Case(images=1, size=(5, 4)), torch.float64, False, "cuda")
-
-    def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        y, moments = cuda_ops.normalized_conv2d(
-            *tensors, padding=1, activation="leaky_relu", return_moments=True, backend="cuda"
-        )
-        return y, *moments
-
-    tensors = tuple(v.requires_grad_() for v in (x, weight, bias) if v is not None)
-    assert torch.autograd.gradcheck(function, tensors)
-    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-
-
-@layouts
-def test_opcheck(last: bool) -> None:
-    x, weight, bias, _ = make_inputs(Case(), torch.float32, last, "cuda")
-    tensors = tuple(v.requires_grad_() for v in (x, weight, bias) if v is not None)
-    numbers = ((1, 1), (1, 1), (1, 1), 1, 1e-5, 1, "relu", 0.2, torch.float32)
-    torch.library.opcheck(torch.ops.normalized_conv.forward.default, (*tensors, *numbers))
 
 
 @layouts
@@ -279,7 +172,7 @@ def test_another_device_than_the_current_one() -> None:
     case = Case(activation="relu")
     inputs = make_inputs(case, torch.float32, False, "cuda:1")
     assert torch.cuda.current_device() == 0
-    check(case, inputs, run_backend(case, inputs), torch.float32)
+    assert_matches(case, inputs, run_backend(case, inputs), torch.float32)
 
 
 def test_host_time_has_not_gone_astray() -> None:
@@ -297,10 +190,8 @@ def test_host_time_has_not_gone_astray() -> None:
         y = torch.relu(torch.nn.functional.instance_norm(conv(x)))
         torch.autograd.grad(y, parameters, dy)
 
-    times = [
-        benchmark.Timer("f()", globals={"f": f}).blocked_autorange(min_run_time=1).median
-        for f in (nc, baseline)
-    ]
+    timers = [benchmark.Timer("f()", globals={"f": f}) for f in (nc, baseline)]
+    times = [timer.blocked_autorange(min_run_time=1).median for timer in timers]
     assert times[0] <= 2 * times[1], f"{times[0] * 1e6:.0f} us against {times[1] * 1e6:.0f} us"
 
 

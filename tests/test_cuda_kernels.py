@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_shim.launcher import COMPILER, HostLauncher, build, host_launchers
+from cuda_shim.launcher import HostLauncher, build, host_launchers
 from cuda_support import (
     CASES,
+    CONV_PARAMS,
+    NAMES,
     TOLERANCE,
     Case,
+    allowance,
     assert_matches,
+    devices,
     distances,
+    dtypes,
     expected,
+    layouts,
     make_inputs,
     register_on_cpu,
     run_backend,
@@ -24,49 +30,34 @@ import cuda_ops
 from cuda_ops import cuda, nvrtc
 from cuda_ops.nvrtc import SOURCE
 
-pytestmark = pytest.mark.skipif(
-    COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
-)
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = {"nchw": False, "channels_last": True}
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-layouts = pytest.mark.parametrize("last", LAYOUTS.values(), ids=LAYOUTS.keys())
+pytestmark = [
+    pytest.mark.usefixtures("kernels_on_cpu", "exact_convolutions"),
+    pytest.mark.filterwarnings("error:normalized_conv2d falls back:UserWarning"),
+]
 
 
-@pytest.fixture(scope="session")
-def libraries(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the compiled kernels stay from one run of the suite to the next."""
-    cache = getattr(pytestconfig, "cache", None)
-    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
-
-
-@pytest.fixture(autouse=True)
-def host(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """CPU tensors are served by the kernels for the length of a test."""
-    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries))
-    yield
-    for key in [key for key in cuda._outcomes if key[0] == "cpu"]:
-        del cuda._outcomes[key]
-
-
+@devices
 @layouts
 @dtypes
 @pytest.mark.parametrize("name", CASES)
-def test_output_moments_and_gradients(name: str, dtype: torch.dtype, last: bool) -> None:
+def test_output_moments_and_gradients(name: str, dtype: torch.dtype, last: bool, device: str) -> None:
     case = CASES[name]
-    inputs = make_inputs(case, dtype, last)
+    inputs = make_inputs(case, dtype, last, device)
     assert_matches(case, inputs, run_backend(case, inputs), dtype)
 
 
+@devices
 @layouts
 @pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 100.0, 1000.0])
-def test_float32_is_exact_at_every_offset(offset: float, last: bool) -> None:
-    case = Case(images=3, channels=32, size=(16, 16), outputs=8, offset=offset)
-    inputs = make_inputs(case, torch.float32, last)
+def test_float32_is_exact_at_every_offset(offset: float, last: bool, device: str) -> None:
+    case = Case(images=3, channels=64, size=(24, 24), outputs=32, offset=offset)
+    inputs = make_inputs(case, torch.float32, last, device)
     actual = run_backend(case, inputs)
     errors = distances(actual, expected(case, inputs, torch.float32))
-    assert max(errors[name] for name in ("y", "mean", "std")) <= 2e-6, errors
-    assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6, errors
+    more = allowance(case, inputs, torch.float32)
+    assert max(errors["mean"], errors["std"]) <= 5e-7, errors
+    assert errors["y"] <= 2e-6 * more, (errors, more)
+    assert max(errors[name] for name in ("dx", "dweight", "dbias")) <= 5e-6 * more, (errors, more)
 
 
 @layouts
@@ -81,19 +72,17 @@ def test_half_types_keep_the_mean_of_a_patch_out(dtype: torch.dtype, offset: flo
     assert max(errors["y"], errors["dx"]) <= TOLERANCE[dtype][0], errors
 
 
+@devices
 @layouts
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
-def test_autocast(x_dtype: torch.dtype, last: bool) -> None:
+def test_autocast(x_dtype: torch.dtype, last: bool, device: str) -> None:
     case = Case(activation="relu")
-    inputs = make_inputs(case, x_dtype, last, weight_dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    inputs = make_inputs(case, x_dtype, last, device, weight_dtype=torch.float32)
+    with torch.autocast(device, torch.bfloat16):
         actual = run_backend(case, inputs)
     assert actual["y"].dtype == torch.bfloat16
     assert actual["mean"].dtype == actual["std"].dtype == torch.float32
-    assert (actual["dx"].dtype, actual["dweight"].dtype, actual["dbias"].dtype) == (
-        x_dtype,
-        *[torch.float32] * 2,
-    )
+    assert [actual[name].dtype for name in NAMES[3:]] == [x_dtype, torch.float32, torch.float32]
     assert_matches(case, inputs, actual, torch.bfloat16)
 
 
@@ -155,10 +144,11 @@ def test_gradient_of_the_moments_alone(output: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@devices
 @pytest.mark.parametrize("name", ["leaky", "groups", "3x3 stride 2, odd"])
-def test_gradcheck(name: str) -> None:
+def test_gradcheck(name: str, device: str) -> None:
     case = CASES[name]._replace(images=1, size=(5, 4))
-    x, weight, bias, _ = make_inputs(case, torch.float64, False)
+    x, weight, bias, _ = make_inputs(case, torch.float64, False, device)
     assert bias is not None
 
     def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -280,20 +270,20 @@ def operator_on_cpu() -> None:
     register_on_cpu()
 
 
+@devices
 @layouts
-def test_opcheck(last: bool, operator_on_cpu: None) -> None:
+def test_opcheck(last: bool, device: str, operator_on_cpu: None) -> None:
     case = Case(activation="relu")
-    x, weight, bias, (dy, dmean, dstd) = make_inputs(case, torch.float32, last)
-    numbers = ((1, 1), (1, 1), (1, 1), 1, 1e-5, 1, "relu", 0.2, torch.float32)
+    x, weight, bias, (dy, dmean, dstd) = make_inputs(case, torch.float32, last, device)
     tensors = tuple(v.requires_grad_() for v in (x, weight, bias) if v is not None)
-    torch.library.opcheck(torch.ops.normalized_conv.forward.default, (*tensors, *numbers))
+    torch.library.opcheck(torch.ops.normalized_conv.forward.default, (*tensors, *CONV_PARAMS))
     with torch.no_grad():
-        y, _, std, *kept = torch.ops.normalized_conv.forward.default(*tensors, *numbers)
+        y, _, std, *kept = torch.ops.normalized_conv.forward.default(*tensors, *CONV_PARAMS)
         for needs in ((True, True, True), (True, False, False)):
             upstream = (dy.float(), dmean.float(), dstd.float())
             torch.library.opcheck(
                 torch.ops.normalized_conv.backward.default,
-                (*(v.detach() for v in tensors), y, std, *kept, *upstream, needs, *numbers),
+                (*(v.detach() for v in tensors), y, std, *kept, *upstream, needs, *CONV_PARAMS),
             )
 
 
@@ -361,3 +351,35 @@ def test_the_host_compiler_speaks(tmp_path: Path, libraries: Path) -> None:
     unit = nvrtc.Unit(*[torch.float32] * 3, channels_last=False)
     with pytest.raises(subprocess.CalledProcessError):
         build(unit, tmp_path, broken)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a GPU's memory allocator hands out is not zero. Here every uninitialised tensor starts as NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_is_read_before_it_is_written(dtype: torch.dtype, last: bool, poisoned: None) -> None:
+    assert torch.empty(3).isnan().all()
+    for case in CASES.values():
+        inputs = make_inputs(case, dtype, last)
+        assert_matches(case, inputs, run_backend(case, inputs), dtype)
+
+
+def test_a_value_left_out_is_noticed(
+    poisoned: None, libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, case = SOURCE.read_text(), CASES["relu"]
+    before = "if (live && t.c == 0) {\n        wide* out"
+    assert text.count(before) == 1
+    broken = tmp_path / "broken.cu"
+    broken.write_text(text.replace(before, "if (live && t.c == 0 && at > 0) {\n        wide* out"))
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", host_launchers(libraries, broken))
+    inputs = make_inputs(case, torch.float32, False)
+    assert run_backend(case, inputs)["mean"].isnan().any()

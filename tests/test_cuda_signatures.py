@@ -3,27 +3,23 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cuda_shim.launcher import COMPILER, host_launchers
-from cuda_support import register_on_cpu
+from cuda_shim.launcher import host_launchers
+from cuda_support import layouts, register_on_cpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from cuda_ops import cuda, normalized_conv, normalized_conv2d, nvrtc
+from cuda_ops import normalized_conv, normalized_conv2d, nvrtc
 from cuda_ops.nvrtc import SOURCE
-
-pytestmark = pytest.mark.skipif(
-    COMPILER is None, reason="no C++ compiler (g++ or clang++) to run the kernels on the CPU"
-)
 
 
 class Serial:
@@ -54,20 +50,15 @@ def seen() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def launchers(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    cache = getattr(pytestconfig, "cache", None)
-    folder: Path = cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
-    return host_launchers(folder)
+def launchers(libraries: Path) -> Made:
+    return host_launchers(libraries)
 
 
 @pytest.fixture(autouse=True)
-def host(launchers: Made, monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> Iterator[None]:
-    """CPU tensors are served by the kernels for the length of a test."""
+def host(launchers: Made, kernels_on_cpu: None, monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
+    """CPU tensors are served by the kernels for the length of a test, which are noted."""
     monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", lambda i, unit: Serial(launchers(i, unit), seen.append))
     monkeypatch.setattr(normalized_conv, "_calls", {})
-    yield
-    for key in [key for key in cuda._outcomes if key[0] == "cpu"]:
-        del cuda._outcomes[key]
 
 
 def tensors(dtype: torch.dtype = torch.float32, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +185,7 @@ def test_several_threads_at_once() -> None:
             torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+@layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hooks_on_saved_tensors_may_change_their_layout(dtype: torch.dtype, last: bool) -> None:
     """As torch.autograd.graph.save_on_cpu does: what comes back is contiguous."""

@@ -228,7 +228,3 @@ def test_an_ascii_terminal_gets_escapes() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "error: b\\xe4r.png: is empty\n"
-
-
-def test_torch_is_not_imported() -> None:
-    assert command("print('torch' in sys.modules)").stdout == "False\n"

@@ -67,12 +67,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(pixels))
-        + chunk(b"IEND", b"")
-    )
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 # --- what is read, and how
@@ -80,9 +76,8 @@ def png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> byte
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".webp"])
 def test_colour_is_kept_to_the_bit(tmp_path: Path, suffix: str) -> None:
-    path = saved(
-        Image.fromarray(COLOUR), tmp_path / f"x{suffix}", **({"lossless": True} if suffix == ".webp" else {})
-    )
+    options = {"lossless": True} if suffix == ".webp" else {}
+    path = saved(Image.fromarray(COLOUR), tmp_path / f"x{suffix}", **options)
     assert np.array_equal(array(path), COLOUR)
     assert np.abs(array(path, 1) - luma(COLOUR)).max() <= 1
     assert np.array_equal(array(path, 4), np.dstack([COLOUR, np.full_like(GREY, 255)]))
@@ -187,9 +182,8 @@ def tiff(values: np.ndarray, sample_format: int) -> bytes:
     tags = [(256, width), (257, height), (258, values.itemsize * 8), (259, 1), (262, 1), (273, 8), (277, 1)]
     tags += [(278, height), (279, len(data)), (339, sample_format)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return (
-        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
-    )
+    count = struct.pack("<H", len(tags))
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + count + entries + bytes(4)
 
 
 def test_floating_point_from_0_to_1(tmp_path: Path) -> None:
@@ -204,15 +198,9 @@ def test_floating_point_from_0_to_1(tmp_path: Path) -> None:
 
 # Exif 2.3, tag 274: which visual sides row 0 and column 0 of the stored picture are
 SIDES = {
-    1: ("top", "left"),
-    2: ("top", "right"),
-    3: ("bottom", "right"),
-    4: ("bottom", "left"),
-    5: ("left", "top"),
-    6: ("right", "top"),
-    7: ("right", "bottom"),
-    8: ("left", "bottom"),
-}
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+    5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+}  # fmt: skip
 
 
 def stored_as(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -418,9 +406,7 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> N
     ]
     path = tmp_path / "mutated.png"
     outcomes = {"read": 0, "refused": 0}
-    before = resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss  # what earlier tests of this process have used
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # used by earlier tests of this process
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decoding.quiet_pillow()
@@ -447,16 +433,8 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
-    for name in (
-        "b.png",
-        "a.JPG",
-        "c.webp",
-        "._b.png",
-        ".hidden.png",
-        "notes.txt",
-        "a b\n\u00fc.png",
-        "-x.png",
-    ):
+    others = ["._b.png", ".hidden.png", "notes.txt"]
+    for name in ["b.png", "a.JPG", "c.webp", "a b\n\u00fc.png", "-x.png", *others]:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "d.png").write_bytes(b"x")
@@ -488,12 +466,8 @@ def test_a_tensor_is_clamped_and_rounded() -> None:
     levels = torch.tensor([-3.0, -1.0, 1.0, 9.0, float("inf"), 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
     picture = to_picture(levels.expand(1, 1, -1))
     assert np.asarray(picture).tolist() == [[0, 0, 255, 255, 255, 100, 101]]
-    assert (
-        np.asarray(to_picture(torch.zeros(3, 2, 2, dtype=torch.bfloat16, requires_grad=True))).tolist()[0][0][
-            0
-        ]
-        == 128
-    )
+    half = torch.zeros(3, 2, 2, dtype=torch.bfloat16, requires_grad=True)
+    assert to_picture(half).getpixel((0, 0)) == (128, 128, 128)
     with pytest.raises(RunError, match="NaN"):
         to_picture(torch.full((3, 2, 2), float("nan")))
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import noise
 from PIL import Image
 
 from datasets import workers
@@ -25,7 +26,6 @@ from datasets.loader import (
     PairBatch,
     PairDataset,
     epoch_batches,
-    epoch_order,
     fixed_samples,
     stable_hash,
     validation_indices,
@@ -34,17 +34,6 @@ from datasets.transforms import Augmentation
 
 SMALL = Augmentation("resize_and_crop", load_size=20, crop_size=16)
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(values).save(path)
-
-
-def plain(path: Path, level: int, size: tuple[int, int] = (16, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (level, level, level)).save(path)
 
 
 @pytest.fixture
@@ -106,8 +95,7 @@ def test_the_middle_of_an_epoch_is_reached_from_its_position(unaligned: Sources)
 
 def test_batches_already_done_are_not_decoded(aligned: Sources) -> None:
     dataset = PairDataset(aligned, SMALL, seed=3)
-    order = epoch_order(6, epoch=1, seed=3, shuffle=True)
-    aligned.a[order[0]].unlink()
+    Path(epoch(dataset)[0]["paths_A"][0]).unlink()
     assert len(epoch(dataset, start=1)) == 2
     with pytest.raises(UserError, match="no such file"):
         epoch(dataset)
@@ -122,7 +110,11 @@ def test_epochs_and_seeds_differ_and_global_generators_neither_matter_nor_move(u
     assert_equal(epoch(dataset), first)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-    orders = {tuple(epoch_order(7, epoch=e, seed=s, shuffle=True)) for e in range(4) for s in range(4)}
+    orders = {
+        tuple(path for batch in epoch(dataset, number, seed=seed) for path in batch["paths_A"])
+        for number in range(4)
+        for seed in range(4)
+    }
     assert len(orders) > 12
     assert not torch.equal(sample(dataset)["A"], sample(dataset, 2)["A"])
     assert not torch.equal(sample(dataset)["A"], sample(PairDataset(unaligned, SMALL, seed=4))["A"])
@@ -224,9 +216,7 @@ def test_held_out_samples_never_train(aligned: Sources, unaligned: Sources) -> N
 def test_fixed_samples_are_whole_pictures(aligned: Sources) -> None:
     batch = fixed_samples(PairDataset(aligned, SMALL, seed=0), [4, 1])
     assert batch["A"].shape == (2, 3, 16, 16)
-    left = np.asarray(Image.open(aligned.a[4]))[:, :16].astype(
-        np.float64
-    )  # 16x16 as it is: nothing to resize
+    left = np.asarray(Image.open(aligned.a[4]))[:, :16].astype(np.float64)  # 16x16: nothing to resize
     assert np.allclose(batch["A"][0].permute(1, 2, 0).numpy(), left / 127.5 - 1, atol=1e-6)
     assert batch["paths_A"] == [str(aligned.a[4]), str(aligned.a[1])]
 
@@ -270,7 +260,11 @@ def test_when_every_file_is_gone_skipping_ends(aligned: Sources) -> None:
         epoch(PairDataset(aligned, SMALL, seed=0, skip_bad=True))
 
 
-def _local_exception(_: int) -> dict[str, Any]:
+def _pids(i: int) -> dict[str, Any]:
+    return {"i": i, "pid": os.getpid()}
+
+
+def _local_exception(_: int) -> None:
     class Unpicklable(Exception):
         def __init__(self) -> None:
             super().__init__(lambda: None)
@@ -278,38 +272,16 @@ def _local_exception(_: int) -> dict[str, Any]:
     raise Unpicklable
 
 
-def _killed(_: int) -> dict[str, Any]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-
-def _segfault(_: int) -> dict[str, Any]:
-    os.kill(os.getpid(), signal.SIGSEGV)
-    return {}
-
-
-def _exits(_: int) -> dict[str, Any]:
-    os._exit(0)
-
-
-def _hangs(_: int) -> dict[str, Any]:
-    signal.pause()
-    return {}
-
-
-def _pids(i: int) -> dict[str, Any]:
-    return {"i": i, "pid": os.getpid()}
-
-
 @pytest.mark.parametrize(
     ("function", "timeout", "cause"),
     [
         (_local_exception, math.inf, "Unpicklable"),
-        (_killed, math.inf, "killed by SIGKILL"),
-        (_segfault, math.inf, "killed by SIGSEGV"),
-        (_exits, math.inf, "exit code 0"),
-        (_hangs, 1, "a worker hangs"),
+        (lambda _: os.kill(os.getpid(), signal.SIGKILL), math.inf, "killed by SIGKILL"),
+        (lambda _: os.kill(os.getpid(), signal.SIGSEGV), math.inf, "killed by SIGSEGV"),
+        (lambda _: os._exit(0), math.inf, "exit code 0"),
+        (lambda _: signal.pause(), 1, "a worker hangs"),
     ],
+    ids=["exception", "killed", "segfault", "exits", "hangs"],
 )
 def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, timeout: float, cause: str) -> None:
     with pytest.raises(RunError, match=cause) as caught:

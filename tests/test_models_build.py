@@ -1,21 +1,12 @@
 """Parameter counts by hand, tables of names, and the statistics of fresh weights."""
 
-import doctest
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-import models.build
-import models.norms
 from models import names
 from models.build import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator, initialize
 from models.norms import BASE_NORMS, NORMS, plan_norms
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def count(module: nn.Module) -> int:
@@ -27,14 +18,8 @@ def conv(inputs: int, outputs: int, kernel: int, bias: bool = True) -> int:
     return inputs * outputs * kernel**2 + bias * outputs
 
 
-RESNET_ENDS = (
-    conv(3, 64, 7)
-    + conv(64, 128, 3)
-    + conv(128, 256, 3)
-    + conv(256, 128, 3)
-    + conv(128, 64, 3)
-    + conv(64, 3, 7)
-)
+RESNET_ENDS = sum(conv(*c) for c in [(3, 64, 7), (64, 128, 3), (128, 256, 3)])
+RESNET_ENDS += sum(conv(*c) for c in [(256, 128, 3), (128, 64, 3), (64, 3, 7)])
 RESNET_BLOCK = 2 * conv(256, 256, 3)
 
 
@@ -55,13 +40,11 @@ def test_resnet_counts() -> None:
     nine, six = build_generator("resnet_9blocks"), build_generator("resnet_6blocks")
     assert count(nine) == RESNET_ENDS + 9 * RESNET_BLOCK == 11_378_179
     assert count(six) == RESNET_ENDS + 6 * RESNET_BLOCK
-    assert round(count(nine) / 1e6, 3) == 11.378
 
 
 def test_unet_counts() -> None:
     batch = {"norm": "batch", "base_norm": "batch"}
     assert count(build_generator("unet_256", **batch)) == unet_by_hand(8, affine=True) == 54_413_955
-    assert round(54_413_955 / 1e6, 3) == 54.414
     assert count(build_generator("unet_128", **batch)) == unet_by_hand(7, affine=True)
     assert count(build_generator("unet_128", norm="instance")) == unet_by_hand(7, affine=False)
 
@@ -75,7 +58,6 @@ def test_discriminator_counts() -> None:
     assert count(build_discriminator("basic")) == by_hand(3, affine=False) == 2_764_737
     six = build_discriminator("basic", input_nc=6, base_norm="batch")
     assert count(six) == by_hand(6, affine=True) == 2_768_705
-    assert (round(2_764_737 / 1e6, 3), round(2_768_705 / 1e6, 3)) == (2.765, 2.769)
     pixel = build_discriminator("pixel", n_layers=5)  # n_layers is not for it
     assert count(pixel) == conv(3, 64, 1) + conv(64, 128, 1) + conv(128, 1, 1)
 
@@ -99,11 +81,6 @@ def test_tables_and_names_agree() -> None:
     assert tuple(BASE_NORMS) == names.BASE_NORM_NAMES
     assert tuple(GENERATORS) == names.GENERATOR_NAMES
     assert tuple(DISCRIMINATORS) == names.DISCRIMINATOR_NAMES
-
-
-def test_names_need_no_torch() -> None:
-    code = "import sys, models.names; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_nc_refuses_a_base_norm() -> None:
@@ -162,8 +139,3 @@ def test_other_initialisations() -> None:
     rows = layer.weight.flatten(1)
     torch.testing.assert_close(rows @ rows.T, 0.25 * torch.eye(32), rtol=0, atol=1e-5)
     assert (layer.bias == 0).all()
-
-
-@pytest.mark.parametrize("module", [models.build, models.norms])
-def test_docstring_examples(module) -> None:
-    assert doctest.testmod(module).failed == 0

@@ -22,6 +22,13 @@ def base_of(norm: str, base_norm: str = "instance") -> str:
     return "none" if norm == "nc" else base_norm
 
 
+def small(kind: str, norm: str, **named) -> nn.Module:
+    base_norm = base_of(norm, named.pop("base_norm", "instance"))
+    if kind == "resnet":
+        return ResnetGenerator(ngf=8, n_blocks=2, norm=norm, base_norm=base_norm, **named)
+    return UnetGenerator(num_downs=4, ngf=8, norm=norm, base_norm=base_norm, **named)
+
+
 @pytest.mark.parametrize("norm", NORM_NAMES)
 @pytest.mark.parametrize("name", GENERATOR_NAMES)
 def test_smallest_sizes(name: str, norm: str) -> None:
@@ -39,27 +46,17 @@ def test_smallest_sizes(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "size", "text"),
+    ("network", "multiple", "size"),
     [
-        (
-            ResnetGenerator(ngf=4, n_blocks=1),
-            (8, 10),
-            "multiples of 4 and at least 8 pixels, got height 8 and width 10",
-        ),
-        (
-            ResnetGenerator(ngf=4, n_blocks=1),
-            (4, 8),
-            "multiples of 4 and at least 8 pixels, got height 4 and width 8",
-        ),
-        (
-            UnetGenerator(num_downs=3, ngf=4),
-            (16, 12),
-            "multiples of 8 and at least 8 pixels, got height 16 and width 12",
-        ),
+        (ResnetGenerator(ngf=4, n_blocks=1), 4, (8, 10)),
+        (ResnetGenerator(ngf=4, n_blocks=1), 4, (4, 8)),
+        (UnetGenerator(num_downs=3, ngf=4), 8, (16, 12)),
     ],
 )
-def test_wrong_sizes_are_one_sentence(network: nn.Module, size: tuple[int, int], text: str) -> None:
-    with pytest.raises(ValueError, match=f"^{type(network).__name__} takes sides that are {text}$"):
+def test_wrong_sizes_are_one_sentence(network: nn.Module, multiple: int, size: tuple[int, int]) -> None:
+    what = f"sides that are multiples of {multiple} and at least 8 pixels"
+    words = f"{type(network).__name__} takes {what}, got height {size[0]} and width {size[1]}"
+    with pytest.raises(ValueError, match=f"^{words}$"):
         network(torch.zeros(1, 3, *size))
 
 
@@ -74,40 +71,28 @@ def moments_kept(network: nn.Module, x: Tensor) -> dict[str, torch.Size]:
 
         return look
 
-    handles = [
-        m.register_forward_hook(hook(n)) for n, m in network.named_modules() if isinstance(m, ConvBlock)
-    ]
+    for name, module in network.named_modules():
+        if isinstance(module, ConvBlock):
+            module.register_forward_hook(hook(name))
     network(x)
-    for handle in handles:
-        handle.remove()
     return seen
 
 
 @pytest.mark.parametrize("norm", WITH_MOMENTS)
 def test_resnet_moments_come_from_the_two_downs(norm: str) -> None:
-    network = ResnetGenerator(ngf=4, n_blocks=2, norm=norm)
-    assert moments_kept(network, torch.randn(2, 3, 16, 24)) == {
-        "downs.0": (2, 1, 8, 12),
-        "downs.1": (2, 1, 4, 6),
-    }
+    kept = moments_kept(ResnetGenerator(ngf=4, n_blocks=2, norm=norm), torch.randn(2, 3, 16, 24))
+    assert kept == {"downs.0": (2, 1, 8, 12), "downs.1": (2, 1, 4, 6)}
 
 
 @pytest.mark.parametrize("norm", WITH_MOMENTS)
 def test_unet_moments_come_from_all_downs_but_the_ends(norm: str) -> None:
-    network = UnetGenerator(num_downs=5, ngf=4, norm=norm)
-    assert moments_kept(network, torch.randn(2, 3, 32, 64)) == {
-        "downs.1": (2, 1, 8, 16),
-        "downs.2": (2, 1, 4, 8),
-        "downs.3": (2, 1, 2, 4),
-    }
+    kept = moments_kept(UnetGenerator(num_downs=5, ngf=4, norm=norm), torch.randn(2, 3, 32, 64))
+    assert kept == {"downs.1": (2, 1, 8, 16), "downs.2": (2, 1, 4, 8), "downs.3": (2, 1, 2, 4)}
 
 
 @pytest.mark.parametrize("norm", [n for n in NORM_NAMES if n not in WITH_MOMENTS])
 def test_no_moments_without_a_shortcut(norm: str) -> None:
-    for network in (
-        ResnetGenerator(ngf=4, n_blocks=1, norm=norm, base_norm=base_of(norm)),
-        UnetGenerator(num_downs=4, ngf=4, norm=norm, base_norm=base_of(norm)),
-    ):
+    for network in (small("resnet", norm), small("unet", norm)):
         assert moments_kept(network, torch.randn(2, 3, 16, 16)) == {}
         kinds = {type(m) for m in network.modules()}
         assert not kinds & {MomentShortcut, DynamicMomentShortcut}
@@ -116,15 +101,9 @@ def test_no_moments_without_a_shortcut(norm: str) -> None:
 def test_shortcut_receives_equal_resolutions_on_the_decoder_path() -> None:
     network = UnetGenerator(num_downs=5, ngf=4, norm="nc_ms")
     seen = []
-    network.ms.register_forward_hook(
-        lambda _m, inputs, _y: seen.append((inputs[0].shape, inputs[1].mean.shape))
-    )
+    network.ms.register_forward_hook(lambda _m, given, _y: seen.append((given[0].shape, given[1].mean.shape)))
     network(torch.randn(1, 3, 32, 32))
-    assert [(tuple(x), tuple(m)) for x, m in seen] == [
-        ((1, 32, 2, 2), (1, 1, 2, 2)),
-        ((1, 16, 4, 4), (1, 1, 4, 4)),
-        ((1, 8, 8, 8), (1, 1, 8, 8)),
-    ]
+    assert seen == [((1, 8 * 2**i, 8 >> i, 8 >> i), (1, 1, 8 >> i, 8 >> i)) for i in (2, 1, 0)]
 
 
 def normalized_convs(network: nn.Module) -> list[str]:
@@ -155,10 +134,8 @@ def test_activation_is_fused_only_where_it_follows_directly(norm: str, base_norm
     assert {down.conv.activation for down in resnet.downs} == {"relu" if fused else "none"}
     assert {down.conv.activation for down in unet.downs[1:3]} == {"leaky_relu" if fused else "none"}
     if norm == "nc":
-        assert [resnet.blocks[0].first.conv.activation, resnet.blocks[0].second.conv.activation] == [
-            "relu",
-            "none",
-        ]
+        block = resnet.blocks[0]
+        assert [block.first.conv.activation, block.second.conv.activation] == ["relu", "none"]
         assert unet.downs[3].conv.activation == "relu"
 
 
@@ -186,23 +163,11 @@ def test_dropout_places() -> None:
 
     unet = build_generator("unet_256", ngf=8, dropout=True)
     assert places(unet) == ["ups.3.dropout", "ups.4.dropout", "ups.5.dropout"]  # the innermost is ups.6
-    assert all(
-        unet.get_submodule(name.replace("dropout", "conv")).out_channels == 64 for name in places(unet)
-    )
+    assert {unet.get_submodule(name.replace("dropout", "conv")).out_channels for name in places(unet)} == {64}
     assert len(places(build_generator("unet_128", ngf=8, dropout=True))) == 2
-    assert places(build_generator("resnet_6blocks", ngf=8, dropout=True)) == [
-        f"blocks.{i}.dropout" for i in range(6)
-    ]
-    assert (
-        places(build_generator("resnet_6blocks", ngf=8)) == places(build_generator("unet_128", ngf=8)) == []
-    )
-
-
-def small(kind: str, norm: str, **named) -> nn.Module:
-    base_norm = base_of(norm, named.pop("base_norm", "instance"))
-    if kind == "resnet":
-        return ResnetGenerator(ngf=8, n_blocks=2, norm=norm, base_norm=base_norm, **named)
-    return UnetGenerator(num_downs=4, ngf=8, norm=norm, base_norm=base_norm, **named)
+    resnet = build_generator("resnet_6blocks", ngf=8, dropout=True)
+    assert places(resnet) == [f"blocks.{i}.dropout" for i in range(6)]
+    assert not places(build_generator("resnet_6blocks", ngf=8)) + places(build_generator("unet_128", ngf=8))
 
 
 @pytest.mark.parametrize("norm", NORM_NAMES)

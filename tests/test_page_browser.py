@@ -248,28 +248,35 @@ def test_a_thousand_epochs(tmp_path, open_file):
     watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
     loaded = {url for url in watched.requests if url.endswith(".png")}
     assert len(loaded) < 80, f"{len(loaded)} pictures loaded for the few that can be seen"
-    cost = watched.page.evaluate(
-        """() => {
-            const view = gan.view, add = (epoch) => {
-                view.add({kind: "train", step: epoch * 8, epoch, losses: {G_GAN: 1}, lr: 1e-4, time: {}});
-                view.add({kind: "samples", step: epoch * 8, epoch, folder: "samples/step-00000008",
-                          pictures: {input: "input.png", fake: "fake.png"}});
-                view.samples.strip.offsetWidth;
-            };
-            const timed = (from, count) => {
-                const times = [];
-                for (let i = 0; i < count; i++) {
-                    const begin = performance.now();
-                    add(from + i);
-                    times.push(performance.now() - begin);
+    devtools = watched.context.new_cdp_session(watched.page)
+    devtools.send("Performance.enable")
+
+    def milliseconds_on_core() -> float:
+        """Of the page's main thread: no measure of how busy the machine is."""
+        metrics = {
+            entry["name"]: entry["value"] for entry in devtools.send("Performance.getMetrics")["metrics"]
+        }
+        return metrics["ThreadTime"] * 1e3
+
+    def add(first: int, count: int) -> None:
+        watched.page.evaluate(
+            """([first, count]) => {
+                const view = gan.view;
+                for (let epoch = first; epoch < first + count; epoch++) {
+                    view.add({kind: "train", step: epoch * 8, epoch, losses: {G_GAN: 1}, lr: 1e-4, time: {}});
+                    view.add({kind: "samples", step: epoch * 8, epoch, folder: "samples/step-00000008",
+                              pictures: {input: "input.png", fake: "fake.png"}});
+                    view.samples.strip.offsetWidth;
                 }
-                return times.sort((a, b) => a - b)[count / 2];
-            };
-            timed(1001, 20);
-            return timed(1021, 100);
-        }"""
-    )
-    assert cost < 10, f"{cost:.2f} ms, the median, for an epoch's news after a thousand epochs"
+            }""",
+            [first, count],
+        )
+
+    add(1001, 20)
+    begin = milliseconds_on_core()
+    add(1021, 100)
+    cost = (milliseconds_on_core() - begin) / 100
+    assert 0 < cost < 10, f"{cost:.2f} ms for an epoch's news after a thousand epochs"
     watched.page.keyboard.press("Home")
     watched.wait("gan.view.samples.selected === 0")
 

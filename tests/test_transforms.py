@@ -3,13 +3,14 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.errors import UserError
-from datasets.transforms import Augmentation, evaluation_resize
+from datasets.transforms import Augmentation, Size, evaluation_resize
 
 VALUES = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(VALUES)
@@ -26,14 +27,8 @@ def sample(augmentation: Augmentation, seed: int) -> tuple[np.ndarray, tuple[int
     [
         ("resize_and_crop", 286, 256, (600, 400), (286, 286), (256, 256)),
         ("crop", 286, 256, (600, 400), (600, 400), (256, 256)),
-        (
-            "scale_width",
-            256,
-            128,
-            (600, 400),
-            (256, 172),
-            (256, 172),
-        ),  # 256 * 400 / 600 = 170.7, nearest: 4 * 43
+        # 256 * 400 / 600 = 170.7, nearest: 4 * 43
+        ("scale_width", 256, 128, (600, 400), (256, 172), (256, 172)),
         ("scale_width", 256, 200, (600, 400), (256, 200), (256, 200)),  # not lower than the crop
         ("scale_width_and_crop", 256, 128, (600, 400), (256, 171), (128, 128)),
         ("scale_width_and_crop", 256, 200, (600, 400), (256, 200), (200, 200)),
@@ -42,15 +37,8 @@ def sample(augmentation: Augmentation, seed: int) -> tuple[np.ndarray, tuple[int
         ("none", 286, 2, (6, 1001), (8, 1000), (8, 1000)),
     ],
 )
-def test_sizes(
-    preprocess: str,
-    load: int,
-    crop: int,
-    size: tuple[int, int],
-    before_crop: tuple[int, int],
-    result: tuple[int, int],
-) -> None:
-    augmentation = Augmentation(preprocess, load, crop)  # type: ignore[arg-type]
+def test_sizes(preprocess: Any, load: int, crop: int, size: Size, before_crop: Size, result: Size) -> None:
+    augmentation = Augmentation(preprocess, load, crop)
     assert augmentation.resized(size) == before_crop
     assert augmentation.draw(size, random.Random(0)).apply(Image.new("RGB", size)).size == result
 

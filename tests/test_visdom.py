@@ -17,7 +17,7 @@ from gan.viewers.visdom import Visdom, environment_name, make_client
 from gan.viewers.visdom_events import Events, _take_frame
 from gan.viewers.visdom_http import Address, Unreachable
 from gan.viewers.visdom_inbox import Inbox
-from gan.viewers.visdom_panes import HISTORY, POINTS, Board, Curve, about_message, command_of, loss_pane
+from gan.viewers.visdom_panes import POINTS, Board, Curve, about_message, command_of, loss_pane
 from gan.viewers.visdom_reports import Reports, tunnel_command
 
 
@@ -78,14 +78,20 @@ def test_losses_of_one_size_share_a_pane(pane, losses):
     assert {loss_pane(loss)[0] for loss in losses} == {pane}
 
 
-def test_history_stays_short_and_holds_first_and_last():
-    board = Board()
-    for step in range(1, 501):
+def test_the_slider_only_grows_and_ever_more_slowly():
+    board, sizes = Board(), []
+    for step in range(1, 2001):
+        before = list(board.history)
         board.add(
             {"kind": "samples", "step": step, "epoch": step, "folder": "f", "pictures": {"grid": "g.png"}}
         )
-        steps = [moment["step"] for moment in board.moments]
-        assert len(steps) <= HISTORY and steps[0] == 1 and steps[-1] == step and steps == sorted(set(steps))
+        assert board.newest["step"] == step
+        assert board.history[: len(before)] == before, "nothing that a page shows goes away"
+        sizes.append(len(board.history))
+    assert sizes[:20] == list(range(1, 21)), "the first ones are all there"
+    steps = [record["step"] for record in board.history]
+    assert len(steps) < 150 and max(np.diff([*steps, 2000])) <= 128
+    assert max(np.diff(steps) / steps[1:]) <= 0.5, "gaps grow no faster than the training"
 
 
 def test_about_escapes_everything_and_knows_no_password():

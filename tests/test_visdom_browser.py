@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from browser_support import PATIENCE, chromium, screenshot
 from PIL import Image
-from visdom_support import ROOT, FakeRun, install_page_files, real_server, wait_until
+from visdom_support import ROOT, FakeRun, install_page_files, real_server, train_record, wait_until
 
 from gan.viewers import Viewers
 from gan.viewers.visdom import Visdom
@@ -21,6 +21,12 @@ pytestmark = pytest.mark.browser
 
 PLOTTED = """() => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].flatMap(plot =>
     plot.data.map(curve => [curve.name, curve.x.map((x, i) => [x, curve.y[i]])])))"""
+PLACES = """() => [...document.querySelectorAll('.react-grid-item')].map(pane => {
+    const box = pane.getBoundingClientRect(), all = document.querySelectorAll('.react-grid-item');
+    const left = Math.min(...[...all].map(other => other.getBoundingClientRect().left));
+    const top = Math.min(...[...all].map(other => other.getBoundingClientRect().top));
+    return {place: [box.top - top, box.left - left], text: pane.innerText, image: !!pane.querySelector('img')};
+}).sort((one, other) => one.place[0] - other.place[0] || one.place[1] - other.place[1])"""
 SHOWN = """() => {
     const image = document.querySelector('img[src^="data:image/jpeg"]');
     if (!image || !image.complete) return null;
@@ -63,30 +69,31 @@ def as_curves(points: dict[str, list]) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.usefixtures("page_files")
-def test_an_open_page_outlives_the_thinning_of_the_samples(tmp_path, monkeypatch):
-    """Its slider stands at the end when the list becomes shorter."""
-    monkeypatch.setattr("gan.viewers.visdom_panes.HISTORY", 4)
+def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training_goes(tmp_path, monkeypatch):
+    """Its slider stands at the end, where a shorter list or another pane would turn the page blank."""
+    monkeypatch.setattr("gan.viewers.visdom_panes.BLOCK", 4)
     monkeypatch.setattr("gan.viewers.visdom_sender.PAUSE", 0.1)
-    run = FakeRun(tmp_path, "thinned")
+    monkeypatch.setattr("gan.viewers.visdom_sender.LONGEST_PAUSE", 0.1)
+    run = FakeRun(tmp_path, "long")
     errors: list[str] = []
     with real_server(tmp_path / "server") as server, chromium() as browser:
         viewers = Viewers([Visdom("auto", "http://127.0.0.1", server.port)])
         viewers.start(run.info)
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        for step in range(1, 11):
+        wait_until(lambda: server.shows("long", "controls"))
+        page.goto(server.client.address.page("long"))
+        for step in range(1, 31):
+            viewers.record(run.keep(train_record(step)))
             viewers.samples(*run.samples(step))
-            if step == 1:
-                wait_until(lambda: server.shows("thinned", "samples"))
-                page.goto(server.client.address.page("thinned"))
             wait_until(lambda step=step: f"step {step}:" in page.inner_text("body"))
+        wait_until(lambda: page.locator("img[src^='data:image/jpeg']").count() == 2)
+        places = page.evaluate(PLACES)
         viewers.close()
-        wait_until(lambda: page.locator("img[src^='data:image/jpeg']").count() == 1)
-        panes = server.panes("thinned")
+        screenshot(page, "visdom-long", full_page=True)
     assert errors == []
-    (slider,) = (name for name in panes if name.startswith("samples"))
-    assert slider != "samples" and len(panes[slider]["content"]) <= 4
+    assert places[0]["place"] == [0, 0] and places[0]["image"] and "step 30:" in places[0]["text"]
 
 
 @pytest.mark.usefixtures("page_files")

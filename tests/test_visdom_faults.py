@@ -19,8 +19,9 @@ from visdom_support import (
     visdom_static,
     wait_until,
 )
-from visdom_training import STEPS, Timed, quicken, watch_training
+from visdom_training import STEPS, Timed, give_up_soon, quicken, watch_training
 
+from gan.viewers import visdom as visdom_module
 from gan.viewers import visdom_http, visdom_sender
 from gan.viewers.visdom_http import Address, Client, LoginRefused, Unreachable, WrongAnswer
 
@@ -42,8 +43,10 @@ def watch(tmp_path, capsys, monkeypatch) -> Callable[..., list[str]]:
 
 
 @pytest.mark.parametrize("fault", STUBS)
-def test_a_server_that_is_none(fault, watch):
+def test_a_server_that_is_none(fault, watch, monkeypatch):
     behave, reason = STUBS[fault]
+    if reason == "no answer within":
+        give_up_soon(monkeypatch)
     with stub(behave) as port:
         lines = watch(Timed("auto", "http://127.0.0.1", port))
     assert len(lines) == 1 and reason in lines[0] and "index.html shows the same" in lines[0]
@@ -81,7 +84,7 @@ def test_the_server_appears_later(tmp_path, watch):
         lines = watch(Timed("auto", "http://127.0.0.1", server.port), {30: server.start})
         assert len(lines) == 2 and "no server at" in lines[0] and lines[1].endswith("/env/watched")
         assert list(server.curve("watched", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-        assert len(server.panes("watched")["samples"]["content"]) == 3
+        assert len(server.panes("watched")["history"]["content"]) == 3
     finally:
         server.kill()
 
@@ -108,7 +111,7 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
         )
         assert "lost the connection" in lines[1] and "is back, nothing is missing" in lines[2]
         assert list(server.curve("watched", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-        assert len(server.panes("watched")["samples"]["content"]) == 3
+        assert len(server.panes("watched")["history"]["content"]) == 3
     finally:
         server.kill()
 
@@ -154,14 +157,22 @@ def stopped(server: RealServer, seconds: float, env: str = "watched") -> Callabl
 @needs_visdom
 def test_the_server_is_stopped_for_a_while(tmp_path, server, watch):
     curve = lambda: list(server.curve("stopped", "losses_adversarial", "G_GAN"))
-    at = {20: stopped(server, 1.5, "stopped"), 55: lambda: wait_until(lambda: len(curve()) >= 50)}
-    lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, FakeRun(tmp_path, "stopped"))
+    viewer = Timed("auto", "http://127.0.0.1", server.port)
+    stop = stopped(server, 1.5, "stopped")
+
+    def stop_and_give_up_soon() -> None:
+        stop()
+        viewer._sender._client.timeout = 0.5
+
+    at = {20: stop_and_give_up_soon, 55: lambda: wait_until(lambda: len(curve()) >= 50)}
+    lines = watch(viewer, at, FakeRun(tmp_path, "stopped"))
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
     assert curve() == list(range(1, STEPS + 1))
 
 
 @needs_visdom
-def test_the_server_is_stopped_at_the_end(tmp_path, server, watch):
+def test_the_server_is_stopped_at_the_end(tmp_path, server, watch, monkeypatch):
+    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 3.0)
     at = {STEPS: stopped(server, 20, "at_end")}
     try:
         lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, FakeRun(tmp_path, "at_end"))
@@ -199,11 +210,12 @@ def test_an_inbox_that_overflows_is_filled_up_from_the_log(tmp_path, server, wat
     lines = watch(Timed("auto", "http://127.0.0.1", server.port), run=FakeRun(tmp_path, "overflow"))
     assert len(lines) == 1
     assert list(server.curve("overflow", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-    assert len(server.panes("overflow")["samples"]["content"]) == 3
+    assert len(server.panes("overflow")["history"]["content"]) == 3
 
 
 def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
     monkeypatch.setattr(visdom_sender, "INBOX_LIMIT", 5)
+    give_up_soon(monkeypatch)
     with stub(silence) as port:
         assert len(watch(Timed("auto", "http://127.0.0.1", port))) == 1
 

@@ -104,21 +104,8 @@ def test_samples_are_live_in_the_middle_of_a_long_epoch(tmp_path):
             picture.with_name(f"{copy}-{picture.name}").hardlink_to(picture)
     port = unused_port()
     command = [sys.executable, "train.py", "--dataroot", str(data), "--checkpoints_dir", str(tmp_path)]
-    command += [
-        "--name",
-        "live",
-        "--model",
-        "pix2pix",
-        "--device",
-        "cpu",
-        "--load_size",
-        "64",
-        "--crop_size",
-        "64",
-        "--netG",
-        "resnet_6blocks",
-    ]
-    command += ["--display_freq", "5", "--visdom", "on", "--visdom_port", str(port)]
+    small = "--name live --model pix2pix --device cpu --load_size 64 --crop_size 64 --netG resnet_6blocks"
+    command += [*small.split(), "--display_freq", "5", "--visdom", "on", "--visdom_port", str(port)]
     with (tmp_path / "printed").open("w") as printed:
         training = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=printed)
     try:

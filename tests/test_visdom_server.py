@@ -51,8 +51,9 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
     assert set(server.curve("my_env", "throughput", "images/s").values()) == {3.0}
     assert set(server.curve("my_env", "data_wait", "data wait").values()) == {0.1}
     assert set(server.curve("my_env", "learning_rate", "lr").values()) == {2e-4}
-    assert panes["samples"]["type"] == "image_history" and len(panes["samples"]["content"]) == 2
-    newest = panes["samples"]["content"][-1]
+    assert panes["samples"]["type"] == "image" and panes["history"]["type"] == "image_history"
+    newest = panes["samples"]["content"]
+    assert len(panes["history"]["content"]) == 2 and panes["history"]["content"][-1] == newest
     sent, drawn = picture_of(newest), np.asarray(Image.open(files["grid"]))
     assert sent.shape == drawn.shape and sent.dtype == np.uint8
     assert np.abs(sent.astype(int) - drawn).mean() < 3, "a JPEG without wrapped values"
@@ -116,7 +117,7 @@ def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, monkeypa
         viewers.samples(*run.samples(2))
         wait_until(lambda: server.shows("closed", "about"))
         browser = json.loads(server.client._exchange("GET", "/socket_wrap")[2])["sid"]
-        for pane in ("losses_adversarial", "samples"):
+        for pane in ("losses_adversarial", "samples", "history"):
             message = json.dumps({"cmd": "close", "data": pane, "eid": "closed"})
             server.client.post("socket_wrap", {"message_type": "send", "sid": browser, "message": message})
             assert not server.shows("closed", pane)
@@ -124,7 +125,10 @@ def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, monkeypa
             viewers.record(run.keep(train_record(step)))
         wait_until(lambda: server.shows("closed", "losses_adversarial"))  # by then it has heard of both
         viewers.samples(*run.samples(59))
-    assert server.panes("closed")["samples"]["content"][-1]["caption"].startswith("epoch 1, step 59")
+    assert server.panes("closed")["samples"]["content"]["caption"].startswith("epoch 1, step 59")
+    assert [moment["caption"][:17] for moment in server.panes("closed")["history"]["content"]] == [
+        "epoch 1, step 59:"
+    ]
     assert server.curve("closed", "losses_adversarial", "G_GAN").get(59) == 1 / 59
 
 
@@ -143,7 +147,7 @@ def test_replay_shows_a_finished_run(tmp_path, server):
     done = replay("played", "--checkpoints_dir", str(tmp_path), *port)
     assert (done.returncode, done.stdout) == (0, server.client.address.page("played") + "\n"), done.stderr
     assert server.curve("played", "losses_adversarial", "G_GAN") == {step: 1 / step for step in range(1, 31)}
-    assert len(server.panes("played")["samples"]["content"]) == 3
+    assert len(server.panes("played")["history"]["content"]) == 3
 
 
 def test_replay_says_in_one_line_what_is_wrong(tmp_path):

@@ -12,8 +12,7 @@ from visdom_stubs import answer, stub
 from visdom_support import ROOT, FakeRun, RealServer, unused_port, visdom_static, wait_until
 from visdom_training import Timed, quicken, watch_training
 
-from gan.viewers import visdom as visdom_module
-from gan.viewers import visdom_http, visdom_sender
+from gan.viewers import visdom_sender
 from gan.viewers.visdom import Visdom
 from gan.viewers.visdom_http import Client
 
@@ -57,8 +56,6 @@ def is_alive(pid: int) -> bool:
 @needs_visdom
 @pytest.mark.parametrize("held", [False, True], ids=["port free", "port held by another program"])
 def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch, monkeypatch):
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 5.0)
-    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 9.0)
     monkeypatch.setattr(visdom_sender, "missing_scripts", list)  # the page is the browser test's concern
     seen: dict[str, object] = {}
 
@@ -85,8 +82,6 @@ def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tm
 @needs_visdom
 def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
     """As when two trainings share the server of one of them, and that one ends."""
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 5.0)
-    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 9.0)
     monkeypatch.setattr(visdom_sender, "missing_scripts", list)
     other = RealServer(tmp_path / "server")
     other.start()
@@ -135,7 +130,6 @@ time.sleep(60)
 @needs_visdom
 def test_a_page_that_will_be_blank_is_announced(tmp_path, monkeypatch, capsys):
     quicken(monkeypatch)
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 5.0)
     monkeypatch.setattr(visdom_sender, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
     viewer = Visdom("on", "http://localhost", unused_port())
     viewer.start(FakeRun(tmp_path).info, [])

@@ -58,6 +58,7 @@ PAGE_FILES_0_3 = {
 START = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from gan.viewers.visdom_launch import WithoutClientParts; sys.meta_path.insert(0, WithoutClientParts())
+import visdom.server.app; visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
 from visdom.server.run_server import main; main()
 """
 

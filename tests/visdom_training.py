@@ -19,14 +19,20 @@ LONGEST_CALL = 0.4  # seconds the training thread may sleep in a call of a viewe
 
 
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits of a few tenths of a second instead of seconds and minutes."""
+    """Pauses of a few tenths of a second instead of seconds and minutes; a busy server is waited for."""
     monkeypatch.setattr(visdom_http, "CONNECT_TIMEOUT", 0.5)
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 0.5)
+    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 60.0)
     monkeypatch.setattr(visdom_sender, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(visdom_sender, "LONGEST_WAIT", 0.2)
     monkeypatch.setattr(visdom_sender, "LISTEN_EVERY", 0.1)
     monkeypatch.setattr(visdom_sender, "PAUSE", 0.05)
     monkeypatch.setattr(visdom_sender, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 60.0)
+
+
+def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a server that never answers."""
+    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 3.0)
 
 

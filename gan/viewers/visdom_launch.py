@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
 
     visdom.server.app.tornado_settings["autoreload"] = False  # else it starts anew when a source file changes
     if hasattr(visdom.server.app, "DEFAULT_MAX_IMAGE_HISTORY"):  # Visdom 0.3 keeps 4 unless told
-        visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 100
+        visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
     sys.argv = ["visdom", *arguments]
     serve()
 

@@ -20,14 +20,17 @@ Message = dict[str, Any]
 POINTS = 2000
 """Points of a curve that Visdom holds at most."""
 
-HISTORY = 100
-"""Moments in the slider of the samples pane; more are thinned to half, first and last kept, in a new pane."""
+BLOCK = 20
+"""Moments that the slider takes before it skips every second one, then three of four, and so on."""
 
 LONGEST_SIDE = 2048
 """Pixels; a larger picture is scaled down before it is sent."""
 
+CAPTION_HEIGHT, SLIDER_HEIGHT = 80, 30
+"""Pixels of a pane below its picture."""
+
 BUTTONS = {"Save now": SAVE, "Sample now": SAMPLE, "Stop after this epoch": STOP}
-SAMPLES, ABOUT, CONTROLS = "samples", "about", "controls"
+SAMPLES, HISTORY, ABOUT, CONTROLS = "samples", "history", "about", "controls"
 
 
 class Curve:
@@ -107,20 +110,20 @@ class CurvePane:
 
 
 class Board:
-    """All that is shown of a run, in constant memory, built from its records in their order."""
+    """All that is shown of a run, in nearly constant memory, built from its records in their order.
+
+    The newest samples have a pane of their own, which stands first. Older ones are in a slider. It only ever grows,
+    ever more slowly: a page that is open at a moment which is no longer there goes blank.
+    """
 
     def __init__(self) -> None:
         self.panes: dict[str, CurvePane] = {}
-        self.moments: list[Record] = []  # records of samples, oldest first
-        self.replaced: list[str] = []  # sliders that another has taken the place of
-        self.moments_sent = 0
+        self.newest: Record | None = None  # the last record of samples
+        self.newest_sent = False
+        self.history: list[Record] = []  # records of samples in the slider, oldest first
+        self.history_sent = 0
         self.epoch = 0
-        self._thinned = 0
-
-    @property
-    def slider(self) -> str:
-        """The samples' pane. A shorter list needs another: an open page goes blank where its slider is past the end."""
-        return f"{SAMPLES}-{self._thinned}" if self._thinned else SAMPLES
+        self._moments = 0
 
     def add(self, record: Record) -> None:
         """Take one record; what is known already changes nothing."""
@@ -143,17 +146,16 @@ class Board:
                 counts = name.startswith("fid") and "n_fake" in record
                 title = f"{name}, n_fake {record['n_fake']}, n_real {record['n_real']}" if counts else name
                 self._point(f"metric_{name}", title, name, step, value)
-        elif record["kind"] == "samples" and (not self.moments or step > self.moments[-1]["step"]):
-            self.moments.append(record)
-            if len(self.moments) > HISTORY:
-                self.moments = [*self.moments[:-1:2], self.moments[-1]]
-                self.moments_sent = 0
-                self.replaced.append(self.slider)
-                self._thinned += 1
+        elif record["kind"] == "samples" and (self.newest is None or step > self.newest["step"]):
+            self.newest, self.newest_sent = record, False
+            if self._moments % 2 ** (len(self.history) // BLOCK) == 0:
+                self.history.append(record)
+            self._moments += 1
 
     def forget_sent(self) -> None:
         """The server has lost everything, or may have."""
-        self.moments_sent = 0
+        self.newest_sent = False
+        self.history_sent = 0
         for pane in self.panes.values():
             pane.was_sent(False)
 
@@ -178,19 +180,41 @@ def loss_pane(loss: str) -> tuple[str, str]:
     return "losses_other", "other losses"
 
 
-def samples_message(
-    run: RunInfo, env: str, record: Record, first: bool, pane: str = SAMPLES
-) -> tuple[str, Message]:
-    """Endpoint and message for one moment of the samples pane. Raises OSError if its picture is gone."""
+def caption_of(record: Record) -> str:
+    """`epoch 3, step 1200: input | fake | target`."""
+    kinds = " | ".join(kind for kind in record["pictures"] if kind != GRID)
+    return f"epoch {record['epoch']}, step {record['step']}: {kinds}"
+
+
+def samples_message(run: RunInfo, env: str, record: Record) -> tuple[str, Message]:
+    """Endpoint and message for the newest samples. Raises OSError if their picture is gone."""
+    content, options = _picture(run, record)
+    data = [{"type": "image", "content": content}]
+    return "events", {
+        "win": SAMPLES,
+        "eid": env,
+        "data": data,
+        "opts": {**options, "title": "newest samples"},
+    }
+
+
+def history_message(run: RunInfo, env: str, record: Record, first: bool) -> tuple[str, Message]:
+    """Endpoint and message that add one moment to the slider. Raises OSError if its picture is gone."""
+    content, options = _picture(run, record)
+    data = [{"type": "image_history", "content": content}]
+    options = {**options, "title": "samples over time", "height": options["height"] + SLIDER_HEIGHT}
+    return ("events" if first else "update"), {"win": HISTORY, "eid": env, "data": data, "opts": options}
+
+
+def _picture(run: RunInfo, record: Record) -> tuple[Message, Message]:
+    """Content and options of a pane that shows the samples of one moment."""
     files = record["pictures"]
     path = run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))
     source, size = jpeg_address(path)
-    caption = f"epoch {record['epoch']}, step {record['step']}: {' | '.join(k for k in files if k != GRID)}"
-    data = [{"type": "image_history", "content": {"src": source, "caption": caption}}]
+    caption = caption_of(record)
     width = min(1000, max(480, size[0]))  # the picture is scaled to the pane's width
-    height = min(1000, round(width * size[1] / size[0])) + 110  # room for title, caption and slider
-    options = {"title": SAMPLES, "caption": caption, "width": width, "height": height}
-    return ("events" if first else "update"), {"win": pane, "eid": env, "data": data, "opts": options}
+    height = min(1000, round(width * size[1] / size[0])) + CAPTION_HEIGHT
+    return {"src": source, "caption": caption}, {"caption": caption, "width": width, "height": height}
 
 
 def placeholder_message(env: str) -> tuple[str, Message]:
@@ -200,7 +224,7 @@ def placeholder_message(env: str) -> tuple[str, Message]:
         "win": SAMPLES,
         "eid": env,
         "data": data,
-        "opts": {"title": SAMPLES, "width": 480, "height": 340},
+        "opts": {"title": "newest samples", "width": 480, "height": 340},
     }
 
 

@@ -6,6 +6,7 @@ from `metrics.jsonl`, which holds it all.
 """
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,8 +19,10 @@ from gan.viewers.visdom_inbox import INBOX_LIMIT, Inbox
 from gan.viewers.visdom_launch import missing_scripts
 from gan.viewers.visdom_panes import (
     ABOUT,
+    HISTORY,
     Board,
     about_message,
+    caption_of,
     command_of,
     controls_message,
     placeholder_message,
@@ -162,10 +165,20 @@ class Sender:
     def _start_over(self) -> None:
         """Send everything again, and listen again: the server is another one, or has forgotten us."""
         self._board.forget_sent()
+        self._board.history_sent = self._history_on_server()
         self._fixed_panes_sent = False
         self._next_push = 0.0
         self._events = self._register()
         self._listen_at = time.monotonic() + LISTEN_EVERY
+
+    def _history_on_server(self) -> int:
+        """How many moments of our slider the server shows already, as after an outage without a restart."""
+        if self._client.post("win_exists", {"win": HISTORY, "eid": self._env}) != b"true":
+            return 0
+        content = json.loads(self._client.post("win_data", {"win": HISTORY, "eid": self._env}))["content"]
+        ours = [caption_of(record) for record in self._board.history]
+        shown = content[-1]["caption"] if content else ""
+        return ours.index(shown) + 1 if shown in ours else 0
 
     def _start_server(self, server: LocalServer) -> None:
         """Start the process, in the thread that forks the loader's workers and no other."""
@@ -202,7 +215,7 @@ class Sender:
     def _push(self) -> None:
         """Bring the server up to date."""
         begin = time.monotonic()
-        if not self._fixed_panes_sent and not self._board.moments:
+        if not self._fixed_panes_sent and not self._board.newest:
             # the page shows panes in the order they came in: the samples' place comes first
             self._client.post(*placeholder_message(self._env))
         send_news(self._client, self._run_info, self._env, self._board)
@@ -245,13 +258,13 @@ class Sender:
                 self._closed_by_hand(str(event.get("target")))
 
     def _closed_by_hand(self, pane: str) -> None:
-        """A curve that somebody closed comes back whole with its next point, the samples with the next ones only.
+        """A curve that somebody closed comes back whole with its next point, samples with the next ones only.
 
         Options and buttons stay away until everything is sent again.
         """
-        if pane == self._board.slider:
-            self._board.moments.clear()
-            self._board.moments_sent = 0
+        if pane == HISTORY:
+            self._board.history.clear()
+            self._board.history_sent = 0
         elif pane in self._board.panes:
             self._board.panes[pane].was_sent(False)
 

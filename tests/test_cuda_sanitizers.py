@@ -102,17 +102,12 @@ def run(program: Path, case: Case, unit: Unit, threads: int, monkeypatch: pytest
     return text if done.returncode else ""
 
 
-@pytest.fixture(scope="module")
-def programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs stay from one run of the suite to the next."""
-    cache = getattr(pytestconfig, "cache", None)
-    return cache.mkdir("cuda_shim") if cache else tmp_path_factory.mktemp("cuda_shim")
-
-
 @sanitizers
 @pytest.mark.parametrize("name", ["float32 nchw", "bfloat16 channels_last"])
-def test_nothing_is_found(name: str, sanitizer: str, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = executable(programs, UNITS[name], sanitizer)
+def test_nothing_is_found(
+    name: str, sanitizer: str, libraries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = executable(libraries, UNITS[name], sanitizer)
     for case in MORE.values():
         assert not run(program, case, UNITS[name], 64, monkeypatch), case
 
@@ -122,9 +117,9 @@ def test_nothing_is_found(name: str, sanitizer: str, programs: Path, monkeypatch
 @pytest.mark.parametrize("threads", [32, 256])
 @pytest.mark.parametrize("name", UNITS)
 def test_nothing_is_found_in_the_whole_grid(
-    name: str, threads: int, sanitizer: str, programs: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, threads: int, sanitizer: str, libraries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = executable(programs, UNITS[name], sanitizer)
+    program = executable(libraries, UNITS[name], sanitizer)
     for case in (*CASES.values(), *MORE.values()):
         assert not run(program, case, UNITS[name], threads, monkeypatch), case
 
@@ -159,7 +154,5 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path, monkeypatch: pytes
     broken.write_text(text.replace(before, after))
     unit = UNITS["bfloat16 channels_last" if "rounding" in fault else "float32 nchw"]
     program = executable(tmp_path, unit, sanitizer, broken)
-    tries = (
-        case for _ in range(3) for case in MORE.values()
-    )  # ThreadSanitizer remembers a few accesses a cell
+    tries = 3 * list(MORE.values())  # ThreadSanitizer remembers a few accesses a cell
     assert any(words in run(program, case, unit, 64, monkeypatch) for case in tries)
