@@ -51,7 +51,7 @@ def train(
         if saved is not None:
             position = resume(run, trainer, data, log, options)
             if position.epoch > options.schedule.epochs:
-                print(messages.nothing_left(run, options.schedule))
+                print(messages.nothing_left(run, position, options.schedule))
                 return 0
         stored = stored_dict(options)
         run.write_options(stored)

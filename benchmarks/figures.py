@@ -109,7 +109,7 @@ def lines(files: list[Path]) -> int:
 
 def loaded_files() -> dict[str, list[Path]]:
     """By command: our files among its modules, after a tiny training, translation and evaluation."""
-    loaded = {}
+    loaded, ours = {}, project_files()  # a virtual environment may stand below the root
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         flags = ["--output", str(home / "data"), "--count", "5", "--size", "32", "--layout", "aligned"]
@@ -117,7 +117,7 @@ def loaded_files() -> dict[str, list[Path]]:
         for name, command in COMMANDS.items():
             target = home / "loaded.json"
             run([sys.executable, "-c", LOADED, str(target), str(ROOT), *command.split()], home)
-            loaded[name] = [Path(path) for path in json.loads(target.read_text())]
+            loaded[name] = [path for path in ours if str(path) in json.loads(target.read_text())]
             target.unlink()
     return loaded
 

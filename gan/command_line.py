@@ -66,10 +66,10 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
         run = RunFolder.at(checkpoints_dir, given.run.name or resolve(given).run.name)
         if not run.options.is_file():
             raise UserError(run.path, "no run to resume", "check --name and --checkpoints_dir")
-        stored = from_dict(_known(run.read_options()))
-        saved = stored_dict(stored)
+        stored = _known(run.read_options())
         place = {"name": run.name, "checkpoints_dir": str(checkpoints_dir)}  # the folder may have been moved
-        flags = [*flags_of(saved | place, run.options), *flags]
+        flags = [*flags_of(stored | place, run.options), *flags]
+        saved = stored_dict(from_dict(stored))
         given = _parse(flags)
         refuse_changes(run, changes_that_matter(saved, to_dict(given)), given.run.override, "options")
     elif given.run.name and not given.run.dry_run:

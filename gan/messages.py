@@ -29,11 +29,13 @@ def plan(options: TrainOptions, trainer: Trainer, data: TrainingData) -> str:
     return "\n".join([*(f"{name:>9}  {text}" for name, text in lines.items()), *data.report.notes()])
 
 
-def nothing_left(run: RunFolder, schedule: ScheduleGroup) -> str:
-    """All epochs are done: how to train more of them."""
+def nothing_left(run: RunFolder, position: Position, schedule: ScheduleGroup) -> str:
+    """All epochs are done, perhaps more than the schedule asks for now: how to train ten more."""
+    done = position.epoch - 1
+    more = max(1, done + 10 - schedule.n_epochs_decay)
     return (
-        f"nothing left to train: all {schedule.epochs} epochs of {run.name} are done\n"
-        f"to extend it:  {resume_command(run)} --n_epochs {schedule.n_epochs + 10}"
+        f"nothing left to train: all {done} epochs of {run.name} are done\n"
+        f"to extend it:  {resume_command(run)} --n_epochs {more}"
     )
 
 

@@ -193,7 +193,11 @@ def build_viewers(options: TrainOptions, data: TrainingData, trainer: Trainer, r
         run.name, run.path, stored_dict(options), f"{platform.node()}, {device} ({card}), {versions}"
     )
     viewers = Viewers(choose_viewers(options, data))
-    viewers.start(info, read_records(run.metrics))
+    try:
+        viewers.start(info, read_records(run.metrics))
+    except BaseException:  # a second Ctrl-C: no server that was started stays behind
+        viewers.close()
+        raise
     return viewers
 
 

@@ -216,7 +216,16 @@ def test_nothing_left_to_train(trained: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "nothing left to train: all 2 epochs of r are done" in outcome.out
     assert "--continue_train --n_epochs 12" in outcome.out
+    fewer = go_on(trained, "--n_epochs", 1)  # than are done
+    assert "all 2 epochs of r are done" in fewer.out and "--n_epochs 12" in fewer.out
     assert without_lock(tree(trained)) == before
+
+
+def test_an_options_file_of_a_run_that_holds_a_list(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "options.yaml").write_text("dataroot: d\nmodel: [pix2pix]\n")
+    outcome = go_on(tmp_path)
+    assert outcome.code == 2 and "option 'model' holds a list" in outcome.error
 
 
 def test_no_run_to_go_on_with(tmp_path: Path) -> None:
