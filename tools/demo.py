@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 SMALL = (
-    "--norm nc_ms --netG resnet_6blocks --ndf 16 --load_size 64 --crop_size 64 --lr 0.0005 --num_threads 0 "
-    "--print_freq 20 --visdom off"
+    "--norm nc_ms --netG unet_128 --netD n_layers --n_layers_D 2 --no_dropout --load_size 128 --crop_size 128 "
+    "--lr 0.002 --num_threads 0 --print_freq 20 --visdom off"
 )
-PIX2PIX = f"--model pix2pix --ngf 32 --no_dropout --n_epochs 8 --n_epochs_decay 7 --display_freq 300 {SMALL}"
-CYCLEGAN = f"--model cycle_gan --ngf 16 --n_epochs 3 --n_epochs_decay 3 --display_freq 200 {SMALL}"
-TOWNS = "--count 100 --size 64"
-SEASONS = "--count 200 --size 64 --extent 96 --task winter"
+PIX2PIX = f"--model pix2pix --ngf 16 --ndf 16 --n_epochs 5 --n_epochs_decay 3 --display_freq 200 {SMALL}"
+CYCLEGAN = (
+    "--model cycle_gan --ngf 12 --ndf 8 --lambda_identity 0.25 --n_epochs 5 --n_epochs_decay 3 "
+    f"--display_freq 200 {SMALL}"
+)
+TOWNS = "--count 100 --size 128"
+SEASONS = "--count 120 --size 128 --extent 128 --task winter"
 
 
 class Direction(NamedTuple):
@@ -47,9 +50,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the towns and the trainings (default: 0)")
     options = parser.parse_args()
-    start, folder, seed = time.monotonic(), options.output, f"--seed {options.seed}"
-    if folder.exists():
-        sys.exit(f"error: {folder}: an earlier demo is there (remove it to start afresh: rm -r {folder})")
+    start, output, seed = time.monotonic(), options.output, f"--seed {options.seed}"
+    if output.exists():
+        sys.exit(f"error: {output}: an earlier demo is there (remove it to start afresh: rm -r {output})")
+    folder = shlex.quote(str(output))
     run(f"-m datasets.synthetic {TOWNS} {seed} --output {folder}/towns")
     run(f"-m datasets.synthetic {SEASONS} {seed} --layout unaligned --output {folder}/seasons")
     run(f"-m datasets.synthetic {SEASONS} {seed} --output {folder}/seasons_paired")
@@ -66,7 +70,7 @@ def main() -> None:
     for name, dataroot in pairs.items():
         metrics = f"--metrics psnr,ssim,l1 --baselines --output {folder}/evaluation/{name}"
         run(f"-m evaluate {name} {dataroot} {runs} {metrics}")
-    page = write_page(folder, trained)
+    page = write_page(output, trained)
     print(
         f"\ntraining took {trained:.0f} s, everything {time.monotonic() - start:.0f} s\npage: {page.resolve()}"
     )
@@ -90,7 +94,7 @@ def write_page(folder: Path, trained: float) -> Path:
     figures = [Figure(direction.caption, test_grid(folder, direction)) for direction in DIRECTIONS]
     intro = (
         "A small Pix2Pix and a small CycleGAN with normalized convolution and moment shortcut, trained for "
-        f"{trained / 60:.1f} minutes on this machine, on drawn towns of 64 pixels."
+        f"{trained / 60:.1f} minutes on this machine, on drawn towns of 128 pixels."
     )
     checkpoints = [folder / "checkpoints" / name for name in ("pix2pix", "cyclegan")]
     table = Table("Test pictures", columns, rows, about)
@@ -108,7 +112,7 @@ def results(folder: Path, wanted: Direction) -> Iterator[tuple[str, ...]]:
 
 
 def test_grid(folder: Path, wanted: Direction, count: int = 6) -> Path:
-    """A labelled grid of the first test pictures, three times their size, from what test.py wrote."""
+    """A labelled grid of the first test pictures, from what test.py wrote."""
     import torch
 
     from datasets.images import load_image, to_tensor
@@ -119,10 +123,7 @@ def test_grid(folder: Path, wanted: Direction, count: int = 6) -> Path:
     endings = {"input": f"real_{source}", "fake": f"fake_{target}", "target": f"real_{target}"}
     columns = {
         kind: torch.stack(
-            [
-                to_tensor(load_image(path).resize((192, 192), resample=0))  # nearest: pixels stay square
-                for path in sorted(images.glob(f"*_{ending}.png"))[:count]
-            ]
+            [to_tensor(load_image(path)) for path in sorted(images.glob(f"*_{ending}.png"))[:count]]
         )
         for kind, ending in endings.items()
     }
