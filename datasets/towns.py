@@ -31,13 +31,13 @@ FINE = 16  # positions per fine pixel: corners are rounded to this grid, and all
 
 
 class Material(NamedTuple):
-    """What a thing is made of; `photo` or `map` is None where that picture does not show it.
+    """What a thing is made of; `map` is None where the map does not show it.
 
     `fine` and `coarse`: swing of the photo's texture at the size of one and of six pixels of a 64 pixel picture.
     `snow`: percent of the surface that snow hides in winter.
     """
 
-    photo: Colour | None
+    photo: Colour
     fine: int = 0
     coarse: int = 0
     map: Colour | None = None
@@ -320,9 +320,9 @@ def pixels_of(thing: Thing, side: int, extent: float, shift: float = 0.0) -> tup
 
 def reduced(colours: NDArray[np.int16]) -> NDArray[np.int32]:
     """The picture (h, w, 3) of a canvas (H, W, 3): rounded means of OVERSAMPLING x OVERSAMPLING squares."""
-    k = OVERSAMPLING
-    sums = sum(colours[i::k, j::k].astype(np.int32) for i in range(k) for j in range(k))
-    return (np.asarray(sums) + k * k // 2) // (k * k)
+    k, side = OVERSAMPLING, len(colours) // OVERSAMPLING
+    sums = colours.reshape(side, k, side, k, 3).sum(axis=(1, 3), dtype=np.int32)
+    return (sums + k * k // 2) // (k * k)
 
 
 class Noise:
@@ -377,17 +377,13 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
 
 
 def surface(thing: Thing, look: Look) -> tuple[int, ...] | None:
-    """Red, green, blue, and the swing of the fine and the coarse texture; None if the picture does not show it."""
+    """Red, green, blue, and the swing of the fine and the coarse texture; None if the map does not show it."""
     material = MATERIALS[thing.material]
     if look == "map":
         return material.map and (*material.map, 0, 0)
-    if material.photo is None:
-        return None
     bare = 100 - material.snow if look == "winter" else 100
     mixed = (c * bare + s * (100 - bare) for c, s in zip(thing.colour or material.photo, SNOW, strict=True))
-    light = thing.light
-    return (
-        *(c * light // 10_000 for c in mixed),
-        material.fine * (50 + bare) // 150,
-        material.coarse * (50 + bare) // 150,
-    )
+    swings = (
+        swing * (50 + bare) // 150 for swing in (material.fine, material.coarse)
+    )  # snow is never quite flat
+    return *(c * thing.light // 10_000 for c in mixed), *swings
