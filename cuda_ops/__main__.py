@@ -17,7 +17,7 @@ def main() -> int:
     print("direct     available: any device")
     print(f"cuda       {_cuda()}")
     print(f"compiler   {_compiler()}")
-    print(f"cache      {cache_folder()}")
+    print(f"cache      {cache_folder() or 'none: no home folder'}")
     return 0
 
 

@@ -43,13 +43,14 @@ _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 _outcomes: dict[tuple[str, int, Unit], str | None] = {}
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 def why_not(x: Tensor, weight: Tensor, conv: ConvParams, warn: bool = False) -> str | None:
     """None where the kernels can serve these tensors, else the reason. Builds them on first use.
 
-    With `warn`, kernels that should run on this device but cannot be built are reported once, as a UserWarning.
+    With `warn`, kernels that should run on this device but cannot be built are reported, each reason once, as a
+    UserWarning. Raises BuildError where they cannot be built just now: in a graph capture, or without memory.
     """
     if x.device.type not in LAUNCHERS:
         return f"x is on the device {x.device.type}, the kernels are for cuda"
@@ -82,8 +83,8 @@ def build_failure(device: str, index: int, warn: bool, *types: Any) -> str | Non
         else:
             _outcomes[key] = None
     failure = _outcomes[key]
-    if failure is not None and warn and device not in _warned:
-        _warned.add(device)
+    if failure is not None and warn and (device, failure) not in _warned:
+        _warned.add((device, failure))
         warnings.warn(f"normalized_conv2d falls back to its torch form: {failure}", stacklevel=4)
     return failure
 
@@ -160,7 +161,7 @@ def _plan(
         kh=kh, kw=kw, sh=conv.stride[0], sw=conv.stride[1], ph=conv.padding[0], pw=conv.padding[1],
         dh=conv.dilation[0], dw=conv.dilation[1], out_height=out_height, out_width=out_width,
         weight_last=weight_layout == torch.channels_last, filters_last=unit.channels_last,
-        activation=_ACTIVATION_CODES[conv.activation], slope=conv.negative_slope, eps=conv.eps,
+        activation=_ACTIVATION_CODES[conv.activation], tf32=conv.tf32, slope=conv.negative_slope, eps=conv.eps,
         entries=entries, degrees=entries - conv.correction,
     )  # fmt: skip
     pixels, places = images * padded_height * padded_width, images * out_height * out_width
@@ -404,9 +405,8 @@ class _NormalizedConv2d(torch.autograd.Function):
         ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dstd: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         needs, outputs = ctx.needs_input_grad, (dy, dmean, dstd)
-        if (
-            torch.is_grad_enabled()
-        ):  # create_graph=True: torch's operations can be differentiated again, kernels not
+        # With create_graph=True, and under transforms, torch must differentiate or batch the operations of this pass.
+        if torch.is_grad_enabled() or direct.is_transformed(*outputs):
             x, weight, bias, *_ = ctx.saved_tensors
             return *direct.differentiable_backward(needs, x, weight, bias, ctx.plan.conv, outputs), None
         return *_backward(needs, _take_saved(ctx), ctx.plan, outputs), None
@@ -424,7 +424,7 @@ def _take_saved(ctx: Any) -> Saved:
 # normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
 _CONV_PARAMS = (
     "int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, int correction, str activation, "
-    "float negative_slope, ScalarType compute"
+    "float negative_slope, ScalarType compute, bool tf32"
 )
 _library = torch.library.Library("normalized_conv", "DEF")
 _library.define(
@@ -455,8 +455,9 @@ def _conv_params(numbers: Sequence[Any]) -> ConvParams:
 
 
 def _operator_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
-    results = _forward(x, weight, bias, make_plan(x, weight, _conv_params(numbers), moments=True))
-    return tuple(x.new_empty(0, dtype=numbers[-1]) if v is None else v for v in results)
+    conv = _conv_params(numbers)
+    results = _forward(x, weight, bias, make_plan(x, weight, conv, moments=True))
+    return tuple(x.new_empty(0, dtype=conv.compute) if v is None else v for v in results)
 
 
 def _operator_backward(
@@ -518,7 +519,7 @@ def _autograd_backward(
 ) -> tuple[Tensor | None, ...]:
     needs, outputs = tuple(ctx.needs_input_grad[:3]), (dy, dmean, dstd)
     x, weight, bias, *kept = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True, as in _NormalizedConv2d
+    if torch.is_grad_enabled() or direct.is_transformed(*outputs):  # as in _NormalizedConv2d
         conv = _conv_params(ctx.numbers)
         gradients = direct.differentiable_backward(needs, x, weight, bias, conv, outputs)
     else:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Activation = Literal["none", "relu", "leaky_relu"]
 IntPair = tuple[int, int]
@@ -42,6 +43,7 @@ class ConvParams(NamedTuple):
     activation: Activation
     negative_slope: float
     compute: torch.dtype  # what the convolution runs in and y comes out as
+    tf32: bool = False  # whether the convolution may round its float32 inputs to TF32
 
     def padded_size(self, x: Sequence[int]) -> IntPair:
         """Height and width of an input of shape `x` with its padding."""
@@ -58,8 +60,23 @@ class ConvParams(NamedTuple):
 
 def normalized_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """(y, mean, std) as in `cuda_ops.normalized_conv.reference`; memory does not grow with the kernel size."""
+    if is_transformed():
+        y, _, pivot, mean, std = _forward(x, weight, bias, conv)
+        return y, mean if pivot is None else mean + pivot, std
     y, mean, std = _NormalizedConv2d.apply(x, weight, bias, conv)
     return y, mean, std
+
+
+def is_transformed(*gradients: Tensor | None) -> bool:
+    """Whether torch.func, forward-mode AD or batched gradients are at work.
+
+    They need operations that torch can differentiate and batch by itself: no kernels, and no backward pass of our own.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return any(v is not None and torch._C._functorch.is_legacy_batchedtensor(v) for v in gradients)
 
 
 def activate(x: Tensor, activation: Activation, negative_slope: float) -> Tensor:
@@ -100,7 +117,7 @@ class _NormalizedConv2d(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         conv: ConvParams = ctx.conv
         x, weight, bias, z, pivot, mean, std, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the closed form cannot be differentiated again
+        if torch.is_grad_enabled() or is_transformed(dy, dmean, dstd):  # create_graph=True, or see there
             outputs = (dy, dmean, dstd)
             return *differentiable_backward(ctx.needs_input_grad, x, weight, bias, conv, outputs), None
 
@@ -130,7 +147,7 @@ class _NormalizedConv2d(torch.autograd.Function):
             if dz is None:
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
-                filters = _centre(weight).to(conv.compute)
+                filters = _centre(weight, conv.tf32).to(conv.compute)
                 dx = _convolution_backward(dz, x, filters, conv, conv.padding, (True, False))[0].to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
             dx = dx.to(x.dtype)
@@ -147,7 +164,7 @@ def _forward(
     kernel, out = (weight.shape[2], weight.shape[3]), conv.output_size(x.shape, weight.shape)
     entries, positions = weight[0].numel(), kernel[0] * kernel[1]
     base, padding, m, q, pivot = _base_with_statistics(x, conv)
-    filters = _centre(weight).to(conv.compute)
+    filters = _centre(weight, conv.tf32).to(conv.compute)
     z = F.conv2d(base.to(conv.compute), filters, None, conv.stride, padding, conv.dilation, conv.groups)
 
     sums = _window_sum(torch.cat([m, m.square(), q], 1), kernel, out, conv)
@@ -174,13 +191,15 @@ def differentiable_backward(
     conv: ConvParams,
     output_gradients: OutputGradients,
 ) -> InputGradients:
-    """The gradients by autograd's own rules, so that they can be differentiated again."""
-    y, _, pivot, mean, std = _forward(x, weight, bias, conv)
+    """The gradients by autograd's own rules, so that they can be differentiated again, or batched."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y, _, pivot, mean, std = _forward(x, weight, bias, conv)
     outputs = (y, mean if pivot is None else mean + pivot, std)
     pairs = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
     used, given = zip(*pairs, strict=True)
     inputs = [v for v, needed in zip((x, weight, bias), needs, strict=False) if needed and v is not None]
-    found = iter(torch.autograd.grad(used, inputs, given, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(used, inputs, given, create_graph=again, allow_unused=True))
     dx, dw, db = (next(found) if needed else None for needed in needs[:3])
     return dx, dw, db
 
@@ -189,9 +208,9 @@ def _base_with_statistics(
     x: Tensor, conv: ConvParams
 ) -> tuple[Tensor, IntPair, Tensor, Tensor, Tensor | None]:
     """What the convolution runs on, the padding it still needs, the padded maps m and q, and the pivot."""
-    if x.device.type == "cpu" and not _must_be_traceable():
+    if x.device.type == "cpu" and not _must_be_traceable(x):
         m, q = _pixel_statistics(x, conv.groups)
-        if not _mean_is_large(m, q, x.shape[1] // conv.groups):
+        if x.numel() == 0 or not _mean_is_large(m, q, x.shape[1] // conv.groups):
             ph, pw = conv.padding
             m, q = F.pad(torch.cat([m, q], 1), (pw, pw, ph, ph)).chunk(2, 1)
             return x, conv.padding, m, q, None
@@ -200,9 +219,11 @@ def _base_with_statistics(
     return base, (0, 0), *_pixel_statistics(base, conv.groups), pivot
 
 
-def _must_be_traceable() -> bool:
-    """Autograd and the compiler need one path, without in-place arithmetic, whatever the data."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+def _must_be_traceable(x: Tensor) -> bool:
+    """Autograd, the compiler and tensors without data need one path, without in-place arithmetic, whatever the data."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
+        return True
+    return type(x) not in (Tensor, torch.nn.Parameter)
 
 
 def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +234,7 @@ def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """
     channels = _per_group(x.to(statistics_dtype(x)), groups)  # (N, G, C/G, H, W)
     m = channels.mean(2, keepdim=True)
-    if _must_be_traceable():
+    if _must_be_traceable(x):
         q = (channels - m).square().sum(2)
     else:  # a few rows at a time (1 MiB in float32), so that the deviations stay in the cache
         rows = max(1, (1 << 18) * x.shape[2] // max(x.numel(), 1))
@@ -239,7 +260,7 @@ def _pad_and_centre(x: Tensor, pivot: Tensor, conv: ConvParams) -> Tensor:
     """x padded with zeros, minus the pivot (so the border holds -pivot), in the dtype of the statistics."""
     pivot = pivot.repeat_interleave(x.shape[1] // conv.groups, 1)  # (N, C, 1, 1)
     ph, pw = conv.padding
-    if conv.padding == (0, 0) or _must_be_traceable():
+    if conv.padding == (0, 0) or _must_be_traceable(x):
         return F.pad(x.to(pivot.dtype), (pw, pw, ph, ph)) - pivot
     last = x.is_contiguous(memory_format=torch.channels_last)
     padded = torch.empty(
@@ -265,10 +286,28 @@ def _cast(output: Tensor, dtype: torch.dtype) -> Tensor:
     return output if output.dtype == dtype else output.to(dtype)
 
 
-def _centre(weight: Tensor) -> Tensor:
-    """W~: every filter minus its mean, in float32 or wider."""
+def _centre(weight: Tensor, tf32: bool) -> Tensor:
+    """W~: every filter minus its mean, in float32 or wider.
+
+    Its entries must sum to zero as the convolution reads them, or the mean of a patch leaks into y, and a flat patch
+    multiplies that by 1 / sqrt(eps). So for TF32 they are rounded here, and the smallest one takes what is left over.
+    """
     weight = weight.to(statistics_dtype(weight))
-    return weight - weight.mean((1, 2, 3), keepdim=True)
+    weight = weight - weight.mean((1, 2, 3), keepdim=True)
+    if not tf32:
+        return weight
+    exact = weight.detach().flatten(1)  # (O, n)
+    rounded = round_to_tf32(exact)
+    smallest = rounded.abs().argmin(1, keepdim=True)
+    rest = (exact - rounded).sum(1, keepdim=True) + rounded.gather(1, smallest)
+    rounded = rounded.scatter(1, smallest, round_to_tf32(rest)).view_as(weight)
+    return rounded + (weight - weight.detach())  # the value of the one, the gradient of the other
+
+
+def round_to_tf32(x: Tensor) -> Tensor:
+    """float32 x to the nearest values with TF32's 10 bits of mantissa, ties to even."""
+    bits = x.view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
 def _per_group(x: Tensor, groups: int) -> Tensor:

@@ -67,6 +67,13 @@ __device__ inline void narrow(bf16* to, wide v) {
 #endif
 }
 
+// To the nearest value with TF32's 10 bits of mantissa, ties to even; NaN stays NaN. Other types are never TF32.
+__device__ inline void round_to_tf32(float* v) {
+    const unsigned u = __float_as_uint(*v);
+    if (*v == *v) *v = __uint_as_float((u + 0xfffu + ((u >> 13) & 1u)) & ~0x1fffu);
+}
+template <typename T> __device__ inline void round_to_tf32(T*) {}
+
 // Every field is eight bytes wide; cuda_ops/nvrtc.py mirrors the order. Absent tensors are null.
 struct Args {
     const x_t* x;         // (N, C, H, W)
@@ -96,6 +103,7 @@ struct Args {
     i64 weight_last, filters_last;  // whether the channel is the fastest index
     i64 activation;                 // 0 none, 1 relu, 2 leaky_relu
     i64 blocks;                     // rows of `partial`
+    i64 tf32;                       // whether the convolution may round float32 to TF32
     double slope, eps, entries, degrees;  // entries n of a patch; degrees of freedom n - correction
 };
 static_assert(sizeof(Args) == ARGS_BYTES, "Args differs from its mirror in cuda_ops/nvrtc.py");
@@ -194,17 +202,20 @@ template <typename From> __device__ inline wide filter_mean(const From* from, i6
 }
 
 // A value rounded together with the error that earlier values left behind; leaves its own.
-template <typename To> __device__ inline wide round_with(wide value, wide* error, To* to) {
+template <typename To> __device__ inline wide round_with(wide value, wide* error, To* to, bool tf32) {
     value += *error;
     narrow(to, value);
+    if (tf32) round_to_tf32(to);
     *error = value - widen(*to);
     return value - *error;
 }
 
 // W~ = W - mean(W) for one filter. Its entries must sum to zero after rounding too, or the mean of a patch leaks into
-// y: a bfloat16 weight minus a small mean would round back to itself. So each thread hands its rounding error on from
+// y: a bfloat16 weight minus a small mean would round back to itself. The same goes for float32 where the convolution
+// rounds it to TF32: then it is rounded here already. So each thread hands its rounding error on from
 // entry to entry, then 16 threads on from thread to thread, and one from those to the end (error diffusion).
-__device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channels, bool from_last, bool to_last) {
+__device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channels, bool from_last, bool to_last,
+                              bool tf32) {
     __shared__ wide errors[MAX_THREADS], lasts[MAX_THREADS];
     __shared__ i64 places[MAX_THREADS];  // of each thread's last entry
     const int tid = thread_index(), threads = thread_count(), groups = threads < 16 ? threads : 16;
@@ -214,9 +225,9 @@ __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channel
     i64 place = 0;
     each_entry(from, entries, [&](i64 e, wide v) {
         place = reorder(e, channels, taps, from_last, to_last);
-        last = round_with(v - mean, &error, to + place);
+        last = round_with(v - mean, &error, to + place, tf32);
     });
-    if (sizeof(c_t) > 2) return;
+    if (sizeof(c_t) > 2 && !tf32) return;
     errors[tid] = error;
     lasts[tid] = last;
     places[tid] = place;
@@ -226,7 +237,7 @@ __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channel
         wide handed = 0;
         for (int t = tid * size; t < (tid + 1) * size && t < entries; ++t) {
             handed += errors[t];
-            lasts[t] = round_with(lasts[t], &handed, to + places[t]);
+            lasts[t] = round_with(lasts[t], &handed, to + places[t], tf32);
         }
         errors[tid * size] = handed;
     }
@@ -235,7 +246,7 @@ __device__ void centre_weight(const w_t* from, c_t* to, i64 entries, i64 channel
         wide handed = 0;
         for (int t = 0; t < threads && t < entries; t += threads / groups) {
             handed += errors[t];
-            round_with(lasts[t], &handed, to + places[t]);
+            round_with(lasts[t], &handed, to + places[t], tf32);
         }
     }
 }
@@ -247,7 +258,7 @@ __device__ void prepare(const Args& a) {
     if (blockIdx.x < a.outputs) {
         if (!a.filters) return;
         centre_weight(a.weight + blockIdx.x * entries, a.filters + blockIdx.x * entries, entries, channels,
-                      a.weight_last, a.filters_last);
+                      a.weight_last, a.filters_last, a.tf32);
         return;
     }
     const i64 which = blockIdx.x - a.outputs, n = which / a.groups, g = which % a.groups;

@@ -2,7 +2,8 @@
 
 NVRTC comes with torch's own CUDA packages, so neither nvcc nor a host compiler nor a GPU is needed to compile. The
 cache lies in `$NORMALIZED_CONV_CACHE`, else `$XDG_CACHE_HOME/normalized_conv`, else `~/.cache/normalized_conv`. It may
-be deleted at any time. A cache that cannot be written costs a few tenths of a second per process and nothing else.
+be deleted at any time. It is used only if it belongs to this user (or root) and nobody else may write to it. A cache
+that cannot be used costs a few tenths of a second per process and nothing else.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _POINTERS = (
 )
 _INTEGERS = (
     "images channels height width outputs groups kh kw sh sw ph pw dh dw out_height out_width weight_last "
-    "filters_last activation blocks"
+    "filters_last activation blocks tf32"
 )
 _REALS = "slope eps entries degrees"
 
@@ -68,7 +69,7 @@ class Unit(NamedTuple):
 class BuildError(RuntimeError):
     """The kernels cannot be built or loaded here; the text is the compiler's, or what is missing.
 
-    passing: only now, because a CUDA graph is being captured.
+    passing: only now, because a CUDA graph is being captured or the memory is full. A later try may succeed.
     """
 
     def __init__(self, text: str, passing: bool = False) -> None:
@@ -109,6 +110,11 @@ class CudaLauncher:
                     "once with these dtypes and this memory format before the capture",
                     passing=True,
                 )
+            if os.environ.get("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", "0") != "0":
+                raise BuildError(
+                    "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM is set, so the kernels would not run on torch's "
+                    "stream; unset it"
+                )
             with torch.cuda.device(index):
                 code = compiled(unit.definitions(), architecture_for(torch.cuda.get_device_capability(index)))
                 self._driver = driver
@@ -125,7 +131,8 @@ class CudaLauncher:
         except BuildError:
             raise
         except Exception as error:  # a missing package or library: the text of whatever its loader raises
-            raise BuildError(f"{type(error).__name__}: {error}") from error
+            passing = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            raise BuildError(f"{type(error).__name__}: {error}", passing) from error
 
     def bind(self, arguments: Arguments) -> LaunchKernel:
         index, functions, start, success = self._index, self._functions, self._start, self._success
@@ -171,8 +178,12 @@ class CudaLauncher:
     def _ask(self, answer: tuple[Any, ...]) -> Any:
         status, *values = answer
         if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise BuildError(f"the CUDA driver answered {status.name}", passing="CAPTURE" in status.name)
+            raise BuildError(f"the CUDA driver answered {status.name}", _is_passing(status.name))
         return values[0] if values else None
+
+
+def _is_passing(status: str) -> bool:
+    return "CAPTURE" in status or "OUT_OF_MEMORY" in status
 
 
 @cache
@@ -192,11 +203,12 @@ def compiled(defines: Sequence[str], architecture: str) -> bytes:
     source = SOURCE.read_bytes()
     options = "\n".join([*defines, architecture, nvrtc_version()]).encode()
     key = hashlib.sha256(source + b"\0" + options).hexdigest()
-    path = cache_folder() / f"{key}.bin"
-    code = _read(path)
+    folder = cache_folder()
+    code = _read(folder / f"{key}.bin") if folder else None
     if code is None:
         code = build(source, defines, architecture)
-        _write(path, code)
+        if folder:
+            _write(folder / f"{key}.bin", code)
     return code
 
 
@@ -209,14 +221,14 @@ def build(source: bytes, defines: Sequence[str], architecture: str) -> bytes:
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if status.value:
-            log = b" " * _ask(nvrtc.nvrtcGetProgramLogSize(program))
+            log = bytearray(_ask(nvrtc.nvrtcGetProgramLogSize(program)))
             _ask(nvrtc.nvrtcGetProgramLog(program, log))
             message = log.rstrip(b"\0 \n").decode(errors="replace") or status.name
-            raise BuildError(f"NVRTC {architecture}: {message}")
+            raise BuildError(f"NVRTC {architecture}: {message}", _is_passing(status.name))
         kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
-        code = b" " * _ask(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
+        code = bytearray(_ask(getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
         _ask(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
-        return code
+        return bytes(code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -240,12 +252,16 @@ def nvrtc_version() -> str:
     return f"{major}.{minor}"
 
 
-def cache_folder() -> Path:
+def cache_folder() -> Path | None:
+    """None where nothing names one: no home folder is known either."""
     named = os.environ.get("NORMALIZED_CONV_CACHE")
     if named:
         return Path(named)
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "normalized_conv"
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and a user id without an entry among the users
+        return None
+    return Path(caches) / "normalized_conv"
 
 
 def _nvrtc() -> Any:
@@ -261,13 +277,15 @@ def _nvrtc() -> Any:
 def _ask(answer: tuple[Any, ...]) -> Any:
     status, *values = answer
     if status.value:  # 0 is success
-        raise BuildError(f"NVRTC: {status.name}")
+        raise BuildError(f"NVRTC: {status.name}", _is_passing(status.name))
     return values[0] if values else None
 
 
 def _read(path: Path) -> bytes | None:
-    """The code, or None where there is none or its checksum does not fit."""
+    """The code, or None where there is none, its checksum does not fit, or others may have written it."""
     try:
+        if _others_may_write(path.parent.stat()) or _others_may_write(path.lstat()):
+            return None
         stored = path.read_bytes()
     except OSError:
         return None
@@ -275,11 +293,18 @@ def _read(path: Path) -> bytes | None:
     return code if code and hashlib.sha256(code).digest() == stored[:_DIGEST_BYTES] else None
 
 
+def _others_may_write(entry: os.stat_result) -> bool:
+    """Whether a file or folder belongs to another user than this one and root, or lets others write, as links do."""
+    if not hasattr(os, "geteuid"):  # Windows has no such numbers
+        return False
+    return entry.st_uid not in (0, os.geteuid()) or bool(entry.st_mode & 0o022)
+
+
 def _write(path: Path, code: bytes) -> None:
     """Atomic: two processes that build the same code both leave a whole file."""
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             temporary = Path(file.name)
             file.write(hashlib.sha256(code).digest() + code)

@@ -94,7 +94,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
     seed, loss, schedule, wanted = options.run.seed, options.loss, options.schedule, options.device
     use_deterministic(options.run.deterministic)
     placement = Placement(find_device(wanted.device), wanted.precision == "bf16", wanted.channels_last)
-    _check_device(options, placement.device)
+    _check_nc_backend(options.model.nc_backend, placement)
     networks = generators(options) | discriminators(options)
     _check_sizes(options, networks)
     draws = torch.Generator().manual_seed(seed)
@@ -221,16 +221,19 @@ def choose_viewers(options: TrainOptions, data: TrainingData) -> list[Viewer]:
     return viewers
 
 
-def _check_device(options: TrainOptions, device: torch.device) -> None:
-    """Refuse what the device cannot do, before anything is written. Raises UserError naming the flag."""
-    if options.run.deterministic and device.type == "cuda" and options.model.netG.startswith("resnet"):
-        reason = "reflection padding has no deterministic gradient on a GPU"
-        raise UserError("--deterministic", reason, "use a U-Net generator, or leave it out")
-    if options.model.nc_backend == "cuda":
-        try:
-            NormalizedConv2d(1, 1, 3, backend="cuda").to(device)(torch.ones(1, 1, 3, 3, device=device))
-        except RuntimeError as error:
-            raise UserError("--nc_backend", str(error).splitlines()[0], "use auto") from error
+def _check_nc_backend(backend: str, placement: Placement) -> None:
+    """Build the kernels for every dtype and layout that the run may meet. Raises UserError where that fails."""
+    if backend != "cuda":
+        return
+    layer = placement.put_network(NormalizedConv2d(2, 2, 3, backend="cuda"))
+    dtypes = (torch.float32, torch.bfloat16) if placement.bf16 else (torch.float32,)
+    try:
+        for x in (torch.ones(1, 2, 4, 4, dtype=dtype, device=placement.device) for dtype in dtypes):
+            with placement.autocast():
+                layer(x)  # with channels-last too: torch's instance norm returns NCHW
+                layer(placement.put(x))
+    except RuntimeError as error:
+        raise UserError("--nc_backend", str(error).splitlines()[0], "use auto") from error
 
 
 def _check_sizes(options: TrainOptions, networks: dict[str, nn.Module]) -> None:

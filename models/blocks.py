@@ -7,10 +7,20 @@ from torch.nn import functional as F
 
 from cuda_ops import Activation, Backend, Moments, activate
 from models.names import BaseNormName
-from models.normalized_conv import NormalizedConv2d
+from models.normalized_conv import NormalizedConv2d, pad
 from models.norms import BASE_NORMS, PONO, DynamicMomentShortcut, Positional
 
 LEAKY_SLOPE = 0.2
+
+
+class PlainConv2d(nn.Conv2d):
+    """`nn.Conv2d` with the padding of `models.normalized_conv.pad`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return super().forward(x)
+        x = pad(x, self._reversed_padding_repeated_twice, self.padding_mode)  # (N, C, H + pads, W + pads)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class ConvBlock(nn.Module):
@@ -59,7 +69,7 @@ class ConvBlock(nn.Module):
                 negative_slope=LEAKY_SLOPE,
             )
         else:
-            self.conv = nn.Conv2d(*sizes, bias=bias, padding_mode=padding_mode)
+            self.conv = PlainConv2d(*sizes, bias=bias, padding_mode=padding_mode)
         self.pono = PONO() if positional == "pono" else None
         self.norm = base.layer(out_channels)
 

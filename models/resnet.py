@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda_ops import Backend, Moments
-from models.blocks import ConvBlock, UpBlock, check_size
+from models.blocks import ConvBlock, PlainConv2d, UpBlock, check_size
 from models.names import BaseNormName, NormName
 from models.norms import MomentShortcut, Positional, plan_norms
 
@@ -109,7 +109,7 @@ class ResnetGenerator(nn.Module):
             for channels in (4 * ngf, 2 * ngf)
         )
         self.ms = MomentShortcut() if plan.shortcut == "ms" else None
-        self.out = nn.Conv2d(ngf, output_nc, 7, padding=3, padding_mode="reflect")
+        self.out = PlainConv2d(ngf, output_nc, 7, padding=3, padding_mode="reflect")
 
     def forward(self, x: Tensor) -> Tensor:
         check_size(self, x, self.size_multiple, self.min_size)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from cuda_ops import __main__ as report
 from cuda_ops import cuda, nvrtc
 from cuda_ops.normalized_conv import choose
 from cuda_ops.nvrtc import SOURCE, Arguments, BuildError, Unit, architecture_for, build, compiled
+from gan.setup import _check_nc_backend
+from gan.step import Placement
 
 try:
     nvrtc.nvrtc_version()
@@ -114,6 +117,34 @@ def test_the_compilers_words_are_passed_on() -> None:
         build(b"int a = nonsense;", (), "sm_90")
 
 
+def test_the_compiler_writes_into_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bytes` never change, and Python shares those of length one: here an empty log, one NUL."""
+
+    def write(program: object, buffer: Any) -> tuple[Any]:
+        buffer[:] = b"x" * (len(buffer) - 1) + b"\0"
+        return (SimpleNamespace(value=0, name="SUCCESS"),)
+
+    good, bad = (
+        SimpleNamespace(value=0, name="SUCCESS"),
+        SimpleNamespace(value=6, name="NVRTC_ERROR_COMPILATION"),
+    )
+    fake = SimpleNamespace(
+        nvrtcResult=SimpleNamespace(NVRTC_SUCCESS=good),
+        nvrtcCreateProgram=lambda *a: (good, 1),
+        nvrtcCompileProgram=lambda *a: (good,),
+        nvrtcDestroyProgram=lambda *a: None,
+        nvrtcGetPTXSize=lambda *a: (good, 4),
+        nvrtcGetPTX=write,
+        nvrtcGetProgramLogSize=lambda *a: (good, 1),
+        nvrtcGetProgramLog=write,
+    )
+    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: fake)
+    assert build(b"", (), "compute_80") == b"xxx\0"
+    fake.nvrtcCompileProgram = lambda *a: (bad,)
+    with pytest.raises(BuildError, match="NVRTC compute_80: NVRTC_ERROR_COMPILATION"):
+        build(b"", (), "compute_80")
+
+
 @needs_nvrtc
 def test_a_changed_argument_block_does_not_compile() -> None:
     defines = (*UNITS["float32"].definitions()[:-1], f"-DARGS_BYTES={ctypes.sizeof(Arguments) + 8}")
@@ -180,6 +211,45 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch
     assert built == ["sm_90"]
 
 
+def test_without_a_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs with a user id of its own."""
+    built = counted_builds(monkeypatch)
+    for name in ("NORMALIZED_CONV_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert nvrtc.cache_folder() is None
+    assert compiled((), "sm_90") == b"code for sm_90"
+    assert built == ["sm_90"]
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+@pytest.mark.parametrize("change", ["mode", "owner", "link"])
+def test_a_cache_that_others_may_write_is_not_used(
+    what: str, change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes there would choose what runs on the GPU."""
+    built = counted_builds(monkeypatch)
+    compiled((), "sm_90")
+    (entry,) = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777, entry.stat().st_mode & 0o777) == (0o700, 0o600)
+    target = cache if what == "folder" else entry
+    if change == "mode":
+        target.chmod(target.stat().st_mode | 0o020)
+    elif change == "owner":
+        uid = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+        if uid == 0:  # what root owns is trusted
+            os.chown(target, 12345, -1)
+    elif what == "folder":
+        return  # a linked folder is looked at where it lies
+    else:
+        moved = cache.parent / "elsewhere"
+        entry.rename(moved)
+        entry.symlink_to(moved)
+    assert compiled((), "sm_90") == b"code for sm_90"
+    assert built == ["sm_90"] * 2
+
+
 def _race(start: Any) -> bytes:
     start.wait()
     return compiled(UNITS["float16"].definitions(), "compute_80")
@@ -232,6 +302,28 @@ def test_auto_falls_back_with_one_warning(failing: None) -> None:
     torch.testing.assert_close(results[0], cuda_ops.normalized_conv2d(x, weight, backend="reference"))
 
 
+def test_an_accident_is_not_remembered_and_another_failure_is_reported(
+    failing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3, 3)
+    answers: list[BuildError] = [
+        BuildError("the CUDA driver answered CUDA_ERROR_OUT_OF_MEMORY", passing=True),
+        BuildError("no such luck"),
+        BuildError("a missing library"),
+    ]
+
+    def fail(index: int, unit: Unit) -> Any:
+        raise answers.pop(0)
+
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", fail)
+    with pytest.raises(RuntimeError, match="OUT_OF_MEMORY"):
+        cuda_ops.normalized_conv2d(x, weight)
+    for dtype, words in ((torch.float32, "no such luck"), (torch.float64, "a missing library")):
+        with pytest.warns(UserWarning, match=words):
+            cuda_ops.normalized_conv2d(x.to(dtype), weight.to(dtype))
+    assert not answers
+
+
 def test_backend_cuda_raises_with_the_compilers_words(failing: None) -> None:
     with pytest.raises(RuntimeError, match=r"not available here: NVRTC sm_90: .* no such luck"):
         cuda_ops.normalized_conv2d(torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3, 3), backend="cuda")
@@ -246,9 +338,40 @@ def test_auto_says_nothing_where_the_kernels_do_not_apply(failing: None) -> None
         choose("cuda", x, weight, CONV_PARAMS)
 
 
+class NoLaunch:
+    """A launcher that runs nothing."""
+
+    threads = 256
+
+    def bind(self, arguments: Arguments) -> Any:
+        return lambda kernel, grid, block: None
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_run_with_backend_cuda_builds_all_that_it_may_need(
+    bf16: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[Unit] = set()
+    monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", lambda index, unit: asked.add(unit) or NoLaunch())
+    monkeypatch.setattr(cuda, "_outcomes", {})
+    _check_nc_backend("cuda", Placement(torch.device("cpu"), bf16, channels_last))
+    layouts = (False, True) if channels_last else (False,)
+    inputs = (F32, BF16) if bf16 else (F32,)
+    assert asked == {Unit(x, BF16 if bf16 else F32, F32, last) for x in inputs for last in layouts}
+
+
 def test_no_compilation_inside_a_graph_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(BuildError, match=r"run the layer once with these dtypes .* before the capture"):
+        nvrtc.CudaLauncher(0, UNITS["float32"])
+
+
+def test_a_default_stream_per_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda-bindings would launch on another stream than torch's."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setenv("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
+    with pytest.raises(BuildError, match="CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM is set"):
         nvrtc.CudaLauncher(0, UNITS["float32"])
 
 
@@ -275,7 +398,7 @@ def test_the_launcher_against_a_stand_in_driver(tmp_path: Path, cache: Path) -> 
     command = [sys.executable, str(FOLDER / "drive.py"), str(library)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    first, second, third, fourth, fifth, refused, built = json.loads(done.stdout)
+    first, second, third, fourth, fifth, captured, full, built = json.loads(done.stdout)
     assert first == [1, 5, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]
     assert second == [2, 206, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]  # launched again with a context
     assert third == [3, 405, 6, 1, 32, 8, 1, 1234, ord("s"), 0xABCDEF]
@@ -283,7 +406,8 @@ def test_the_launcher_against_a_stand_in_driver(tmp_path: Path, cache: Path) -> 
         fourth == "launch of the kernel scale failed: CUDA_ERROR_INVALID_VALUE (grid (6, 6), block (32, 8))"
     )
     assert fifth == [4, 1, 2, 1, 3, 4, 1, 77, ord("c"), 5, 0]  # on its own device, and on the stream of now
-    assert (refused, built) == ("the CUDA driver answered CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "built")
+    assert captured == "the CUDA driver answered CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+    assert (full, built) == ("the CUDA driver answered CUDA_ERROR_OUT_OF_MEMORY", "built")
 
 
 def test_report_of_what_is_available(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,10 +32,13 @@ pytestmark = [
 
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_is_read_before_it_is_written(dtype: torch.dtype, last: bool) -> None:
+def test_nothing_is_read_before_it_is_written(
+    dtype: torch.dtype, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch fills new memory with NaN where it is asked for deterministic algorithms."""
     case = Case(images=3, channels=40, size=(13, 11), outputs=24, stride=(2, 1), activation="relu")
     inputs = make_inputs(case, dtype, last, "cuda")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert torch.empty(9, device="cuda").isnan().all()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cuda_shim.launcher import HostLauncher, build, host_launchers
 from cuda_support import (
     CASES,
@@ -27,7 +28,7 @@ from cuda_support import (
 )
 
 import cuda_ops
-from cuda_ops import cuda, nvrtc
+from cuda_ops import cuda, normalized_conv, nvrtc
 from cuda_ops.nvrtc import SOURCE
 
 pytestmark = [
@@ -70,6 +71,37 @@ def test_half_types_keep_the_mean_of_a_patch_out(dtype: torch.dtype, offset: flo
     actual = run_backend(case, inputs)
     errors = distances(actual, expected(case, inputs, dtype, actual["y"]))
     assert max(errors["y"], errors["dx"]) <= TOLERANCE[dtype][0], errors
+
+
+def to_tf32(x: torch.Tensor) -> torch.Tensor:
+    """To 11 significant bits."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp((mantissa * 2**11).round(), exponent - 11).float()
+
+
+@pytest.mark.parametrize("backend", ["cuda", "direct"])
+@layouts
+def test_tf32_keeps_the_mean_of_a_flat_patch_out(
+    backend: str, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN rounds what it reads to TF32, as the stand-ins do here. A flat patch multiplies the sum of W~ by 316."""
+    x = torch.randn(2, 3, 40, 40)
+    x[..., :16] = 1.0
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    weight = torch.randn(16, 3, 7, 7) * 0.02
+    for module, name in ((torch, "convolution"), (F, "conv2d")):
+        exact = getattr(module, name)
+        rounding = lambda x, w, *rest, exact=exact: exact(to_tf32(x), to_tf32(w), *rest)
+        monkeypatch.setattr(module, name, rounding)
+    errors = {}
+    for tf32 in (False, True):
+        monkeypatch.setattr(normalized_conv, "uses_tf32", lambda device, tf32=tf32: tf32)
+        monkeypatch.setattr(normalized_conv, "_calls", {})
+        y = cuda_ops.normalized_conv2d(x, weight, backend=backend)
+        errors[tf32] = y[..., :10].square().mean().sqrt()  # the true value is 0
+        truth = cuda_ops.normalized_conv2d(x.double(), weight.double(), backend="reference")
+        assert distances({"y": y[..., 10:]}, {"y": truth[..., 10:]})["y"] < 2e-3
+    assert errors[True] < errors[False] / 5, errors
 
 
 @devices

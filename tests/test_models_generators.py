@@ -5,11 +5,14 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.blocks import ConvBlock
 from models.build import build_generator, initialize
 from models.names import GENERATOR_NAMES, NORM_NAMES
-from models.normalized_conv import NormalizedConv2d
+from models.normalized_conv import NormalizedConv2d, pad
 from models.norms import DynamicMomentShortcut, MomentShortcut
 from models.resnet import ResnetGenerator
 from models.unet import UnetGenerator
@@ -182,6 +185,58 @@ def test_float64_and_channels_last_agree_with_float32(kind: str, norm: str) -> N
     wide = network.double()(x.double())
     assert wide.dtype == torch.float64
     torch.testing.assert_close(y.double(), wide, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "nc"])
+@pytest.mark.parametrize("kind", ["resnet", "unet"])
+def test_channels_last_stays_on_a_gpu(kind: str, norm: str) -> None:
+    """Up to the last layer, of strides alone: fake tensors know the layouts of a GPU. Instance norm loses them."""
+    seen = {}
+    with FakeTensorMode(), torch.device("cuda"):
+        network = small(kind, norm, base_norm=norm, nc_backend="direct")
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.register_forward_pre_hook(lambda _m, x, name=name: seen.update({name: x[0]}))
+        network(torch.empty(1, 3, 16, 32).to(memory_format=torch.channels_last))
+    assert [name for name, x in seen.items() if not x.is_contiguous(memory_format=torch.channels_last)] == []
+    assert len(seen) == (10 if kind == "resnet" else 8)
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+def test_deterministic_algorithms_need_no_gradient_of_torchs_reflection_on_a_gpu() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with FakeTensorMode(), torch.device("cuda"), Operations() as seen:
+            small("resnet", "instance")(torch.empty(1, 3, 16, 32))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "aten::flip" in seen.names
+    assert not [name for name in seen.names if "reflection_pad" in name]
+
+
+@pytest.mark.parametrize("pads", [[3, 3, 3, 3], [0, 2, 1, 0], [6, 6, 4, 4]])
+def test_joined_slices_are_torchs_reflection(pads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 3, 5 + pads[2] + pads[3], 7 + pads[0] + pads[1], dtype=torch.float64)
+    want = F.pad(x, pads, mode="reflect")
+    (gradient,) = torch.autograd.grad(want, x, upstream)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    got = pad(x.to(memory_format=torch.channels_last), pads, "reflect")
+    monkeypatch.undo()
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(got, x, upstream)[0], gradient, rtol=1e-14, atol=1e-14)
+    assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("norm", NORM_NAMES)

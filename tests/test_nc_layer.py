@@ -1,13 +1,20 @@
 """The NC layer against its definition: outputs, moments, every gradient; float32 against float64; flat inputs."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacrev, jvp, vmap
 
 from cuda_ops import normalized_conv2d
+
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OUTPUTS = ("y", "mean", "std", "dx", "dw", "db")
 
@@ -200,6 +207,16 @@ def test_compiled_without_a_graph_break_and_channels_last() -> None:
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["reference", "direct", "auto"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_empty_batch_gives_an_empty_batch(backend: str, groups: int) -> None:
+    x, b = torch.randn(0, 4, 9, 7), torch.randn(6)
+    w = torch.randn(6, 4 // groups, 3, 3)
+    y, mean, std, dx, dw, db = everything(backend, x, w, b, padding=1, groups=groups)
+    assert (y.shape, mean.shape, std.shape, dx.shape) == ((0, 6, 9, 7), *[(0, groups, 9, 7)] * 2, x.shape)
+    assert not dw.any() and not db.any()
+
+
 def test_adding_a_constant_to_the_input_or_the_weights_changes_nothing() -> None:
     torch.manual_seed(10)
     x, w = torch.randn(1, 4, 9, 9, dtype=torch.float64), torch.randn(3, 4, 3, 3, dtype=torch.float64)
@@ -221,6 +238,7 @@ def test_adding_a_constant_to_the_input_or_the_weights_changes_nothing() -> None
         ({"x": torch.zeros(1, 4, 4, 4, dtype=torch.int64)}, "floating point"),
         ({"x": torch.randn(1, 4, 4, 4, dtype=torch.float64)}, "cast one"),
         ({"stride": 0}, ">= 1"),
+        ({"negative_slope": -0.1, "activation": "leaky_relu"}, "negative_slope must be >= 0, not -0.1"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_in_one_sentence(change: dict[str, object], words: str) -> None:
@@ -228,3 +246,67 @@ def test_what_cannot_be_computed_is_refused_in_one_sentence(change: dict[str, ob
     with pytest.raises(ValueError, match=words) as refusal:
         normalized_conv2d(**arguments)  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
+
+
+def dual(layer: Layer, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        y = layer(forward_ad.make_dual(x, x.cos()), forward_ad.make_dual(w, w.sin()), b)
+        return forward_ad.unpack_dual(y).tangent
+
+
+def batched_gradients(layer: Layer, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    y = layer(x, w, b)
+    return torch.autograd.grad(y, x, torch.stack([y.detach().cos(), y.detach()]), is_grads_batched=True)[0]
+
+
+def vmap_of_grad(layer: Layer, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    y = layer(x.requires_grad_(), w, b)
+    return vmap(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(
+        torch.stack([y.cos(), y]).detach()
+    )
+
+
+TRANSFORMS: dict[str, Callable[[Layer, Tensor, Tensor, Tensor], Tensor]] = {
+    "grad of x": lambda f, x, w, b: grad(lambda v: f(v, w, b).square().sum())(x),
+    "grad of the weight": lambda f, x, w, b: grad(lambda v: f(x, v, b).square().sum())(w),
+    "vmap over x": lambda f, x, w, b: vmap(lambda v: f(v, w, b))(torch.stack([x, x + 1])),
+    "vmap over the weight": lambda f, x, w, b: vmap(lambda v: f(x, v, b))(torch.stack([w, w.cos()])),
+    "a gradient per sample": lambda f, x, w, b: vmap(
+        grad(lambda v, one: f(one[None], v, b).square().sum()), (None, 0)
+    )(w, x),
+    "jvp": lambda f, x, w, b: jvp(lambda v: f(v, w, b), (x,), (x.cos(),))[1],
+    "hessian": lambda f, x, w, b: hessian(lambda v: f(x[:1], w, v).pow(3).sum())(b),
+    "jacobian": lambda f, x, w, b: jacrev(lambda v: f(x[:1], v, b))(w),
+    "forward mode": dual,
+    "batched gradients": batched_gradients,
+    "vmap around the backward pass": vmap_of_grad,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("backend", ["direct", "auto", "cuda"])
+def test_function_transforms(backend: str, transform: str, kernels_on_cpu: None) -> None:
+    """All that torch.func and forward-mode AD do with a plain convolution; the kernels step aside for it."""
+    torch.manual_seed(11)
+    inputs = [torch.randn(s, dtype=torch.float64) for s in ((2, 4, 6, 5), (3, 4, 3, 3), (3,))]
+    got, want = (
+        TRANSFORMS[transform](
+            lambda x, w, b, name=name: normalized_conv2d(
+                x, w, b, 1, 1, activation="leaky_relu", backend=name
+            ),
+            *(v.clone() for v in inputs),
+        )
+        for name in (backend, "reference")
+    )
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_fake_tensors(inside: bool) -> None:
+    mode = FakeTensorMode()
+    x, w, b = (mode.from_tensor(torch.randn(s)) for s in ((2, 4, 6, 5), (3, 4, 3, 3), (3,)))
+    with mode if inside else nullcontext():
+        y, moments = normalized_conv2d(x.requires_grad_(), w, b, padding=1, return_moments=True)
+    assert (y.shape, moments.std.shape) == ((2, 3, 6, 5), (2, 1, 6, 5))
+    assert torch.autograd.grad(y, x, torch.empty_like(y))[0].shape == x.shape

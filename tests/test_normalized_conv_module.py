@@ -54,6 +54,19 @@ def test_padding_same_and_valid(mode: str) -> None:
     torch.testing.assert_close(valid(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [3, 4, (2, 5)])
+def test_padding_same_keeps_its_digits_at_a_large_offset(kernel: int) -> None:
+    """The layer itself pads before it subtracts the mean: zeros added outside would enter that mean."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 24, 20) + 1000
+    layer = NormalizedConv2d(16, 8, kernel, padding="same", return_moments=True)
+    y, moments = layer(x)
+    exact, wide = layer.double()(x.double())
+    assert y.shape == (2, 8, 24, 20)
+    for ours, truth in zip((y, *moments), (exact, *wide), strict=True):
+        assert (ours.double() - truth).norm() <= 2e-6 * truth.norm()
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference", "direct"])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_activation_is_part_of_the_layer(backend: str, activation: str) -> None:

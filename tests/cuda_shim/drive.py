@@ -38,9 +38,9 @@ torch._C._cuda_getCurrentRawStream = lambda index: 77 + index
 torch.accelerator.current_device_index = lambda: 1
 launcher.bind(nvrtc.Arguments(x=5))("collect", (1, 2), (3, 4))
 seen.append([fake.fake_launches(out), *out, *guarded])
-# A graph is being captured in another thread: refused now, not for ever.
+# A graph is being captured in another thread, or the memory is full: refused now, not for ever.
 unit = nvrtc.Unit(*[torch.float16] * 3, False)
-for status in (900, 0):
+for status in (900, 2, 0):
     fake.fake_refuse(status)
     try:
         cuda.build_failure("cuda", 0, False, *unit)
