@@ -9,7 +9,7 @@ from gan.options import TrainOptions, channels
 
 
 def baseline_rows(runs: Sequence[TrainOptions], choice: RunChoice, asked: Sequence[str] | None) -> list[Row]:
-    """Two rows for every data set and direction among the runs that have training pairs.
+    """Three rows for every data set and direction among the runs that have training pairs.
 
     asked: the metrics to keep, None for all. Empty where no run has pairs.
     """

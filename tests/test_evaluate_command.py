@@ -278,7 +278,7 @@ def test_baselines_go_both_ways_where_the_run_does(
     both = make_run(tmp_path, runs / "data", "both", "cycle_gan")
     run_evaluation(options(runs=(str(both),), metrics="l1", baselines=True))
     found = [(row["label"], row["direction"]) for row in read(both / "evaluation")["rows"]]  # type: ignore[attr-defined]
-    names = ("baseline: mean colour", "baseline: affine colour map")
+    names = ("baseline: mean colour", "baseline: affine colour map", "baseline: colour table")
     assert found[2:] == [(name, direction) for direction in ("AtoB", "BtoA") for name in names]
     capsys.readouterr()
     run_evaluation(options(runs=(str(runs / "cyc"),), output=tmp_path / "out", baselines=True))
