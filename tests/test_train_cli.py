@@ -560,7 +560,7 @@ def test_viewers_that_fail_are_dropped_and_change_nothing(
     aligned: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     witness = Witness()
-    methods = ("start", "record", "samples", "progress", "commands", "close")
+    methods = ("start", "record", "progress", "commands", "close")
     viewers = [*(Broken(method) for method in methods), witness]
     monkeypatch.setattr(setup, "choose_viewers", lambda *_: viewers)
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 2)
