@@ -4,8 +4,9 @@ A picture is a function of (seed, split, index), size and extent alone, to the b
 sums, products and square roots of Python floats and `random.Random` with a text seed. Pixels are whole numbers. Noise
 is the raw output of PCG64. Sines, Pillow's drawing and NumPy's distributions may change with machine or version.
 
-Colours are chosen so that no recolouring turns the photo into the map or into winter: most roofs have the colours of
-asphalt, dark green is a wood or water, and shadows lie on all of them. Shape, texture and neighbourhood differ.
+Colours are chosen so that no recolouring turns the photo into the map or into winter, nor winter into summer: most
+roofs have the colours of asphalt, snow lies on roofs and lawns but not on roads, dark green is a wood or water, and
+shadows lie on all of them. Shape, texture and neighbourhood differ: asphalt is grainy, roofs are smooth.
 """
 
 import itertools
@@ -67,11 +68,9 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134), snow=94),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
-ROOFS: tuple[Colour, ...] = (
-    (164, 84, 62),  # red
-    (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82),  # greys, as asphalt is
-)  # fmt: skip
-CARS: tuple[Colour, ...] = ((236, 236, 234), (40, 42, 46), (150, 36, 34), (52, 74, 120), (170, 172, 176))
+# One red, and greys as asphalt is.
+ROOFS = ((164, 84, 62), (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82))
+CARS = ((236, 236, 234), (40, 42, 46), (150, 36, 34), (52, 74, 120), (170, 172, 176))
 
 
 class Box(NamedTuple):
@@ -113,9 +112,6 @@ class Thing(NamedTuple):
     colour: Colour | None = None
     light: int = 100
     shadow: float = 0.0
-
-
-GROUND = Thing("yard", [])  # what is seen where nothing stands
 
 
 class Town:
@@ -352,7 +348,8 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
     photo: textured ground, lit roofs, shadows, cars, a noisy sensor. winter: the same photo, but snow hides a part of
     each surface's colour. map: flat colours and thin outlines.
     """
-    things = [GROUND, *(thing for thing in town.things if surface(thing, look))]
+    ground = Thing("yard", [])  # what is seen where nothing stands
+    things = [ground, *(thing for thing in town.things if surface(thing, look))]
     side = size * OVERSAMPLING
     plane = np.zeros((side, side), np.int32)  # the topmost thing of every fine pixel
     shade = np.zeros((side, side), bool)
