@@ -6,11 +6,16 @@ from datasets.check import changes
 from datasets.errors import UserError, printable, say
 from datasets.files import remove_leftovers
 from gan.checkpoint import list_checkpoints, load_checkpoint, remove_uncommitted
-from gan.options import ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
+from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.run import MetricsLog, RunFolder, refuse_changes
 from gan.setup import TrainingData
 from gan.state import Position, check_format, describe_difference, refuse_malformed, restore
 from gan.step import Trainer
+
+YARDSTICK = frozenset(field.name for field in dataclasses.fields(DataGroup)) - {
+    "batch_size", "flip", "serial_batches", "num_threads"
+} | {"seed", "best_by", "input_nc", "output_nc"}  # fmt: skip
+"""Options that decide what the metric of the best checkpoint measures."""
 
 
 def resume(
@@ -44,7 +49,18 @@ def resume(
             reason = f"networks do not fit: checkpoint -> asked for: {', '.join(misfit)}"
             raise UserError(path, reason, "use the options it was trained with") from error
         raise
-    if saved["best_by"] != options.output.best_by:
-        position.best = None  # it is a value of another metric
     log.truncate(state["metrics_bytes"])
+    if change or any(saved.get(name) != wanted[name] for name in YARDSTICK):
+        _forget_best(position, log)
     return position
+
+
+def _forget_best(position: Position, log: MetricsLog) -> None:
+    """The best value belongs to another metric or to other validation pictures: none that follows compares with it."""
+    if position.best is not None:
+        message = (
+            f"the best value so far, {position.best:.4g}, does not compare with what follows: it starts anew"
+        )
+        say(message)
+        log.append({"kind": "event", "step": position.step, "epoch": position.epoch, "message": message})
+    position.best = None

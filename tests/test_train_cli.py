@@ -310,7 +310,20 @@ def test_other_data_on_resume_is_named_and_refused(aligned: Path, tmp_path: Path
     name = "train/new.png" if change == "added" else "train/p0.png"
     assert f"{counts} files; 1 {change} (first: {name})" in outcome.err
     assert without_lock(tree(tmp_path / "runs")) == before
-    assert go_on(tmp_path / "runs", "--n_epochs", 2, "--override").code == 0
+    run = tmp_path / "runs" / "r"
+    best = last_state(run)["position"]["best"]
+    outcome = go_on(tmp_path / "runs", "--n_epochs", 2, "--override")
+    assert outcome.code == 0 and "starts anew" in outcome.err
+    [event] = [line for line in records(run) if "starts anew" in line.get("message", "")]
+    assert f"{best:.4g}" in event["message"]
+    [*_, newest] = [line["metrics"]["val_l1"] for line in records(run) if line["kind"] == "metrics"]
+    assert last_state(run)["position"]["best"] == newest, "the old value was kept"
+
+
+@pytest.mark.parametrize("flags", [["--val_count", "3"], ["--load_size", "17"], ["--seed", "5"]])
+def test_a_new_yardstick_makes_the_best_start_anew(runs: Path, flags: list[str]) -> None:
+    outcome = go_on(runs, "--n_epochs", 3, "--override", *flags)
+    assert outcome.code == 0 and "starts anew" in outcome.err
 
 
 def test_moved_runs_go_on(runs: Path) -> None:
