@@ -70,7 +70,7 @@ class Visdom(Viewer):
         self._login = login_of(username, password)
         self._thread: threading.Thread | None = None
         self._queue: deque[Record] = deque(maxlen=QUEUE_LIMIT)
-        self._overflowed = False
+        self._overflowed = self._is_rebuilt = False
         self._closing = threading.Event()
         self._tried = threading.Event()
         self._server: LocalServer | None = None
@@ -164,6 +164,8 @@ class Visdom(Viewer):
                 self._connect(seconds=1.0 if closing else None)
             if self._connected_since is not None:
                 assert self._client
+                if self._is_rebuilt:
+                    self._start_over()
                 self._notice_restart(self._client)
                 self._push(self._client, save=closing)
                 self._pause = min(LONGEST_PAUSE, max(PAUSE, (time.monotonic() - begin) / SHARE))
@@ -177,6 +179,7 @@ class Visdom(Viewer):
         if self._overflowed:
             self._overflowed = False
             self._board = Board(shown_records(self._run.folder))
+            self._is_rebuilt = True  # it does not know what the server shows
         for record in news:
             self._board.add(record)
         while self._closed_panes:
@@ -226,6 +229,7 @@ class Visdom(Viewer):
         """Send everything again: the server is another one, or has forgotten us."""
         assert self._client
         self._connections_seen = self._client.connections
+        self._is_rebuilt = False
         self._board.forget_sent()
         self._board.history_sent = history_on_server(self._client, self._board)
 
