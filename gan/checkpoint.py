@@ -118,14 +118,6 @@ def checkpoint_hash(path: Path) -> str:
     return found[1] if found else sha256_of(path)
 
 
-def remove_uncommitted(folder: Path) -> None:
-    """Remove what a killed save left: checkpoints newer than the one `latest.json` names (but not the best), sidecars
-    without their file. Only for the training that holds the run's lock.
-    """
-    with contextlib.suppress(UserError):  # a damaged pointer: nothing tells which were complete
-        _delete_others(folder, _step(_read_pointer(folder / LATEST)), keep=10**9)
-
-
 def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
     problems: list[str] = []
     paths = _checkpoint_files(folder)

@@ -5,7 +5,7 @@ import dataclasses
 from datasets.check import changes
 from datasets.errors import UserError, printable, say
 from datasets.files import remove_leftovers
-from gan.checkpoint import list_checkpoints, load_checkpoint, remove_uncommitted
+from gan.checkpoint import list_checkpoints, load_checkpoint
 from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.run import MetricsLog, RunFolder, refuse_changes
 from gan.setup import TrainingData
@@ -31,7 +31,6 @@ def resume(
         say(f"no checkpoint in {run.path} yet: starting from the beginning")
         log.truncate(0)
         return Position()
-    remove_uncommitted(run.path)
     state, path = load_checkpoint(run.path, "last")
     check_format(state, str(path))
     saved, wanted = stored_dict(from_dict(state["options"])), stored_dict(options)

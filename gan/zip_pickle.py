@@ -199,9 +199,10 @@ class _Inspector:
 
     def _storage(self, kind: str, storage: _Global, key: str, location: str, elements: int) -> _Storage:
         """A storage: its record must hold exactly that many elements, each time that it is named."""
-        known_type = self._types.setdefault(key, storage.name) if type(key) is str else None
-        if kind != "storage" or known_type != storage.name:
+        if kind != "storage" or type(key) is not str:
             raise ValueError("broken pickle")
+        if self._types.setdefault(key, storage.name) != storage.name:
+            raise ValueError(f"storage {key} has two types")
         item_size = ITEM_SIZE[storage.name]
         held = self._records[f"data/{key}"].file_size
         if type(elements) is not int or held != elements * item_size:

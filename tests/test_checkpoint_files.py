@@ -308,7 +308,7 @@ ALIASES = b"\x80\x02}" + text("a") + b"((K\x01tq\x00" + b"".join(
     b"(h%ch%ctq%c" % (n, n, n + 1) for n in range(40)
 ) + b"ts."  # fmt: skip
 # the same in tuples, which can be keys: to hash or to print it takes 2 ** 40 steps
-DOUBLED = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(40))
+DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(40))
 INSIDE_ITSELF = b"\x80\x02}" + text("a") + b"]q\x00h\x00as."
 MANY_VIEWS = b"\x80\x02}(" + b"".join(
     text(f"{n}") + tensor(identity(2**18), (2**18,), (1,)) for n in range(1000)
@@ -445,7 +445,7 @@ def test_one_record_read_as_two_types_is_refused(tmp_path: Path) -> None:
     """torch keeps the first type for both, and the second tensor would end behind the storage."""
     first, second = tensor(identity(1), (1,), (1,)), tensor(identity(4, b"ctorch\nByteStorage\n"), (4,), (1,))
     data = b"\x80\x02}(" + text("a") + first + text("b") + second + b"u."
-    assert "broken pickle" in refusal(with_pickle(tmp_path / "a.pt", data, FOUR))
+    assert "storage 0 has two types" in refusal(with_pickle(tmp_path / "a.pt", data, FOUR))
 
 
 def mark_as_folder(data: bytearray) -> None:
