@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 SMALL = (
-    "--norm nc_ms --netG unet_128 --netD n_layers --n_layers_D 2 --no_dropout --load_size 128 --crop_size 128 "
-    "--lr 0.002 --num_threads 0 --print_freq 20 --visdom off"
+    "--norm nc_ms --netG unet_128 --no_dropout --netD n_layers --ndf 16 --load_size 128 --crop_size 128 "
+    "--display_freq 200 --print_freq 20 --num_threads 0 --visdom off"
 )
-PIX2PIX = f"--model pix2pix --ngf 16 --ndf 16 --n_epochs 5 --n_epochs_decay 3 --display_freq 200 {SMALL}"
+PIX2PIX = f"--model pix2pix --ngf 16 --n_layers_D 2 --n_epochs 5 --n_epochs_decay 3 --lr 0.002 {SMALL}"
 CYCLEGAN = (
-    "--model cycle_gan --ngf 12 --ndf 8 --lambda_identity 0.25 --n_epochs 5 --n_epochs_decay 3 "
-    f"--display_freq 200 {SMALL}"
+    "--model cycle_gan --ngf 8 --n_layers_D 3 --lambda_A 5 --lambda_B 5 --n_epochs 8 --n_epochs_decay 4 "
+    f"--lr 0.001 {SMALL}"
 )
 TOWNS = "--count 100 --size 128"
-SEASONS = "--count 120 --size 128 --extent 128 --task winter"
+SEASONS = "--count 100 --size 128 --extent 128 --task winter"
 
 
 class Direction(NamedTuple):
