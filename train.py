@@ -35,7 +35,7 @@ def train(
     from gan.options import stored_dict
     from gan.resume import resume
     from gan.run import MetricsLog, open_run
-    from gan.setup import build_data, build_trainer, build_viewers
+    from gan.setup import build_data, build_trainer, build_viewers, found_options
     from gan.signals import StopRequest, tolerate_closed_stdout
     from gan.state import Position, checkpoint_size
 
@@ -53,7 +53,7 @@ def train(
             if position.epoch > options.schedule.epochs:
                 print(messages.nothing_left(run, position, options.schedule))
                 return 0
-        stored = stored_dict(options)
+        stored = stored_dict(options) | found_options(options, data)
         run.write_options(stored)
         print(messages.plan(options, trainer, data), flush=True)
         with StopRequest() as stop, build_viewers(options, data, trainer, run) as viewers:

@@ -15,6 +15,7 @@ screen is measured (needs playwright, Chromium, and the scripts of Visdom's page
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import statistics
@@ -38,8 +39,7 @@ from gan.setup import build_data, build_trainer
 from gan.viewers import RunInfo, Viewers
 from gan.viewers.samples import save_samples
 from gan.viewers.visdom import Visdom
-from gan.viewers.visdom_http import Address, Client, Unreachable
-from gan.viewers.visdom_server import LocalServer
+from gan.viewers.visdom_server import Address, LocalServer, Unreachable, exchange, log_in
 
 PRINT_FREQ, DISPLAY_FREQ = 100, 400
 ENV = "benchmark"
@@ -95,7 +95,7 @@ class Subject:
         names = {kind: path.name for kind, path in pictures.items()}
         record = {"kind": "samples", "step": self.step, "epoch": 1, "folder": folder, "pictures": names}
         self._log.append(record)
-        self._timed(lambda: viewers.samples(record, pictures))
+        self._timed(lambda: viewers.record(record))
 
     def _timed(self, call: Callable[[], object]) -> None:
         begin = time.perf_counter()
@@ -116,7 +116,7 @@ def running_server(folder: Path) -> Iterator[LocalServer]:
 
 def answers(address: Address) -> bool:
     with contextlib.suppress(Unreachable):
-        Client(address).probe()
+        log_in(address)
         return True
     return False
 
@@ -221,8 +221,7 @@ def main() -> None:
         watched.start(subject.run)
         subject.train(watched, 1)
         subject.sample(watched)
-        client = Client(address)
-        wait_for(lambda: shown(client), 30)
+        wait_for(lambda: shown(address), 30)
         page = stack.enter_context(open_page(address.page(ENV))) if arguments.browser else None
         if page is not None:
             wait_for(lambda: page.evaluate(PICTURE) is not None, 30)
@@ -233,10 +232,11 @@ def main() -> None:
         slowdown(subject, watched, arguments.pairs, arguments.steps)
 
 
-def shown(client: Client) -> bool:
+def shown(address: Address) -> bool:
     """Whether the samples pane holds a picture."""
     with contextlib.suppress(Unreachable):
-        return b"image_history" in client.post("win_data", {"win": None, "eid": ENV})
+        message = json.dumps({"win": None, "eid": ENV})
+        return b"image_history" in exchange(address, "POST", "/win_data", message).body
     return False
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from datasets.errors import UserError, file_error
 from datasets.files import ahead, cores
-from datasets.images import ImageInfo, inspect_image
-from datasets.layouts import Sources, name_below
+from datasets.images import ImageInfo, ValueRange, WantedRange, inspect_image
+from datasets.layouts import Sources, left_out, name_below
 from datasets.transforms import Augmentation, Preprocess, Size, half_size
 
 
@@ -27,6 +27,36 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class ValueUse:
+    """How much of their number format the pictures of a domain use."""
+
+    wanted: ValueRange | None  # the value range in use
+    lowest: float  # of all pictures, in the file's own numbers, or on 0..255 where their formats differ
+    highest: float
+    full: float
+    flat: tuple[str, ...]  # pictures of nearly one colour
+    clipped: int  # values outside `wanted`
+    count: int  # pictures
+
+    def notes(self, domain: str) -> Iterator[str]:
+        """What is worth telling about a domain's values."""
+        if self.wanted:
+            low, high = self.wanted
+            if self.clipped:
+                yield f"{domain}: {self.clipped} values outside the value range {low:g},{high:g} are clipped"
+        elif self.highest - self.lowest < _SLIVER * self.full:
+            spread = f"{self.lowest:g}..{self.highest:g} of {self.full:g}"
+            fix = f"--value_range_{domain} {self.lowest:g},{self.highest:g} or auto stretches them"
+            yield f"{domain}: values use {spread} ({fix if self.lowest < self.highest else 'one colour'})"
+        if self.flat:
+            yield f"{domain}: {len(self.flat)} of {_files(self.count)} of nearly one colour (first: {self.flat[0]})"
+
+
+_SLIVER = 1 / 4  # of the number format: a set that uses less is told
+_FLAT = 1 / 64  # of the number format: a picture that uses less is nearly one colour
+
+
+@dataclass(frozen=True)
 class ScanReport:
     """What the scan found in a split. Counts are of files; a side-by-side file counts once."""
 
@@ -36,6 +66,9 @@ class ScanReport:
     modes: Mapping[str, int]  # Pillow's names: L grey, RGB, P palette, ...
     converted: Mapping[str, int]  # rule of datasets.images -> files
     several_frames: int  # animations and multi-page files, of which the first frame is used
+    most_frames: tuple[int, str]  # the largest number in a file, and its name
+    values: Mapping[str, "ValueUse"]  # by domain, A and B of the disk
+    left_out: tuple[str, ...]  # what else the folders hold
     same_files: bool  # A and B are the same files
     bad: tuple[str, ...]  # "name: reason" of what skip_bad has left out
     listing: tuple[str, ...]  # "name size crc" of every file found, left out or not
@@ -55,12 +88,17 @@ class ScanReport:
         if self.same_files:
             lines.append("A and B are the same files")
         if self.several_frames:
-            lines.append(f"{_files(self.several_frames)} with several frames or pages: the first is used")
+            count, name = self.most_frames
+            several = f"{_files(self.several_frames)} with several frames or pages ({count} in {name})"
+            lines.append(f"{several}: the first is used")
         if self.converted:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.converted.items()))
             lines.append(f"converted to 8 bits a channel: {kinds}")
         if 0 < self.modes.get("L", 0) < sum(self.modes.values()):
             lines.append(f"{_files(self.modes['L'])} grey among colour")
+        for domain, use in self.values.items():
+            lines += use.notes(domain)
+        lines += [f"left out: {text}" for text in self.left_out]
         return lines
 
 
@@ -81,7 +119,12 @@ def scan(
     smaller than the crop or than 2x2.
     """
     augmentation = Augmentation(preprocess, load_size or crop_size, crop_size)
-    records = survey(sorted({*sources.a, *sources.b}))
+    wanted = dict(zip("AB", sources.ranges, strict=True))
+    sides = {"B" if sources.is_swapped else "A": sources.a, "A" if sources.is_swapped else "B": sources.b}
+    ranges = {path: wanted[domain] for domain, files in sides.items() for path in files}
+    if sources.layout == "aligned":  # one file holds both
+        ranges = dict.fromkeys(ranges, "auto" if "auto" in wanted.values() else wanted["A"])
+    records = survey(sorted(ranges), ranges)
     errors: dict[Path, UserError] = {}
     for path, record in records.items():
         try:
@@ -102,7 +145,17 @@ def scan(
     if not left.a or (sources.b and not left.b):
         raise UserError(sources.root, "no usable image is left", "", bad)
     used = {*left.a, *left.b}
-    infos = [info for path, record in records.items() if path in used and (info := record.info)]
+    found = {path: info for path, record in records.items() if path in used and (info := record.info)}
+    infos = list(found.values())
+    values = {
+        domain: _value_use([(path, found[path]) for path in files if path in found], wanted[domain], sources)
+        for domain, files in sorted(sides.items())
+        if files
+    }
+    range_a, range_b = (values[domain].wanted if domain in values else None for domain in "AB")
+    left = replace(left, ranges=(range_a, range_b))
+    most = max(found, key=lambda path: found[path].frames)
+    folders = sorted({path.parent for path in ranges})
     return left, ScanReport(
         count_a=len(left.a),
         count_b=len(left.b),
@@ -110,6 +163,9 @@ def scan(
         modes=Counter(info.mode for info in infos),
         converted=Counter(info.conversion for info in infos if info.conversion),
         several_frames=sum(info.frames > 1 for info in infos),
+        most_frames=(found[most].frames, name_below(most, sources.root)),
+        values=values,
+        left_out=tuple(f"{folder.name}: {text}" for folder in folders if (text := left_out(folder))),
         same_files=sources.layout != "aligned"
         and {*map(Path.resolve, sources.a)} == {*map(Path.resolve, sources.b)},
         bad=bad,
@@ -120,31 +176,62 @@ def scan(
     )
 
 
-def survey(files: Sequence[Path]) -> dict[Path, FileRecord]:
+def _value_use(pictures: Sequence[tuple[Path, ImageInfo]], wanted: WantedRange, sources: Sources) -> ValueUse:
+    """The values of a domain; resolves the range "auto". Raises UserError where that has no one meaning."""
+    infos = [info for _, info in pictures]
+    fulls = {info.full for info in infos}
+    scale = {full: 1.0 if len(fulls) == 1 else 255.0 / full for full in fulls}
+    lowest = min(info.lowest * scale[info.full] for info in infos)
+    highest = max(info.highest * scale[info.full] for info in infos)
+    if wanted == "auto":
+        if len(fulls) > 1:
+            reason = f"is auto, but the pictures of {sources.root} have several number formats"
+            raise UserError("--value_range", reason, "save them alike, or leave it out")
+        if lowest == highest:
+            reason = f"is auto, but all values of {sources.root} are {lowest:g}"
+            raise UserError("--value_range", reason, "leave it out")
+        wanted = (lowest, highest)
+    return ValueUse(
+        wanted,
+        lowest,
+        highest,
+        full=fulls.pop() if len(fulls) == 1 else 255.0,
+        flat=tuple(name_below(path, sources.root) for path, info in pictures if _is_flat(info, wanted)),
+        clipped=sum(info.clipped for info in infos),
+        count=len(infos),
+    )
+
+
+def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:
+    low, high = wanted or (0.0, info.full)
+    return info.highest - info.lowest < _FLAT * (high - low)
+
+
+def survey(files: Sequence[Path], ranges: Mapping[Path, WantedRange]) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
-    records = ahead(_remembered, files, depth=64, threads=cores())
+    records = ahead(lambda path: _remembered(path, ranges[path]), files, depth=64, threads=cores())
     bar = tqdm(records, total=len(files), unit="file", desc="scan", leave=False, disable=None)
     return dict(zip(files, bar, strict=True))
 
 
-_memory: dict[tuple[Path, int, int], FileRecord] = {}
+_memory: dict[tuple[Path, int, int, WantedRange], FileRecord] = {}
 
 
-def _remembered(path: Path) -> FileRecord:
+def _remembered(path: Path, wanted: WantedRange) -> FileRecord:
     try:
         state = path.stat()
     except OSError:
-        return _read(path)
-    key = (path.absolute(), state.st_mtime_ns, state.st_size)
+        return _read(path, wanted)
+    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted)
     if key not in _memory:
-        _memory[key] = _read(path)
+        _memory[key] = _read(path, wanted)
     return _memory[key]
 
 
-def _read(path: Path) -> FileRecord:
+def _read(path: Path, wanted: WantedRange) -> FileRecord:
     info, error = None, None
     try:
-        info = inspect_image(path)
+        info = inspect_image(path, wanted)
     except UserError as unusable:
         error = unusable
     size = crc = 0

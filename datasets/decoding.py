@@ -11,10 +11,11 @@ from PIL import Image, UnidentifiedImageError
 from datasets.errors import UserError, file_error
 
 IMAGE_EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+    ".png .jpg .jpeg .jpe .jfif .webp .avif .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
 )
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 PIXEL_LIMIT = 64_000_000
+SIDE_LIMIT = 65_535  # pixels; decoders need memory for every row, however short
 
 
 def quiet_pillow() -> None:
@@ -26,16 +27,11 @@ quiet_pillow()
 
 
 @contextlib.contextmanager
-def decoded(path: Path) -> Iterator[Image.Image]:
-    """The decoded first frame; whatever goes wrong with the file, in here or in the body, is a UserError."""
+def naming_problems(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file in the block is a UserError that names it; MemoryError passes."""
     try:
         _refuse_non_file(path)
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > PIXEL_LIMIT:
-                raise _too_large(path, width * height / 1e6)
-            image.load()
-            yield image
+        yield
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -48,6 +44,31 @@ def decoded(path: Path) -> Iterator[Image.Image]:
         raise file_error(error, path, "read") from error
     except Exception as error:  # decoders meet hostile bytes with many kinds; each of them means a bad file
         raise _damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def decoded(path: Path) -> Iterator[Image.Image]:
+    """The first frame as Pillow decodes it. Raises UserError for a picture that is too large, else Pillow's errors."""
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > PIXEL_LIMIT:
+            raise _too_large(path, f"{width * height / 1e6:.0f} megapixels")
+        if max(width, height) > SIDE_LIMIT:
+            raise _too_large(path, f"{width}x{height} pixels")
+        _scale_transparent_colour(image)
+        image.load()
+        yield image
+
+
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """Pillow scales a PNG of 2, 4 or 3 x 16 bits to 8 bits, but not the one colour that is transparent."""
+    colour = image.info.get("transparency")
+    tiles = getattr(image, "tile", [])
+    packing = tiles[0].args if image.format == "PNG" and tiles else None
+    if packing in ("L;2", "L;4") and isinstance(colour, int):
+        image.info["transparency"] = colour * (85 if packing == "L;2" else 17)
+    elif packing == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _refuse_non_file(path: Path) -> None:
@@ -65,9 +86,9 @@ def _refuse_non_file(path: Path) -> None:
         raise UserError(path, "is not a regular file", "remove it")
 
 
-def _too_large(path: Path, megapixels: float | None = None) -> UserError:
-    claims = f"claims {megapixels:.0f} megapixels" if megapixels else "claims far too many pixels"
-    return UserError(path, f"{claims}, at most {PIXEL_LIMIT // 1_000_000} are read", "scale it down")
+def _too_large(path: Path, claim: str = "far too many pixels") -> UserError:
+    limits = f"at most {PIXEL_LIMIT // 1_000_000} megapixels and {SIDE_LIMIT} a side are read"
+    return UserError(path, f"claims {claim}, {limits}", "scale it down")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -90,24 +111,51 @@ def foreign_content(head: bytes, wanted: str) -> str:
     if not head:
         return "is empty (zero bytes)"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for sign, what in _SIGNS.items():
+    for sign, what in _TEXT_SIGNS.items():
         if text.startswith(sign) or (sign == b"<svg" and sign in text):
+            return f"is not {wanted} but looks like {what}"
+    for offset, sign, what in _BINARY_SIGNS:
+        if head[offset : offset + len(sign)] == sign:
             return f"is not {wanted} but looks like {what}"
     if text.isascii() and not any(c < 9 for c in text):
         return f"is not {wanted} but looks like text"
     return ""
 
 
-_SIGNS = {
+_TEXT_SIGNS = {
     b"<svg": "SVG, a vector drawing",
     b"<!doctype html": "an HTML page",
     b"<html": "an HTML page",
     b"<head": "an HTML page",
     b"version https://git-lfs": "a git-lfs pointer: run `git lfs pull`",
     b"%!ps": "PostScript (EPS)",
-    b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
     b"%pdf": "PDF",
-    b"8bps": "a Photoshop file (PSD)",
-    b"pk\x03\x04": "a zip archive",
-    b"\x00\x05\x16\x07": "an AppleDouble resource file",
 }
+_BINARY_SIGNS = (
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
+    (0, b"8BPS", "a Photoshop file (PSD)"),
+    (0, b"PK\3\4", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"\x00\x05\x16\x07", "an AppleDouble resource file"),
+    (128, b"DICM", "DICOM"),
+    *(
+        (4, b"ftyp" + brand, "HEIC")
+        for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+    ),
+    (4, b"ftypqt", "a video (QuickTime)"),
+    (4, b"ftypcrx", "a camera's raw file (CR3)"),
+    (4, b"ftyp", "a video (MP4)"),
+    (0, b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"),
+    (8, b"AVI ", "a video (AVI)"),
+    (0, b"\0\0\1\xba", "a video (MPEG)"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xffO\xffQ", "JPEG 2000"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\n", "JPEG XL"),
+    (0, b"v/1\1", "OpenEXR"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x89HDF", "HDF5"),
+    (344, b"n+1\0", "NIfTI"),
+    (0, b"SIMPLE  =", "FITS"),
+    (0, b"\0\0\1\0", "an icon (ICO)"),
+)

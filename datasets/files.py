@@ -23,50 +23,34 @@ BUFFER = 2**18  # bytes
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
-class HashingFile:
-    """A file open for writing that keeps the SHA-256 and the size of what went in.
+class AtomicFile:
+    """A file open for writing, under a temporary name until it is complete."""
 
-    An error of a write is kept in `error`, and what follows is dropped: serialisers written in C++
-    (`torch.save`) would turn it into a message about positions. Whoever opened the file raises it afterwards.
-    """
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path  # the temporary name
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._hash = hashlib.sha256()
         self._buffer = bytearray()
-        self.size = 0  # bytes
-        self.error: BaseException | None = None
 
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        self.size += len(view)
-        if len(self._buffer) + len(view) <= BUFFER:  # serialisers write many small pieces
-            self._buffer += view
-        else:
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes; small pieces are collected. Raises OSError."""
+        if len(self._buffer) + len(data) > BUFFER:
             self.flush()
-            self._write(view)
-        return len(view)
+        if len(data) > BUFFER:
+            self._write(memoryview(data))
+        else:
+            self._buffer += data
 
     def flush(self) -> None:
+        """Hand over to the operating system what was collected. Raises OSError."""
         self._write(memoryview(bytes(self._buffer)))
         self._buffer.clear()
 
     def _write(self, view: memoryview) -> None:
-        try:
-            while view and self.error is None:
-                view = view[os.write(self._descriptor, view) :]
-        except BaseException as error:  # KeyboardInterrupt too: it is raised again by `replacing`
-            self.error = error
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
+        while view:
+            view = view[os.write(self._descriptor, view) :]
 
 
 @contextlib.contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[HashingFile]:
+def replacing(path: Path, durable: bool = True) -> Iterator[AtomicFile]:
     """Write a file that takes the place of `path` when the block ends, and leaves no trace when it fails.
 
     durable: flush it to the disk, so that it survives a power cut; False is faster, for what is easily made again.
@@ -78,11 +62,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[HashingFile]:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try_lock(descriptor)  # held while the writer lives: see remove_leftovers
-            file = HashingFile(temporary, descriptor)
+            file = AtomicFile(descriptor)
             yield file
             file.flush()
-            if file.error is not None:
-                raise file.error
             if durable:
                 os.fsync(descriptor)
         finally:

@@ -1,39 +1,49 @@
 """A file becomes a picture, a picture a tensor in [-1, 1], and back. The only place where that happens.
 
-Read are PNG, JPEG, WebP, BMP, TIFF, GIF and PPM, told by their content; everything else is refused without
-being handed to another decoder. At most 64 megapixels, told from the header before anything is decoded.
-Damaged files are refused, never patched up. Of an animation or a multi-page file the first frame is used.
+Read are PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF and PPM, told by their content; everything else is refused without
+being handed to another decoder. At most 64 megapixels and 65,535 pixels a side, told from the header before anything
+is decoded. Damaged files are refused, never patched up. Of an animation or a multi-page file the first frame is used.
 EXIF orientation is applied; colour profiles are ignored.
 
-How a file becomes 8 bits a channel:
+How a file becomes 8 bits a channel: the values that its number format can hold, from 0 to white, become 0..255:
 
-| in the file                      | rule                                                        |
-|----------------------------------|-------------------------------------------------------------|
-| grey, RGB                        | as they are                                                 |
-| 1 bit                            | 0 and 255                                                   |
-| palette                          | its colours                                                 |
-| CMYK, YCbCr                      | RGB by Pillow's formula                                     |
-| 16-bit grey                      | value / 65535 · 255, rounded                                |
-| 16-bit RGB                       | the upper 8 bits (all that Pillow reads)                    |
-| 32-bit integers (TIFF)           | value / (2³²-1) · 255; signed: value / (2³¹-1) · 255        |
-| floating point                   | value · 255; NaN or a value outside 0..1 is refused         |
-| alpha, or one transparent colour | composited on white for 1 or 3 channels, kept for 4         |
-| grey wanted, colour there        | luma: 0.299 R + 0.587 G + 0.114 B                           |
-| colour wanted, grey there        | the grey value three times                                  |
+| in the file                      | rule                                                                      |
+|----------------------------------|---------------------------------------------------------------------------|
+| grey, RGB of 8 bits              | as they are                                                               |
+| n bits, unsigned                 | value / (2^n - 1) * 255, rounded                                          |
+| n bits, signed (TIFF)            | value / (2^(n-1) - 1) * 255; a negative value is refused                  |
+| floating point                   | value * 255; NaN or a value outside 0..1 is refused                       |
+| 16-bit RGB                       | TIFF: as above; elsewhere the upper 8 bits (all that Pillow reads)        |
+| palette                          | its colours                                                               |
+| CMYK, YCbCr                      | RGB by Pillow's formula                                                   |
+| alpha, or one transparent colour | composited on white for 1 or 3 channels, kept for 4                       |
+| grey wanted, colour there        | luma: 0.299 R + 0.587 G + 0.114 B                                         |
+| colour wanted, grey there        | the grey value three times                                                |
+
+A value range (low, high) of the file's own numbers replaces 0..white: low becomes 0, high 255, and what is outside is
+clipped. It applies to all colours of a picture, not to its alpha.
 """
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import IMAGE_EXTENSIONS, decoded
+from datasets.decoding import IMAGE_EXTENSIONS, PIXEL_LIMIT, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
+from datasets.tiff import MAGIC, read_tiff
+
+ValueRange = tuple[float, float]
+"""(low, high) in a file's own numbers; what becomes 0 and 255."""
+
+WantedRange = ValueRange | Literal["auto"] | None
+"""auto: the least and largest value of the training pictures; None: what the number format can hold."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,22 @@ class ImageInfo:
     size: tuple[int, int]  # (width, height), upright
     mode: str  # Pillow's name of what is in the file
     conversion: str  # the rule of the table that applies, "" for plain grey and RGB
+    frames: int
+    lowest: float  # of all colour values, in the file's own numbers; of the composited 8 bits where there is alpha
+    highest: float
+    full: float  # white in these numbers
+    clipped: int  # colour values outside the value range
+
+
+class _Content(NamedTuple):
+    """What a file holds, upright."""
+
+    pixels: Image.Image | np.ndarray
+    """8 bits a channel: a picture in mode L, LA, RGB or RGBA. Otherwise the file's own numbers, (H, W, C), with the
+    same channels."""
+    full: float  # the value of white, and of an opaque alpha
+    mode: str
+    conversion: str
     frames: int
 
 
@@ -58,23 +84,76 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def load_image(path: Path, channels: int = 3) -> Image.Image:
-    """Picture of a file in mode L, RGB or RGBA for 1, 3 or 4 channels. Raises UserError naming the file."""
+def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -> Image.Image:
+    """Picture of a file in mode L, RGB or RGBA for 1, 3 or 4 channels. Raises UserError naming the file.
+
+    value_range: not "auto", which only a scan of all pictures can resolve.
+    """
+    if value_range == "auto":
+        raise ValueError("the automatic value range has not been looked for: see datasets.check.scan")
     if channels not in (1, 3, 4):
         raise ValueError(f"channels must be 1, 3 or 4, not {channels}")
-    with decoded(path) as image:
-        picture = _to_channels(_to_8_bit(image, path), channels)
-        picture.info = {}  # a colour profile or comment must not follow into files written later
-        return picture
+    with naming_problems(path):
+        picture = _to_channels(_to_8_bit(_read(path), value_range, path), channels)
+    picture.info = {}  # a colour profile or comment must not follow into files written later
+    return picture
 
 
-def inspect_image(path: Path) -> ImageInfo:
-    """What a file holds, decoded completely as load_image would. Raises UserError naming the file."""
+def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
+    """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
+
+    With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
+    """
+    value_range = None if wanted == "auto" else wanted
+    with naming_problems(path):
+        content = _read(path)
+        pixels, full = content.pixels, content.full
+        if wanted != "auto" or isinstance(pixels, Image.Image) or pixels.shape[2] in (2, 4):
+            picture = _to_8_bit(content, value_range, path)
+            if picture.mode in ("LA", "RGBA"):
+                pixels, full = _to_channels(picture, 3), 255.0
+        lowest, highest = _extremes(pixels, path)
+        clipped = _count_outside(content.pixels, value_range) if value_range else 0
+        size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
+    return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
+
+
+def _read(path: Path) -> _Content:
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in MAGIC
+    if is_tiff and (found := read_tiff(path, PIXEL_LIMIT)):
+        names = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+        channels = found.values.shape[2]
+        if found.is_palette:
+            conversion = "palette"
+        elif channels in (2, 4):
+            conversion = "alpha"
+        else:
+            conversion = (
+                "" if found.numbers == "8-bit" else f"{found.numbers} {'grey' if channels == 1 else 'RGB'}"
+            )
+        if found.values.dtype == np.uint8 and found.full == 255:
+            values = np.ascontiguousarray(found.values[..., 0] if channels == 1 else found.values)
+            return _Content(Image.fromarray(values), 255.0, names[channels], conversion, found.pages)
+        return _Content(found.values, found.full, names[channels], conversion, found.pages)
     with decoded(path) as image:
         is_photo = image.format == "MPO"  # a photo and its previews
         frames = 1 if is_photo else getattr(image, "n_frames", 1)
         mode, conversion = image.mode, _conversion(image)
-        return ImageInfo(_to_8_bit(image, path).size, mode, conversion, frames)
+        ImageOps.exif_transpose(image, in_place=True)
+        if mode in ("I", "F") or mode.startswith(
+            "I;16"
+        ):  # Pillow scales 16-bit PGM files to 65535, in mode I
+            full = 1.0 if mode == "F" else 65535.0
+            return _Content(
+                _with_transparent_colour(np.asarray(image), image, full), full, mode, conversion, frames
+            )
+        grey = mode in ("1", "L", "LA", "La")
+        if image.has_transparency_data:
+            return _Content(_in_mode(image, "LA" if grey else "RGBA"), 255.0, mode, conversion, frames)
+        if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
+            raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
+        return _Content(_in_mode(image, "L" if grey else "RGB"), 255.0, mode, conversion, frames)
 
 
 def _conversion(image: Image.Image) -> str:
@@ -82,46 +161,66 @@ def _conversion(image: Image.Image) -> str:
         return "16-bit grey"
     if image.has_transparency_data:
         return "palette with transparency" if image.mode in ("P", "PA") else "alpha"
-    names = {"L": "", "RGB": "", "1": "1 bit", "P": "palette", "I": "32-bit integers", "F": "floating point"}
+    names = {"L": "", "RGB": "", "1": "1 bit", "P": "palette", "I": "16-bit grey", "F": "floating point"}
     return names.get(image.mode, image.mode)
 
 
-def _to_8_bit(image: Image.Image, path: Path) -> Image.Image:
-    """Upright picture in mode L, LA, RGB or RGBA; turns the image itself."""
-    ImageOps.exif_transpose(image, in_place=True)
-    mode = image.mode
-    if mode in ("I", "F") or mode.startswith("I;16"):
-        return Image.fromarray(_scale_to_8_bit(image, path))
-    grey = mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        return _in_mode(image, "LA" if grey else "RGBA")
-    if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
-        raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
-    return _in_mode(image, "L" if grey else "RGB")
+def _with_transparent_colour(values: np.ndarray, image: Image.Image, full: float) -> np.ndarray:
+    """(H, W) -> (H, W, 1), or (H, W, 2) with alpha where a 16-bit PNG names one transparent value."""
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return values[:, :, None]
+    return np.stack([values, np.where(values == transparent, 0, full).astype(values.dtype)], 2)
 
 
-def _scale_to_8_bit(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W) uint8: the range that the file's number format can hold becomes 0..255."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        if not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
-            raise UserError(path, "holds floating point values outside 0..1 or NaN", "scale it to 0..1")
-        full = 1.0
-    elif image.mode != "I" or image.format != "TIFF":
-        full = 65535.0  # Pillow scales 16-bit PGM files of any maximum to this, in mode I
-    elif image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 2:  # type: ignore[attr-defined]
-        full = 2.0**31 - 1
-        if values.min() < 0:
-            raise UserError(path, "holds negative values", "scale it to 0..255")
-    else:
-        full, values = 2.0**32 - 1, values.view(np.uint32)  # Pillow's mode I is signed whatever the file says
-    scaled = np.empty(values.shape, np.uint8)
-    for rows in range(0, len(values), 64):  # in strips, or float64 would be eight times the picture
-        scaled[rows : rows + 64] = np.rint(values[rows : rows + 64] * (255.0 / full))
-    return scaled
+def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> Image.Image:
+    """Picture in mode L, LA, RGB or RGBA."""
+    pixels, full = content.pixels, content.full
+    low, high = value_range or (0.0, full)
+    if isinstance(pixels, Image.Image):
+        if value_range is None:
+            return pixels
+        stretch = [round(min(max((v - low) / (high - low), 0), 1) * 255) for v in range(256)]
+        bands = len(pixels.getbands())
+        return pixels.point((stretch * bands) if bands % 2 else stretch * (bands - 1) + list(range(256)))
+    colours = pixels[..., :-1] if pixels.shape[2] in (2, 4) else pixels
+    if value_range is None and not (colours.min() >= 0 and colours.max() <= full):  # NaN fails both
+        what = "negative values" if pixels.dtype.kind == "i" else "floating point values outside 0..1 or NaN"
+        raise UserError(path, f"holds {what}, which need --value_range", "LOW,HIGH: what is black and white")
+    if pixels.dtype.kind == "f" and not np.isfinite(colours).all():
+        raise _not_finite(path)
+    scaled = np.empty(pixels.shape, np.uint8)
+    for rows in range(0, len(pixels), 64):  # in strips, or float64 would be eight times the picture
+        strip = slice(rows, rows + 64)
+        part = (pixels[strip].astype(np.float64) - low) * (255.0 / (high - low))
+        if colours is not pixels:
+            part[..., -1] = pixels[strip, :, -1] * (255.0 / full)
+        scaled[strip] = np.rint(part.clip(0, 255))
+    return Image.fromarray(np.squeeze(scaled))
 
 
-_SAMPLE_FORMAT = 339  # TIFF tag: 1 unsigned, 2 signed, 3 floating point
+def _extremes(pixels: Image.Image | np.ndarray, path: Path) -> ValueRange:
+    """The least and the largest colour value."""
+    if isinstance(pixels, Image.Image):
+        extremes = np.array(pixels.getextrema())  # (low, high), or one pair a channel
+        return float(extremes.min()), float(extremes.max())
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([lowest, highest]).all():
+        raise _not_finite(path)
+    return lowest, highest
+
+
+def _not_finite(path: Path) -> UserError:
+    return UserError(path, "holds NaN or infinite values", "replace or remove it")
+
+
+def _count_outside(pixels: Image.Image | np.ndarray, value_range: ValueRange) -> int:
+    """Colour values outside a range."""
+    values = np.asarray(pixels)
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values = values[..., :-1]
+    low, high = value_range
+    return int(np.count_nonzero((values < low) | (values > high)))
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -18,7 +18,7 @@ from typing import Literal, cast, get_args
 from PIL import Image
 
 from datasets.errors import UserError, file_error
-from datasets.images import IMAGE_EXTENSIONS, find_images, load_image
+from datasets.images import IMAGE_EXTENSIONS, WantedRange, find_images, load_image
 from datasets.transforms import half
 
 Layout = Literal["aligned", "paired", "unaligned", "folder"]
@@ -43,6 +43,7 @@ class Sources:
     a: tuple[Path, ...]  # aligned: the side-by-side files, in both a and b
     b: tuple[Path, ...]  # plain folder: empty
     is_swapped: bool = False
+    ranges: tuple[WantedRange, WantedRange] = (None, None)  # value ranges of the disk's A and B
 
     @property
     def is_paired(self) -> bool:
@@ -62,7 +63,7 @@ class Sources:
         return self._load(self.b[i], channels, right=not self.is_swapped)
 
     def _load(self, path: Path, channels: int, right: bool) -> Image.Image:
-        picture = load_image(path, channels)
+        picture = load_image(path, channels, self.ranges[right])
         return half(picture, path, right) if self.layout == "aligned" else picture
 
 
@@ -89,11 +90,26 @@ def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int |
     return Sources(found, root, name, tuple(a[:max_size]), tuple(b[:max_size]))
 
 
-def find_inputs(path: Path) -> list[Path]:
-    """The pictures to translate: the file itself, or those right in the folder. Raises UserError for none."""
+def find_inputs(path: Path, output: Path) -> list[Path]:
+    """The pictures to translate: the file itself, or those in the folder and in the folders below it, sorted.
+
+    Hidden folders, links to folders and `output` are left out. Raises UserError for no picture.
+    """
     if not path.exists() and not path.is_symlink():
         raise UserError(path, "no such file or folder")
-    return images_in(path) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    folders = [
+        path,
+        *(below for below in sorted(path.rglob("*")) if below.is_dir() and not below.is_symlink()),
+    ]
+    seen = [
+        folder
+        for folder in folders
+        if not any(part.startswith(".") for part in folder.relative_to(path).parts)
+        and (folder == path or not folder.resolve().is_relative_to(output.resolve()))
+    ]
+    return [picture for folder in seen for picture in find_images(folder)] or images_in(path)
 
 
 def match_pairs(folder_a: Path, folder_b: Path, root: Path) -> list[tuple[Path, Path]]:
@@ -131,6 +147,24 @@ def images_in(folder: Path) -> list[Path]:
         kinds = " ".join(sorted(IMAGE_EXTENSIONS))
         raise UserError(folder, f"no image in it; {_contents(folder)}", f"looked for {kinds}")
     return files
+
+
+def left_out(folder: Path, but_folders: bool = False) -> str:
+    """What a folder holds beside its pictures, in words; "" for nothing. Hidden files do not count.
+
+    but_folders: the folders in it are not left out.
+    """
+    others = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    others = [path for path in others if path.suffix.lower() not in IMAGE_EXTENSIONS]
+    folders = [path.name for path in others if path.is_dir() and not but_folders]
+    files = [path for path in others if not path.is_dir()]
+    parts = []
+    if folders:
+        parts.append(f"{len(folders)} folder{'s' * (len(folders) > 1)} (first: {folders[0]})")
+    if files:
+        kinds = " ".join(sorted({path.suffix.lower() or path.name for path in files})[:6])
+        parts.append(f"{len(files)} file{'s' * (len(files) > 1)} of other kinds ({kinds})")
+    return ", ".join(parts)
 
 
 def name_below(path: Path, root: Path) -> str:

@@ -4,8 +4,9 @@ A picture is a function of (seed, split, index), size and extent alone, to the b
 sums, products and square roots of Python floats and `random.Random` with a text seed. Pixels are whole numbers. Noise
 is the raw output of PCG64. Sines, Pillow's drawing and NumPy's distributions may change with machine or version.
 
-Colours are chosen so that no recolouring turns the photo into the map or into winter: most roofs have the colours of
-asphalt, dark green is a wood or water, and shadows lie on all of them. Shape, texture and neighbourhood differ.
+Colours are chosen so that no recolouring turns the photo into the map or into winter, nor winter into summer: most
+roofs have the colours of asphalt, snow lies on roofs and lawns but not on roads, dark green is a wood or water, and
+shadows lie on all of them. Shape, texture and neighbourhood differ: asphalt is grainy, roofs are smooth.
 """
 
 import itertools
@@ -25,19 +26,19 @@ Look = Literal["photo", "winter", "map"]
 EXTENT = 256  # metres; the side of a town
 REACH = 190.0  # metres; roads cover |u|, |v| <= REACH, a little more than half the town's diagonal
 SUN = (0.8, 0.6)  # shadows fall to the lower right
-SNOW: Colour = (202, 208, 216)  # before the exposure brightens it
+SNOW: Colour = (188, 194, 204)  # before the exposure brightens it
 OVERSAMPLING = 3  # fine pixels per pixel of the picture, each way
 FINE = 16  # positions per fine pixel: corners are rounded to this grid, and all is exact from there
 
 
 class Material(NamedTuple):
-    """What a thing is made of; `photo` or `map` is None where that picture does not show it.
+    """What a thing is made of; `map` is None where the map does not show it.
 
     `fine` and `coarse`: swing of the photo's texture at the size of one and of six pixels of a 64 pixel picture.
     `snow`: percent of the surface that snow hides in winter.
     """
 
-    photo: Colour | None
+    photo: Colour
     fine: int = 0
     coarse: int = 0
     map: Colour | None = None
@@ -45,33 +46,31 @@ class Material(NamedTuple):
 
 
 MATERIALS = {  # from the ground up: what comes later is drawn on top
-    "yard": Material((122, 120, 84), 26, 44, map=(240, 235, 224), snow=45),
-    "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226), snow=30),
-    "lawn": Material((92, 118, 62), 18, 24, map=(188, 226, 160), snow=45),
-    "stripe": Material((106, 134, 72), 18, 24, snow=45),
-    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134), snow=40),
-    "parking": Material((78, 78, 82), 30, 12, map=(204, 204, 222)),
+    "yard": Material((140, 146, 78), 28, 36, map=(240, 235, 224), snow=94),
+    "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226), snow=70),
+    "lawn": Material((112, 146, 62), 26, 24, map=(188, 226, 160), snow=94),
+    "stripe": Material((126, 158, 72), 26, 24, snow=94),
+    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134), snow=70),
+    "parking": Material((78, 78, 82), 32, 12, map=(204, 204, 222)),
     "line": Material((214, 208, 190), 16, 0),
-    "bank": Material((92, 112, 66), 34, 30, map=(188, 226, 160), snow=40),
+    "bank": Material((112, 138, 64), 26, 30, map=(188, 226, 160), snow=94),
     "water": Material((48, 74, 72), 5, 12, map=(126, 190, 238)),
-    "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=30),
-    "street": Material((78, 78, 82), 30, 12, map=(255, 255, 255)),
+    "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=40),
+    "street": Material((78, 78, 82), 32, 12, map=(255, 255, 255)),
     "rail": Material((118, 106, 94), 56, 12, map=(96, 92, 104), snow=20),
     "steel": Material((168, 164, 160), 20, 0),
-    "avenue": Material((78, 78, 82), 30, 12, map=(250, 196, 92)),
+    "avenue": Material((78, 78, 82), 32, 12, map=(250, 196, 92)),
     "paint": Material((214, 208, 190), 16, 0),
     "car": Material((170, 172, 176), 10, 10, snow=20),
     "crown": Material((48, 76, 42), 48, 20, snow=10),
     "lit crown": Material((80, 114, 60), 40, 20, snow=25),
-    "eave": Material(None, map=(158, 112, 90)),
-    "roof": Material((78, 78, 82), 26, 10, map=(206, 160, 134), snow=90),
+    "eave": Material((50, 46, 44), map=(158, 112, 90)),
+    "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134), snow=94),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
-ROOFS: tuple[Colour, ...] = (
-    (172, 88, 64), (150, 80, 60),  # reds
-    (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82),  # greys, as asphalt is
-)  # fmt: skip
-CARS: tuple[Colour, ...] = ((236, 236, 234), (40, 42, 46), (150, 36, 34), (52, 74, 120), (170, 172, 176))
+# One red, and greys as asphalt is.
+ROOFS = ((164, 84, 62), (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82))
+CARS = ((236, 236, 234), (40, 42, 46), (150, 36, 34), (52, 74, 120), (170, 172, 176))
 
 
 class Box(NamedTuple):
@@ -113,9 +112,6 @@ class Thing(NamedTuple):
     colour: Colour | None = None
     light: int = 100
     shadow: float = 0.0
-
-
-GROUND = Thing("yard", [])  # what is seen where nothing stands
 
 
 class Town:
@@ -198,7 +194,7 @@ class Town:
 
     def _road(self, kind: str, box: Box) -> None:
         """A road with pavements and cars, an avenue with dashes too, or a railway with two rails."""
-        self.put(kind, box)
+        self.put(kind, box, light=self.choice((88, 100, 112)))
         length, width = max(box.width, box.height), min(box.width, box.height)
         if kind == "rail":
             for beside in (-1.6, 1.6):
@@ -215,17 +211,17 @@ class Town:
     def _block(self, block: Box) -> None:
         """Half of the blocks are houses, the rest industry, parks, woods and car parks."""
         use = self.uniform(0.0, 1.0)
-        if use < 0.50:
+        if use < 0.66:
             self.put("yard", block)
             size = self.uniform(21.0, 33.0)
             for plot in block.cells(size, size):
                 self._house(plot)
-        elif use < 0.62:
+        elif use < 0.74:
             self.put("paved", block)
             size = self.uniform(40.0, 64.0)
             for plot in block.cells(size, size):
                 self._hall(plot.grown(-self.uniform(4.0, 8.0)))
-        elif use < 0.78:
+        elif use < 0.86:
             self.put("lawn", block)
             for cell in block.cells(block.width, 10.0):
                 self.put("stripe", Box(cell.u, cell.v, cell.width, cell.height / 2))
@@ -234,7 +230,7 @@ class Town:
                 u, v = (at + self.uniform(-0.16, 0.16) * room for at in (block.u, block.v))
                 self.water.append((*self.place(u, v), self.uniform(0.19, 0.26) * room))
             self._grove(block, every=30.0)
-        elif use < 0.90:
+        elif use < 0.95:
             self.put("wood", block)
             self._grove(block, every=13.0)
         else:
@@ -245,14 +241,14 @@ class Town:
     def _house(self, plot: Box) -> None:
         """A house with a bright and a dim half of its roof along the ridge, and a tree."""
         u, v = plot.u + self.uniform(-2.0, 2.0), plot.v + self.uniform(-2.0, 2.0)
-        house = Box(u, v, plot.width * self.uniform(0.54, 0.80), plot.height * self.uniform(0.54, 0.80))
+        house = Box(u, v, plot.width * self.uniform(0.60, 0.80), plot.height * self.uniform(0.60, 0.80))
         short, long = sorted((house.width, house.height))
         if not self.dry(u, v, 4.0 + long / 2):
             return
         colour = self.choice(ROOFS)
-        self.put("eave", house.grown(0.6))
-        self.put("roof", house, colour=colour, light=118, shadow=self.uniform(3.7, 6.7))
-        self.put("roof", house.part(0.0, short / 4, long, short / 2), colour=colour, light=82)
+        self.put("eave", house.grown(0.8))
+        self.put("roof", house, colour=colour, light=108, shadow=self.uniform(3.7, 6.7))
+        self.put("roof", house.part(0.0, short / 4, long, short / 2), colour=colour, light=92)
         u, v = plot.u - plot.width / 2, plot.v - plot.height / 2
         self._tree(u + self.uniform(2.0, 5.0), v + self.uniform(2.0, 5.0), self.uniform(2.0, 3.6))
 
@@ -260,7 +256,7 @@ class Town:
         """A large flat roof with a bright parapet and a row of boxes."""
         if min(box.width, box.height) >= 8.0 and self.dry(box.u, box.v, 22.0):
             colour = self.choice(ROOFS)
-            self.put("eave", box.grown(0.6))
+            self.put("eave", box.grown(0.8))
             self.put("roof", box, colour=colour, light=125, shadow=self.uniform(5.0, 10.0))
             self.put("roof", box.grown(-1.4), colour=colour)
             for along in steps(box.width - 8.0, 12.0):
@@ -320,9 +316,9 @@ def pixels_of(thing: Thing, side: int, extent: float, shift: float = 0.0) -> tup
 
 def reduced(colours: NDArray[np.int16]) -> NDArray[np.int32]:
     """The picture (h, w, 3) of a canvas (H, W, 3): rounded means of OVERSAMPLING x OVERSAMPLING squares."""
-    k = OVERSAMPLING
-    sums = sum(colours[i::k, j::k].astype(np.int32) for i in range(k) for j in range(k))
-    return (np.asarray(sums) + k * k // 2) // (k * k)
+    k, side = OVERSAMPLING, len(colours) // OVERSAMPLING
+    sums = colours.reshape(side, k, side, k, 3).sum(axis=(1, 3), dtype=np.int32)
+    return (sums + k * k // 2) // (k * k)
 
 
 class Noise:
@@ -352,7 +348,8 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
     photo: textured ground, lit roofs, shadows, cars, a noisy sensor. winter: the same photo, but snow hides a part of
     each surface's colour. map: flat colours and thin outlines.
     """
-    things = [GROUND, *(thing for thing in town.things if surface(thing, look))]
+    ground = Thing("yard", [])  # what is seen where nothing stands
+    things = [ground, *(thing for thing in town.things if surface(thing, look))]
     side = size * OVERSAMPLING
     plane = np.zeros((side, side), np.int32)  # the topmost thing of every fine pixel
     shade = np.zeros((side, side), bool)
@@ -372,18 +369,18 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
     shade &= ~np.array([RANK[thing.material] >= RANK["crown"] for thing in things])[plane]
     colours[shade] = colours[shade] * (50, 54, 64) // 100  # what lights a shadow is the sky: a little blue
     exposure = 122 + noise.white(1, 1)[0, 0] // 12  # percent
-    sensor = np.stack([noise.white(size, size) for _ in range(3)], axis=-1) // 8
+    sensor = np.stack([noise.white(size, size) for _ in range(3)], axis=-1) // 20
     return Image.fromarray((reduced(colours) * exposure // 100 + sensor).clip(0, 255).astype(np.uint8))
 
 
 def surface(thing: Thing, look: Look) -> tuple[int, ...] | None:
-    """Red, green, blue, and the swing of the fine and the coarse texture; None if the picture does not show it."""
+    """Red, green, blue, and the swing of the fine and the coarse texture; None if the map does not show it."""
     material = MATERIALS[thing.material]
     if look == "map":
         return material.map and (*material.map, 0, 0)
-    if material.photo is None:
-        return None
     bare = 100 - material.snow if look == "winter" else 100
     mixed = (c * bare + s * (100 - bare) for c, s in zip(thing.colour or material.photo, SNOW, strict=True))
-    light = thing.light
-    return *(c * light // 10_000 for c in mixed), material.fine * bare // 100, material.coarse * bare // 100
+    swings = (
+        swing * (50 + bare) // 150 for swing in (material.fine, material.coarse)
+    )  # snow is never quite flat
+    return *(c * thing.light // 10_000 for c in mixed), *swings

@@ -18,7 +18,7 @@ from typing import overload
 import torch
 
 from datasets.errors import UserError
-from datasets.files import require_writable, sha256_of, write_atomically
+from datasets.files import require_writable, write_atomically
 from datasets.layouts import Sources, Split, find_sources
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.pictures import (
@@ -32,7 +32,7 @@ from evaluate.pictures import (
     pictures_of,
     require_one_size,
 )
-from gan.checkpoint_file import read_sidecar
+from gan.checkpoint import checkpoint_hash
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.run import RunFolder
 from gan.state import forked_random_state
@@ -191,7 +191,7 @@ class EvaluatedRun:
 
 
 def _baselines(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comparison]:
-    """Two comparisons for every data set and direction among the runs that have training pairs."""
+    """Three comparisons for every data set and direction among the runs that have training pairs."""
     seen = set()
     for run, direction in ((one, direction) for one in runs for direction in one.directions):
         trained = run.trained
@@ -306,12 +306,6 @@ class Outputs(Sequence[FilePicture]):
             },
         }
         return pictures_of(make_outputs(self.run, translator, self.inputs, self.mode)), made_by
-
-
-def checkpoint_hash(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint: its sidecar's, else computed."""
-    sidecar = read_sidecar(checkpoint)
-    return sidecar.sha256 if sidecar else sha256_of(checkpoint)
 
 
 def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture], mode: str) -> list[Path]:

@@ -58,7 +58,7 @@ class EvaluateOptions(NetworkOptions):
     dataroot: Path | None = None
     """Where the runs' data is now, if it has been moved."""
     baselines: bool = False
-    """Add what needs no learning: the mean colour, and the best affine colour map (paired runs)."""
+    """Add what needs no learning: mean colour, affine colour map and colour table (paired runs)."""
     bootstrap: int = 0
     """Resamples for a 95 % interval of every metric; 0: none. 200 is plenty."""
     output: Path | None = None

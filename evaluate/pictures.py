@@ -1,7 +1,8 @@
 """The pictures of an evaluation: anything with a key and a `load()` - a file, an array, a prediction.
 
 The predictions are the baselines, the floor that a trained network has to beat: the mean colour of all training
-targets, and the affine map from input colour to target colour with the least squared error.
+targets, the affine map from input colour to target colour with the least squared error, and a table of the mean target
+colour for each input colour.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ from datasets.layouts import half, images_by_stem
 from datasets.transforms import evaluation_resize
 
 DECODING = 1  # raised when datasets.images turns a file into other pixels than before
+
+LEVELS = 32  # of each channel, in the baseline's table of colours
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Part = Literal["whole", "left", "right"]
@@ -199,10 +202,14 @@ def _content_of(path: Path, size: int, changed: int) -> str:
 
 @dataclass(frozen=True)
 class ColourFit:
-    """mean: (3,) colour of the targets; affine: (4, 3), target = (input, 1) @ affine; both on the scale 0..255."""
+    """Colours on the scale 0..255: mean, (3,), of the targets; affine, (4, 3), for target = (input, 1) @ affine.
+
+    table: (LEVELS ** 3, 3), the target colour by the input colour's `_bin`.
+    """
 
     mean: NDArray[np.float64]
     affine: NDArray[np.float64]
+    table: NDArray[np.float64]
 
     def mean_colour(self, picture: Pixels) -> Pixels:
         """(H, W, 3) in the mean colour, whatever the input shows."""
@@ -212,10 +219,19 @@ class ColourFit:
         """(H, W, 3): every pixel's colour mapped on its own."""
         return _to_uint8(picture.astype(np.float64) @ self.affine[:3] + self.affine[3])
 
+    def table_colour(self, picture: Pixels) -> Pixels:
+        """(H, W, 3): every pixel's colour looked up: the best that can be had without looking at its neighbours."""
+        return _to_uint8(self.table[_bin(picture)])
+
     def predictions(self, inputs: Sequence[FilePicture]) -> dict[str, list[Prediction]]:
-        """What both predictors make of these inputs, by the predictor's name."""
-        fit = hashlib.sha256(self.mean.tobytes() + self.affine.tobytes()).hexdigest()[:16]
-        functions = {"mean colour": self.mean_colour, "affine colour map": self.affine_colour}
+        """What the predictors make of these inputs, by the predictor's name."""
+        fitted = self.mean.tobytes() + self.affine.tobytes() + self.table.tobytes()
+        fit = hashlib.sha256(fitted).hexdigest()[:16]
+        functions = {
+            "mean colour": self.mean_colour,
+            "affine colour map": self.affine_colour,
+            "colour table": self.table_colour,
+        }
         return {
             name: [Prediction(picture, function, f"{name} {fit}") for picture in inputs]
             for name, function in functions.items()
@@ -223,20 +239,31 @@ class ColourFit:
 
 
 def fit_colours(pairs: Iterable[tuple[Pixels, Pixels]]) -> ColourFit:
-    """Fit both baselines on (input, target) pictures (H, W, 3) uint8, one pair in memory at a time.
+    """Fit the baselines on (input, target) pictures (H, W, 3) uint8, one pair in memory at a time.
 
     Normal equations in float64; where inputs do not vary in some direction (grey pictures) the least-norm solution.
-    ValueError for no pairs.
+    A colour that no input has is looked up as the affine map of the middle of its bin. ValueError for no pairs.
     """
     gram, cross = np.zeros((4, 4)), np.zeros((4, 3))
+    counts, sums = np.zeros((LEVELS**3, 1)), np.zeros((LEVELS**3, 3))
     for picture, target in pairs:
         x = np.concatenate([picture.reshape(-1, 3), np.ones((picture.size // 3, 1))], axis=1)
         y = target.reshape(-1, 3).astype(np.float64)
         gram += x.T @ x
         cross += x.T @ y
+        np.add.at(sums, _bin(picture).ravel(), y)
+        np.add.at(counts, _bin(picture).ravel(), 1.0)
     if gram[3, 3] == 0:
         raise ValueError("no training pairs to fit a baseline on")
-    return ColourFit(cross[3] / gram[3, 3], np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ cross)
+    affine = np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ cross
+    middles = (np.indices((LEVELS,) * 3).reshape(3, -1).T + 0.5) * 256 / LEVELS
+    table = np.where(counts > 0, sums / counts.clip(1), middles @ affine[:3] + affine[3])
+    return ColourFit(cross[3] / gram[3, 3], affine, table)
+
+
+def _bin(picture: Pixels) -> NDArray[np.int64]:
+    """(H, W, 3) -> (H, W): the number of each pixel's colour, LEVELS levels a channel."""
+    return picture.astype(np.int64) * LEVELS // 256 @ np.array([LEVELS**2, LEVELS, 1])
 
 
 def _to_uint8(picture: NDArray[np.float64]) -> Pixels:

@@ -175,7 +175,7 @@ class PlannedTraining:
         from gan.checkpoint import list_checkpoints
 
         found = list_checkpoints(checkpoints_dir / self.name)
-        return found[0].epoch if found else 0
+        return found[0].epoch or 0 if found else 0
 
     def steps_to_go(self, data_dir: Path, checkpoints_dir: Path) -> int:
         """By the images of the larger side: what is on disk, else what there will be."""

@@ -1,71 +1,41 @@
 """The one place that saves and loads the state of a training.
 
-Saving: one file under a temporary name beside its target, hashed while it is written, flushed, renamed to a
-new name (`ckpt-00000412.pt`), the folder flushed; then its sidecar and the pointer `latest.json` the same
-way; only then are older ones deleted. A process killed anywhere in between leaves a folder from which
-`load_checkpoint` gives the old state or the new one.
+Saving: one file under a temporary name beside its target, flushed, renamed to a new name
+(`ckpt-00000412.safetensors`), the folder flushed; then the pointers `best.json` and `latest.json` the same way;
+only then are older ones deleted. A process killed anywhere in between leaves a folder from which
+`load_checkpoint` gives the old state or the new one. Runs of the versions before 2.0 have `ckpt-00000412.pt`
+with a sidecar `ckpt-00000412.pt.sha256`; these are still read.
 """
 
 import contextlib
 import errno
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
-
-import torch
+from typing import Any, Literal
 
 from datasets.errors import UserError, error_from_os, warn
-from datasets.files import (
-    HashingFile,
-    as_mib,
-    free_space,
-    remove_leftovers,
-    replacing,
-    sha256_of,
-    write_atomically,
-)
-from gan.archive_check import inspect
-from gan.checkpoint_file import FILE_NAME, Sidecar, load_file, read_sidecar, sidecar_path, verify
-from gan.plain_tensors import prepare_state, size_of
-from gan.state import describe_difference, load_network, require_finite
-
-__all__ = [
-    "CheckpointInfo",
-    "describe_difference",
-    "list_checkpoints",
-    "load_checkpoint",
-    "load_file",
-    "load_network",
-    "prepare_state",
-    "remove_leftovers",
-    "require_finite",
-    "save_checkpoint",
-    "size_of",
-]  # fmt: skip
+from datasets.files import as_mib, free_space, remove_leftovers, replacing, sha256_of, write_atomically
+from gan.checkpoint_format import damaged, decode, encode, not_plain, raw_bytes, read_header
+from gan.zip_pickle import read_zip_pickle
 
 LATEST, BEST = "latest.json", "best.json"
+FILE_NAME = re.compile(r"ckpt-(\d{8,18})\.(safetensors|pt)")
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint in a run's folder, as its sidecar describes it (not verified)."""
+    """A checkpoint in a run's folder (not verified). epoch: None where it cannot be told."""
 
     path: Path
     step: int
-    epoch: int
-    bytes: int
-    sha256: str
+    epoch: int | None
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
-    """The checkpoints of a folder that have a sidecar, newest first: by step number, not by clock."""
-    found = []
-    for path in _checkpoint_files(folder):
-        sidecar = read_sidecar(path)
-        if sidecar is not None:
-            found.append(CheckpointInfo(path, _step(path), sidecar.epoch, sidecar.bytes, sidecar.sha256))
-    return found
+    """The checkpoints of a folder, newest first: by step number, not by clock."""
+    return [CheckpointInfo(path, _step(path), _epoch(path)) for path in _checkpoint_files(folder)]
 
 
 def save_checkpoint(
@@ -80,99 +50,94 @@ def save_checkpoint(
     """
     if keep < 1 or step < 0 or epoch < 0:
         raise ValueError(f"keep={keep} must be at least 1, step={step} and epoch={epoch} at least 0")
-    plain = prepare_state(state)
-    path = folder / f"ckpt-{step:08d}.pt"
-    is_new = not path.exists()
+    header, tensors = encode(state, step=step, epoch=epoch)
+    path = folder / f"ckpt-{step:08d}.safetensors"
+    pointer = json.dumps({"file": path.name, "step": step, "epoch": epoch}).encode() + b"\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        _write_checkpoint(path, plain, step, epoch)
-        pointer = json.dumps({"file": path.name, "step": step, "epoch": epoch}).encode() + b"\n"
-        for name in (LATEST, BEST) if best else (LATEST,):
+        with replacing(path) as file:
+            file.write(header)
+            for tensor in tensors:
+                file.write(raw_bytes(tensor))
+        # best first: killed in between, resuming from the latest comes to this best again; the other way round
+        # the resumed state would know of a best that no pointer names
+        for name in (BEST, LATEST) if best else (LATEST,):
             write_atomically(folder / name, pointer)
     except OSError as error:
-        if is_new and not sidecar_path(path).exists():  # without it the new file would only take up the space
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise _not_saved(path, error, size_of(plain)) from error
+        raise _not_saved(path, error, len(header) + sum(tensor.nbytes for tensor in tensors)) from error
     _delete_others(folder, step, keep)
     return path
-
-
-def _write_checkpoint(path: Path, state: dict[str, Any], step: int, epoch: int) -> None:
-    sidecar = sidecar_path(path)
-    with replacing(path) as file:
-        _write_state(state, file)
-        inspect(file.path, checksums=False)  # what is saved can be loaded
-        new = Sidecar(file.sha256, file.size, step, epoch)
-        old = _whole(path)
-        if old is not None:  # until the rename is done either content is right
-            both = Sidecar(new.sha256, new.bytes, step, epoch, previous=old)
-            write_atomically(sidecar, both.text(path.name).encode())
-    write_atomically(sidecar, new.text(path.name).encode())
-
-
-def _whole(path: Path) -> tuple[str, int] | None:
-    """SHA-256 and size of a checkpoint that is there and agrees with its sidecar."""
-    try:
-        return (sha256_of(path), path.stat().st_size) if verify(path) is not None else None
-    except (UserError, OSError):
-        return None
-
-
-def _write_state(state: dict[str, Any], file: HashingFile) -> None:
-    try:
-        torch.save(state, cast(IO[bytes], file))
-    except RuntimeError as error:  # torch hides a Ctrl-C behind an error of its own about positions
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise file.error or error from None
-    if file.error is not None:
-        raise file.error
 
 
 def load_checkpoint(
     folder: Path, which: Literal["last", "best"] | int = "last"
 ) -> tuple[dict[str, Any], Path]:
-    """The state saved in a run's folder, verified by size and SHA-256, on the CPU, and the file it came from.
+    """The state saved in a run's folder, verified, on the CPU, and the file it came from.
 
     last: the one `latest.json` names; if that is damaged or missing, the newest that is whole, with one
     warning. best, or an epoch's number: exactly that one. UserError where there is none.
     """
     if which == "last":
         return _load_last(folder)
-    path = _best(folder) if which == "best" else _of_epoch(folder, which)
-    return load_file(path, need_sidecar=True), path
+    if which == "best" and not (folder / BEST).exists():
+        fix = "use the last one, or train with a metric to choose by"
+        raise UserError(folder, "has no best checkpoint", fix)
+    path = _read_pointer(folder / BEST) if which == "best" else _of_epoch(folder, which)
+    return load_file(path), path
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read one checkpoint file onto the CPU: plain containers and tensors, never code.
+
+    Raises UserError, naming what is wrong: missing, folder, empty, incomplete, damaged, a page or pointer in
+    place of the file, code in it.
+    """
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "no such file"
+        raise UserError(path, kind, "name a checkpoint file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        _refuse_other_files(path, head)
+        if head[:2] != b"PK":
+            return decode(path)
+        return read_zip_pickle(path, checksums=not _verify_by_sidecar(path))
+    except OSError as error:
+        raise UserError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def checkpoint_hash(path: Path) -> str:
+    """SHA-256 that identifies what a checkpoint holds, 64 hexadecimal digits: the one that it or its sidecar carries.
+
+    A `.pt` file without a sidecar is hashed. Raises UserError for a file that is not a checkpoint; OSError.
+    """
+    if path.suffix == ".safetensors":
+        return read_header(path)[0]["sha256"]
+    found = re.search(r"^([0-9a-f]{64}) [ *]", _read_sidecar(path), re.M)
+    return found[1] if found else sha256_of(path)
 
 
 def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
     problems: list[str] = []
-    named = None
+    paths = _checkpoint_files(folder)
+    if not paths and not (folder / LATEST).exists():
+        raise UserError(folder, "no checkpoint here", "check the run's name, or train it first")
     try:
         named = _read_pointer(folder / LATEST)
+        paths = [named, *(path for path in paths if path != named)]
     except UserError as error:
         problems.append(f"{Path(error.subject).name} {error.reason}")
-    others = [path for path in _checkpoint_files(folder) if path != named]
-    for path in ([named] if named else []) + others:
+    for path in paths:
         try:
-            state = load_file(path, need_sidecar=True)
+            state = load_file(path)
         except UserError as error:
             problems.append(f"{Path(error.subject).name} {error.reason}")
             continue
         if problems:
-            warn(folder, f"{'; '.join(problems[:3])}; going on from {path.name} instead")
+            warn(folder, f"{'; '.join(problems[:3])}; using {path.name} instead")
         return state, path
-    if not _checkpoint_files(folder) and not (folder / LATEST).exists():
-        raise UserError(folder, "no checkpoint here", "check the run's name, or train it first")
     raise UserError(folder, f"no valid checkpoint: {'; '.join(problems[:3])}", "train again or copy one back")
-
-
-def _best(folder: Path) -> Path:
-    if not (folder / BEST).exists():
-        raise UserError(
-            folder, "has no best checkpoint", "use the last one, or train with a metric to choose by"
-        )
-    return _read_pointer(folder / BEST)
 
 
 def _of_epoch(folder: Path, epoch: int) -> Path:
@@ -180,7 +145,7 @@ def _of_epoch(folder: Path, epoch: int) -> Path:
     for info in kept:  # newest first
         if info.epoch == epoch:
             return info.path
-    epochs = ", ".join(str(e) for e in sorted({info.epoch for info in kept})) or "none"
+    epochs = ", ".join(map(str, sorted({info.epoch for info in kept if info.epoch is not None}))) or "none"
     raise UserError(folder, f"no checkpoint of epoch {epoch}", f"there are: {epochs}")
 
 
@@ -188,37 +153,30 @@ def _read_pointer(pointer: Path) -> Path:
     """The file that latest.json or best.json names, always in the pointer's own folder."""
     try:
         name = json.loads(pointer.read_bytes())["file"]
+        if not FILE_NAME.fullmatch(name):
+            raise ValueError(name)
     except FileNotFoundError:
         raise UserError(pointer, "is missing") from None
     except OSError as error:
         raise UserError(pointer, f"cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(pointer, "is damaged", "use another checkpoint") from None
-    if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
-        raise UserError(pointer, "is damaged", "use another checkpoint")
     return pointer.with_name(name)
 
 
 def _delete_others(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest up to `step` and the best one. What cannot be deleted now is tried again at the next
-    save.
-    """
+    """Keep the newest up to `step` and the best one. What cannot be deleted now is tried again at the next save."""
     try:
         best = _read_pointer(folder / BEST) if (folder / BEST).exists() else None
     except UserError:
         return  # a damaged pointer: any of them may be the best one
     files = _checkpoint_files(folder)
-    whole = [path for path in files if _step(path) <= step and sidecar_path(path).exists()]
-    stay = {*whole[:keep], best}
-    for path in files:
-        if path not in stay:
-            with contextlib.suppress(OSError):
+    stay = {*[path for path in files if _step(path) <= step][:keep], best}
+    sidecars = (file for file in folder.glob("ckpt-*.pt.sha256") if FILE_NAME.fullmatch(file.stem))
+    for path in [*(path for path in files if path not in stay), *sidecars]:
+        with contextlib.suppress(OSError):
+            if path.suffix != ".sha256" or not path.with_suffix("").exists():
                 path.unlink()
-    for sidecar in folder.glob("ckpt-*.pt.sha256"):
-        path = sidecar.with_suffix("")
-        if FILE_NAME.fullmatch(path.name) and not path.exists():
-            with contextlib.suppress(OSError):
-                sidecar.unlink()
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -234,6 +192,46 @@ def _step(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
+def _epoch(path: Path) -> int | None:
+    if path.suffix == ".pt":
+        found = re.search(r"^# epoch: (\d{1,18})$", _read_sidecar(path), re.M)
+        return int(found[1]) if found else None
+    with contextlib.suppress(UserError, OSError):
+        return int(read_header(path)[0]["epoch"])
+    return None
+
+
+def _read_sidecar(path: Path) -> str:
+    """The text beside a checkpoint of the first format, as `sha256sum` writes it; empty where there is none."""
+    with contextlib.suppress(OSError), path.with_name(path.name + ".sha256").open("rb") as file:
+        return file.read(4096).decode("ascii", "replace")
+    return ""
+
+
+def _verify_by_sidecar(path: Path) -> bool:
+    """Compare the SHA-256 with that of a sidecar; False where there is none. UserError if they differ."""
+    # a save at a step that was saved before also names the file that it replaced
+    allowed = re.findall(r"^(?:# replaces: )?([0-9a-f]{64}) ", _read_sidecar(path), re.M)
+    if allowed and sha256_of(path) not in allowed:
+        raise damaged(path, "checksum mismatch: the file is incomplete or has changed")
+    return bool(allowed)
+
+
+def _refuse_other_files(path: Path, head: bytes) -> None:
+    """Name what is found in place of a checkpoint; head: its first bytes."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        raise damaged(path, "is empty (0 bytes)")
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise UserError(path, "looks like an HTML page, not a checkpoint", "download the file itself")
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(path, "is a git-lfs pointer, not the checkpoint itself", "run `git lfs pull`")
+    if head[:1] == b"\x80" and head[8:9] != b"{":
+        raise not_plain(path, "a raw pickle or a format older than torch 1.6")
+    if len(head) > 8 and all(byte in b"\t\r\n\x0c\x1b" or 32 <= byte < 127 for byte in head):
+        raise not_plain(path, "a text file")
+
+
 def _not_saved(path: Path, error: OSError, need: int) -> UserError:
     """What an error of the operating system means for a save; need: bytes."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -241,10 +239,8 @@ def _not_saved(path: Path, error: OSError, need: int) -> UserError:
             free = as_mib(free_space(path.parent))
             return UserError(path, f"no space: need {as_mib(need)}, free {free}", "free some space")
     if error.errno == errno.EFBIG:
-        return UserError(
-            path, f"no space: need {as_mib(need)}, the file size limit is lower", "raise `ulimit -f`"
-        )
+        reason = f"no space: need {as_mib(need)}, the file size limit is lower"
+        return UserError(path, reason, "raise `ulimit -f`")
     known = error_from_os(error, path)
-    return UserError(
-        path, f"cannot be written: {known.reason if known else error.strerror or error}", "check the disk"
-    )
+    reason = known.reason if known else error.strerror or str(error)
+    return UserError(path, f"cannot be written: {reason}", "check the disk")

@@ -183,7 +183,7 @@ class Training:
             return images
         names = {kind: path.name for kind, path in pictures.items()}
         record = {"kind": "samples", "folder": f"samples/{folder.name}", "pictures": names}
-        self.viewers.samples(self._record(record), pictures)
+        self._record(record)
         return images
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -22,11 +22,16 @@ def plan(options: TrainOptions, trainer: Trainer, data: TrainingData) -> str:
         "data": f"{data.sources.root} ({data.sources.layout}, {options.data.direction}): "
         + (f"{a} pairs" if data.dataset.paired else f"{a} A, {b} B"),
         "pictures": f"{options.data.preprocess} to {options.data.crop_size} pixels, batch {options.data.batch_size}",
+        "values": ", ".join(
+            f"{domain} {wanted[0]:g} is black, {wanted[1]:g} white"
+            for domain, wanted in zip("AB", data.sources.ranges, strict=True)
+            if wanted and wanted != "auto"
+        ),
         "steps": f"{epochs} epochs of {data.steps_per_epoch} = {epochs * data.steps_per_epoch}",
         "device": f"{trainer.placement.device}, {options.device.precision}",
         "page": str(run.page),
     }
-    return "\n".join([*(f"{name:>9}  {text}" for name, text in lines.items()), *data.report.notes()])
+    return "\n".join([*(f"{name:>9}  {text}" for name, text in lines.items() if text), *data.report.notes()])
 
 
 def nothing_left(run: RunFolder, position: Position, schedule: ScheduleGroup) -> str:

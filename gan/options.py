@@ -64,6 +64,13 @@ class DataGroup:
     """How a picture becomes a training crop."""
     flip: bool = True
     """Mirror pictures at random."""
+    value_range: str = ""
+    """LOW,HIGH in the files' own numbers: what becomes black and white; what is outside is clipped. auto: the least and
+    largest value of the training pictures. Default: all that the number format can hold."""
+    value_range_A: str = ""
+    """--value_range for domain A of the folder alone."""
+    value_range_B: str = ""
+    """--value_range for domain B of the folder alone."""
     serial_batches: bool = False
     """Take the pictures in the order of their names, without shuffling."""
     num_threads: int = 2
@@ -290,6 +297,8 @@ def resolve(options: TrainOptions) -> TrainOptions:
     Raises UserError naming the flag and what it allows.
     """
     model = options.model
+    for domain in "AB":
+        value_range(options, domain)
     implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
     if implied and model.base_norm not in (None, implied):
         reason = f"--norm {model.norm} has no place for the base norm {model.base_norm}"
@@ -305,6 +314,23 @@ def resolve(options: TrainOptions) -> TrainOptions:
 def discriminator_norm(options: TrainOptions) -> str:
     """Discriminators use the base norm; with `nc`, which has none, the model's default."""
     return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
+
+
+def value_range(options: TrainOptions, domain: str) -> tuple[float, float] | Literal["auto"] | None:
+    """What becomes black and white in the folder's domain A or B; None: all that the number format can hold.
+
+    Raises UserError naming the flag.
+    """
+    text = getattr(options.data, f"value_range_{domain}") or options.data.value_range
+    if text in ("", "auto"):
+        return "auto" if text else None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not -1e300 < low < high < 1e300:
+        raise UserError("--value_range", f"is {text}", "allowed: LOW,HIGH with LOW less than HIGH, or auto")
+    return low, high
 
 
 def channels(options: TrainOptions, direction: str) -> tuple[int, int]:

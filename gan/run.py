@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from datasets.errors import UserError, error_from_os, printable, set_log_file, warn
-from datasets.files import as_mib, free_space, new_folder, require_writable, write_atomically
+from datasets.files import as_mib, free_space, new_folder, write_atomically
 
 LONGEST_NAME = 200  # bytes; most file systems allow 255
 
@@ -61,19 +61,12 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a training has been started here."""
-        return self.options.exists() or any(self.path.glob("ckpt-*.pt"))
+        return self.options.exists() or any(self.path.glob("ckpt-*.*"))
 
     @classmethod
     def at(cls, checkpoints_dir: Path | str, name: str) -> "RunFolder":
         """The run of this name, made or not; UserError for a name that is not one plain folder name."""
         return cls(Path(checkpoints_dir) / check_name(name))
-
-    @classmethod
-    def create(cls, checkpoints_dir: Path, name: str) -> "RunFolder":
-        """Make the run's folder and prove that it can be written to; UserError otherwise."""
-        run = cls.at(checkpoints_dir, name)
-        require_writable(run.path)
-        return run
 
     def require_space(self, size: int) -> None:
         """UserError unless `size` bytes are free where the run is."""
@@ -252,7 +245,7 @@ class MetricsLog:
     def truncate(self, offset: int) -> None:
         """Cut the file back to what it was when a checkpoint was saved, and to whole lines."""
         with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as file:
-            whole = file.read(offset)
+            whole = file.read(min(offset, os.fstat(file.fileno()).st_size))
             file.truncate(whole.rfind(b"\n") + 1)
             file.flush()
             os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from datasets.loader import PairDataset, epoch_batches, fixed_samples, validatio
 from datasets.transforms import Augmentation
 from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
-from gan.options import TrainOptions, discriminator_norm, stored_dict
+from gan.options import TrainOptions, discriminator_norm, stored_dict, value_range
 from gan.pix2pix import Pix2Pix
 from gan.run import RunFolder, read_records
 from gan.state import seed_everything, use_deterministic
@@ -137,6 +137,7 @@ def build_data(options: TrainOptions) -> TrainingData:
     data = options.data
     augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
     sources = find_sources(Path(data.dataroot), "train", data.dataset_mode, data.max_dataset_size)
+    sources = replace(sources, ranges=(value_range(options, "A"), value_range(options, "B")))
     _check_layout(options, sources)
     independent = options.model.model == "cycle_gan"
     if data.direction == "BtoA" and not independent:  # cycle_gan learns both directions
@@ -181,6 +182,16 @@ def build_data(options: TrainOptions) -> TrainingData:
         log_text(f"left out: {printable(entry)}")
     steps = -(-len(dataset) // data.batch_size)
     return TrainingData(sources, dataset, report, fixed_samples(dataset, chosen), steps, batches)
+
+
+def found_options(options: TrainOptions, data: TrainingData) -> dict[str, str]:
+    """What `auto` has become for this run, so that a resumed training and test.py do not look again."""
+    ranges = {domain: wanted for domain, wanted in zip("AB", data.sources.ranges, strict=True) if wanted}
+    return {
+        f"value_range_{domain}": f"{wanted[0]:.17g},{wanted[1]:.17g}"
+        for domain, wanted in ranges.items()
+        if value_range(options, domain) == "auto" and wanted != "auto"
+    }
 
 
 def build_viewers(options: TrainOptions, data: TrainingData, trainer: Trainer, run: RunFolder) -> Viewers:

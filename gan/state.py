@@ -3,7 +3,7 @@
 import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,11 +11,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from datasets.errors import UserError, warn
+from datasets.errors import UserError, is_out_of_memory, warn
 from gan.step import Trainer
-
-FORMAT = 1
-"""Version of the layout below; a file with a higher one was made by a newer program."""
 
 
 @dataclass
@@ -38,11 +35,10 @@ def capture(
 ) -> dict[str, Any]:
     """The whole state. metrics_bytes: the length of metrics.jsonl now; data_listing: the data's files, a line each."""
     return {
-        "format": FORMAT,
         "options": options,
         "position": asdict(position),
         "metrics_bytes": metrics_bytes,
-        "data": "\0".join(data_listing),  # one text: a list would be thousands of pickle operations
+        "data": "\0".join(data_listing),  # one text: a list would be thousands of values
         "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
@@ -57,17 +53,18 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     One warning where the machine is another one in a way that changes the last bits of what is computed.
     """
     check_format(state, where)
-    device = _device(trainer)
     for name, network in trainer.networks.items():
         load_network(network, state["networks"].get(name, {}), where=f"{where}: {name}")
-    for name, optimizer in trainer.optimizers.items():
-        betas = [group["betas"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizers"][name])
-        for group, own in zip(optimizer.param_groups, betas, strict=True):
-            group["betas"] = own  # those of the options, which --override may have changed
-    for name, pool in trainer.pools.items():
-        pool.load_state_dict(state["pools"][name], device)
-    set_random_state(state["rng"])
+    with refuse_malformed(where):
+        for name, optimizer in trainer.optimizers.items():
+            _restore_optimizer(optimizer, state["optimizers"][name])
+        for name, pool in trainer.pools.items():
+            if any(
+                image.ndim != 3 or not image.is_floating_point() for image in state["pools"][name]["images"]
+            ):
+                raise ValueError(f"pools.{name} holds something else than images")
+            pool.load_state_dict(state["pools"][name], _device(trainer))
+        set_random_state(state["rng"])
     was, now = state.get("machine", {}), _machine(trainer)
     if changes := [
         f"{name} {was[name]} -> {now[name]}" for name in now if name in was and was[name] != now[name]
@@ -95,14 +92,57 @@ def _device(trainer: Trainer) -> torch.device:
     return next(next(iter(trainer.networks.values())).parameters()).device
 
 
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Adam's moments. Learning rate and the like stay those of the options. Raises ValueError if they do not fit."""
+    own = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(saved)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+    for parameter, moments in optimizer.state.items():
+        shapes = {name: tuple(value.shape) for name, value in moments.items()}
+        shape = tuple(parameter.shape)
+        if shapes != {"step": (), "exp_avg": shape, "exp_avg_sq": shape} or moments["step"] < 0:
+            raise ValueError("the moments of an optimizer do not fit its parameters")
+
+
+_SCALAR = (str, int, float, bool, type(None))
+_LAYOUT: dict[str, Callable[[Any], bool]] = {
+    "options": lambda part: all(type(name) is str and type(value) in _SCALAR for name, value in part.items()),
+    "position": lambda part: (
+        part.keys() == {"epoch", "batches", "step", "best"}
+        and all(type(part[name]) is int and part[name] >= 0 for name in ("epoch", "batches", "step"))
+        and type(part["best"]) in (float, int, type(None))
+    ),
+    "metrics_bytes": lambda part: type(part) is int and part >= 0,
+    "data": lambda part: type(part) is str,
+    "networks": lambda part: all(type(key) is str for tensors in part.values() for key, _ in tensors.items()),
+    "machine": lambda part: all(type(value) in _SCALAR for value in part.values()),
+}
+"""Part of a state -> whether it has the form that `capture` gives it."""
+
+
 def check_format(state: dict[str, Any], where: str) -> None:
-    """Raises UserError unless `state` was written by this version of the program or an older one."""
-    version = state.get("format")
-    if not isinstance(version, int) or "networks" not in state or "options" not in state:
+    """Raise UserError unless the parts that are read before the networks are built look as `capture` made them."""
+    if "networks" not in state or "options" not in state:
         raise UserError(where, "is not a checkpoint of this program", "choose a run that train.py has made")
-    if version > FORMAT:
-        reason = f"was made by a newer version (format {version}, this is {FORMAT})"
-        raise UserError(where, reason, "update this program")
+    with refuse_malformed(where):
+        if wrong := [name for name, is_valid in _LAYOUT.items() if not is_valid(state.get(name, {}))]:
+            raise ValueError(wrong[0])
+
+
+@contextlib.contextmanager
+def refuse_malformed(where: str) -> Iterator[None]:
+    """A checkpoint can be whole and hold values that make no sense: what they lead to becomes one UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"malformed state ({type(error).__name__}: {first})"
+        raise UserError(where, reason, "use another checkpoint") from error
 
 
 SHOWN = 3  # differences named in the one line

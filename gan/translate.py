@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.errors import RunError, UserError, is_out_of_memory
+from datasets.errors import RunError, UserError, is_out_of_memory, say
 from datasets.files import ahead
-from datasets.images import inspect_image, save_png, to_picture, to_tensor
+from datasets.images import ImageInfo, WantedRange, inspect_image, save_png, to_picture, to_tensor
 from gan.checkpoint import load_checkpoint
-from gan.options import TrainOptions, channels, from_dict
+from gan.options import TrainOptions, channels, from_dict, value_range
 from gan.setup import generators
-from gan.state import check_format, load_network
+from gan.state import check_format, load_network, refuse_malformed
 from gan.step import Placement, find_device
 
 Direction = Literal["AtoB", "BtoA"]
@@ -40,6 +40,11 @@ class Translator:
     @property
     def input_nc(self) -> int:
         return channels(self.options, self.direction)[0]
+
+    @property
+    def value_ranges(self) -> tuple[WantedRange, WantedRange]:
+        """Of the folder's A and B: what the training took as black and white."""
+        return value_range(self.options, "A"), value_range(self.options, "B")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
@@ -82,7 +87,8 @@ def load_translator(
     )  # this machine's, not the one it was trained on
     direction = direction or options.data.direction
     name = _generator_name(options, direction)
-    network = generators(options)[name]
+    with refuse_malformed(str(path)):
+        network = generators(options)[name]
     load_network(network, state["networks"].get(name, {}), where=f"{path}: {name}", check_finite=True)
     placement = Placement(find_device(device))
     placement.put_network(network).train(test_mode == "train")
@@ -164,26 +170,35 @@ def same_size_batches(
         yield batch
 
 
-def output_names(inputs: Sequence[Path]) -> list[str]:
-    """STEM.png for each input; where two share a stem, their whole names keep them apart (a.jpg.png)."""
-    names = [f"{path.stem}.png" for path in inputs]
+def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
+    """STEM.png for each input; where two share a stem, their whole names keep them apart (a.jpg.png).
+
+    root: the names keep the folders between it and the input.
+    """
+    places = [path.relative_to(root) if root else Path(path.name) for path in inputs]
+    names = [str(place.with_name(f"{place.stem}.png")) for place in places]
     while True:  # a second round where a file is called a.jpg.png already
         uses = Counter(name.casefold() for name in names)
         longer = [
-            f"{path.name}.png" if uses[name.casefold()] > 1 else name
-            for path, name in zip(inputs, names, strict=True)
+            f"{place}.png" if uses[name.casefold()] > 1 else name
+            for place, name in zip(places, names, strict=True)
         ]
         if longer == names:
             return names
         names = longer
 
 
-def check_readable(inputs: Sequence[Path], skip_bad: bool) -> list[Path]:
-    """The inputs that can be decoded. UserError with all that cannot, unless they are to be skipped."""
+def check_readable(inputs: Sequence[Path], skip_bad: bool, wanted: WantedRange = None) -> list[Path]:
+    """The inputs that can be decoded. UserError with all that cannot, unless they are to be skipped.
+
+    wanted: the value range they are read with. Prints what of the files is left out: further pages, clipped values.
+    """
+    infos: dict[Path, ImageInfo] = {}
 
     def verdict(path: Path) -> str:
         try:
-            width, height = inspect_image(path).size
+            infos[path] = inspect_image(path, wanted)
+            width, height = infos[path].size
             return "" if min(width, height) >= 2 else f"{path}: image is {width}x{height}, needs at least 2x2"
         except UserError as error:
             return str(error)
@@ -197,4 +212,10 @@ def check_readable(inputs: Sequence[Path], skip_bad: bool) -> list[Path]:
             "mend or remove them, or add --skip_bad",
             bad,
         )
+    if several := [path for path in inputs if path in infos and infos[path].frames > 1]:
+        count = infos[several[0]].frames
+        number = f"{len(several)} file{'s' * (len(several) > 1)}"
+        say(f"{number} with several frames or pages ({count} in {several[0]}): the first is used")
+    if clipped := sum(info.clipped for info in infos.values()):
+        say(f"{clipped} values outside the value range of the training are clipped")
     return [path for path, text in zip(inputs, verdicts, strict=True) if not text]

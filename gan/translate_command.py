@@ -10,10 +10,10 @@ from urllib.parse import quote
 import torch
 
 from datasets.check import scan
-from datasets.errors import UserError, printable
+from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
 from datasets.images import load_image, save_png
-from datasets.layouts import Sources, find_inputs, find_sources
+from datasets.layouts import Sources, find_inputs, find_sources, left_out
 from gan.run import RunFolder
 from gan.translate import Translator, check_readable, load_translator, output_names, translate_pictures
 from gan.translation_options import TranslationOptions
@@ -51,23 +51,38 @@ def run_test(options: TranslationOptions) -> int:
 
 
 def translate_folder(translator: Translator, options: TranslationOptions) -> None:
-    """--input to --output: same stems, same sizes."""
-    output = Path(options.output)
-    inputs = find_inputs(Path(options.input))[: options.num_test]
-    targets = {(output / name).resolve() for name in output_names(inputs)}
-    same = output.exists() and output.resolve() == Path(options.input).resolve()
-    if same or not targets.isdisjoint(path.resolve() for path in inputs):
+    """--input to --output: same folders, same stems, same sizes."""
+    source, output = Path(options.input), Path(options.output)
+    if source.is_file() and output.suffix.lower() == ".png" and not output.is_dir():
+        output, only_name = output.parent, output.name
+    else:
+        only_name = ""
+    inputs = find_inputs(source, output)[: options.num_test]
+    root = source if source.is_dir() else source.parent
+
+    def targets(inputs: list[Path]) -> list[Path]:
+        return [output / (only_name or name) for name in output_names(inputs, root)]
+
+    same = output.exists() and output.resolve() == source.resolve()
+    if same or {path.resolve() for path in targets(inputs)} & {path.resolve() for path in inputs}:
         raise UserError(
             "--output", "is the input folder", "choose another, so that no picture is overwritten"
         )
+    for folder in sorted({path.parent for path in inputs}) if source.is_dir() else ():
+        if text := left_out(folder, but_folders=True):
+            say(f"left out: {folder}: {text}")
     with new_folder(output):
-        inputs = check_readable(inputs, options.skip_bad)
+        wanted = translator.value_ranges[translator.direction == "BtoA"]
+        inputs = check_readable(inputs, options.skip_bad, wanted)
         pictures = [
-            (partial(load_image, path, translator.input_nc), output / name)
-            for path, name in zip(inputs, output_names(inputs), strict=True)
+            (partial(load_image, path, translator.input_nc, wanted), target)
+            for path, target in zip(inputs, targets(inputs), strict=True)
         ]
+        for folder in sorted({target.parent for _, target in pictures}):
+            folder.mkdir(parents=True, exist_ok=True)
         translate_pictures(translator, pictures, options.batch_size, options.size)
-    print(f"{len(pictures)} pictures translated {translator.direction} (epoch {translator.epoch}): {output}")
+    where = output / only_name if only_name else output
+    print(f"{len(pictures)} pictures translated {translator.direction} (epoch {translator.epoch}): {where}")
 
 
 def translate_test_split(translator: Translator, options: TranslationOptions) -> None:
@@ -76,6 +91,7 @@ def translate_test_split(translator: Translator, options: TranslationOptions) ->
     sources = find_sources(
         Path(options.dataroot or data.dataroot), "test", data.dataset_mode, options.num_test
     )
+    sources = replace(sources, ranges=translator.value_ranges)
     source, target = translator.direction.split("to")
     if translator.direction == "BtoA" and sources.layout != "folder":
         sources = sources.swapped()
@@ -84,7 +100,9 @@ def translate_test_split(translator: Translator, options: TranslationOptions) ->
     folder = Path(options.results_dir) / options.name / f"test_{options.epoch}_{translator.direction}"
     images = folder / "images"
     with new_folder(images):
-        sources, _ = scan(sources, crop_size=2, independent=True, skip_bad=options.skip_bad)
+        sources, report = scan(sources, crop_size=2, independent=True, skip_bad=options.skip_bad)
+        for note in report.notes():
+            say(note)
         stems = [Path(name).stem for name in output_names(sources.a)]
         fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
         pictures = [(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)]

@@ -15,9 +15,11 @@ class TranslationOptions:
     epoch: str = "last"
     """Checkpoint: last, best, or the number of an epoch that is kept."""
     input: str = ""
-    """Picture or folder of pictures to translate. Default: the test split of the run's data, with a results page."""
+    """Picture or folder of pictures (and the folders below it) to translate. Default: the test split of the run's data,
+    with a results page."""
     output: str = ""
-    """Folder for the translations of --input; each keeps its name and its size."""
+    """Folder for the translations of --input; each keeps its folder, its name and its size. For one picture also a name
+    that ends in .png."""
     dataroot: str = ""
     """Where the run's data is now, if it has been moved (without --input)."""
     results_dir: str = "results"

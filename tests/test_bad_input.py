@@ -226,7 +226,7 @@ def test_a_picture_that_is_spoiled_while_training(tmp_path: Path, monkeypatch: p
     outcome = training(tmp_path / "data", tmp_path, "--n_epochs", 3)
     assert outcome.code == 2
     assert "trainA/p" in outcome.error
-    assert (tmp_path / "runs" / "r" / "ckpt-00000003.pt").exists()
+    assert (tmp_path / "runs" / "r" / "ckpt-00000003.safetensors").exists()
     shutil.rmtree(tmp_path / "data")
     shutil.copytree(good, tmp_path / "data")
     skipping = training(tmp_path / "data", tmp_path, "--n_epochs", 3, "--name", "s", "--skip_bad")
@@ -287,7 +287,7 @@ def test_output_that_cannot_be_written(place: str, runs: Path, tmp_path: Path) -
 CHECKPOINTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "no valid checkpoint"),
     "half": (lambda data: data[: len(data) // 2], "incomplete"),
-    "flipped": (lambda data: data[:500] + bytes([data[500] ^ 1]) + data[501:], "checksum"),
+    "flipped": (lambda data: data[:-500] + bytes([data[-500] ^ 1]) + data[-499:], "checksum"),
     "a page": (lambda data: b"<!doctype html>" + b" " * (len(data) - 15), "no valid checkpoint"),
 }
 
@@ -298,7 +298,7 @@ def test_the_only_checkpoint_is_damaged(case: str, program: str, tmp_path: Path)
     damage, told = CHECKPOINTS[case]
     data = write_unaligned(tmp_path / "data")
     run = untrained_run(tmp_path / "runs", "--dataroot", data)
-    file = run / "ckpt-00000006.pt"
+    file = run / "ckpt-00000006.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     before = {
         name: content for name, content in tree(tmp_path).items() if not name.endswith((".log", ".lock"))

@@ -4,16 +4,20 @@ import os
 import shutil
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from conftest import noise
 from PIL import Image
 
 from datasets import check
 from datasets.check import changes, scan
 from datasets.errors import UserError
+from datasets.images import WantedRange, load_image
 from datasets.layouts import find_sources
 
 
@@ -151,9 +155,73 @@ def test_what_is_converted_is_counted(unaligned: Path) -> None:
     assert report.converted["alpha"] == 1
     assert report.several_frames == 1
     assert report.notes() == [
-        "1 file with several frames or pages: the first is used",
+        "1 file with several frames or pages (2 in trainB/9.gif): the first is used",
         f"converted to 8 bits a channel: 1 alpha, {report.converted['palette']} palette",
         "1 file grey among colour",
+    ]
+
+
+def test_a_sliver_of_the_value_range_and_flat_pictures_are_told(unaligned: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        values = rng.integers(0, 4096, (18, 24), dtype=np.uint16)
+        values[0, :2] = 0, 4095
+        (unaligned / "trainA" / f"{i}.png").unlink()
+        tifffile.imwrite(unaligned / "trainA" / f"{i}.tif", values)
+    Image.new("RGBA", (24, 18), (255, 255, 255, 90)).save(unaligned / "trainB" / "0.png")
+    sliver, flat = [note for note in look(unaligned)[1].notes() if note[1] == ":"]
+    assert sliver == "A: values use 0..4095 of 65535 (--value_range_A 0,4095 or auto stretches them)"
+    assert flat == "B: 1 of 4 files of nearly one colour (first: trainB/0.png)"
+
+
+def ranges(root: Path, a: Any, b: Any = None) -> Any:
+    return scan(replace(find_sources(root, "train"), ranges=(a, b)), crop_size=16)
+
+
+def test_a_value_range_stretches_and_counts_what_it_clips(unaligned: Path) -> None:
+    for i in range(4):
+        (unaligned / "trainA" / f"{i}.png").unlink()
+        values = np.linspace(-100 * i, 1000, 24 * 18).reshape(18, 24).astype(np.int16)
+        tifffile.imwrite(unaligned / "trainA" / f"{i}.tif", values)
+    assert "--value_range" in refused(unaligned).details[0]
+    sources, report = ranges(unaligned, "auto")
+    assert sources.ranges == ((-300, 1000), None)
+    assert report.values["A"].clipped == 0
+    darkest = np.asarray(sources.load_a(3))
+    assert (darkest.min(), darkest.max()) == (0, 255)
+    assert np.asarray(sources.load_a(0)).min() == round(300 / 1300 * 255)
+    sources, report = ranges(unaligned, (0.0, 500.0))
+    below = sum(np.count_nonzero(np.linspace(-100 * i, 1000, 432).astype(np.int16) < 0) for i in range(4))
+    above = sum(np.count_nonzero(np.linspace(-100 * i, 1000, 432).astype(np.int16) > 500) for i in range(4))
+    assert f"A: {below + above} values outside the value range 0,500 are clipped" in report.notes()
+
+
+def test_a_value_range_of_8_bits_leaves_alpha_alone(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = Image.merge("LA", [Image.fromarray(values), Image.fromarray(255 - values)])
+    picture.save(tmp_path / "x.png")
+    got = np.asarray(load_image(tmp_path / "x.png", 4, (10, 20)))
+    assert np.array_equal(got[..., 0], np.rint((values.clip(10, 20) - 10.0) * 25.5))
+    assert np.array_equal(got[..., 3], 255 - values)
+
+
+def test_auto_needs_one_number_format_and_more_than_one_value(unaligned: Path) -> None:
+    tifffile.imwrite(unaligned / "trainA" / "0.tif", np.zeros((18, 24), np.uint16))
+    with pytest.raises(UserError, match="several number formats"):
+        ranges(unaligned, "auto")
+    for path in (unaligned / "trainA").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"all values of .* are 0"):
+        ranges(unaligned, "auto")
+
+
+def test_what_else_the_folders_hold_is_named(unaligned: Path) -> None:
+    (unaligned / "trainA" / "more").mkdir()
+    (unaligned / "trainB" / "x.heic").touch()
+    (unaligned / "trainB" / "y.DCM").touch()
+    assert look(unaligned)[1].notes() == [
+        "left out: trainA: 1 folder (first: more)",
+        "left out: trainB: 2 files of other kinds (.dcm .heic)",
     ]
 
 
@@ -193,9 +261,9 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
     reads = []
     original = check._read
 
-    def counted(path: Path) -> check.FileRecord:
+    def counted(path: Path, wanted: WantedRange) -> check.FileRecord:
         reads.append(path)
-        return original(path)
+        return original(path, wanted)
 
     monkeypatch.setattr(check, "_read", counted)
     look(unaligned)
@@ -208,7 +276,7 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
 
 
 def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any) -> None:
-    def interrupt(path: Path) -> check.FileRecord:
+    def interrupt(path: Path, wanted: WantedRange) -> check.FileRecord:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(check, "_read", interrupt)

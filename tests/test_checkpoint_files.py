@@ -1,10 +1,11 @@
 """Files that are given as checkpoints and are something else: cut, changed, hostile, or not a checkpoint at all."""
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -12,19 +13,26 @@ import tarfile
 import textwrap
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from training_support import write_first_format
 
 from datasets.errors import UserError
-from gan.checkpoint import load_file, save_checkpoint
+from gan.checkpoint import load_checkpoint, load_file, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-STATE = {"w": torch.arange(100.0), "b": torch.arange(100, 200.0), "n": [1, "text", None]}
+STATE: dict[str, Any] = {
+    "w": torch.arange(100.0), "b": torch.arange(100, 200.0).to(torch.float16), "n": [1, "text", None, (2.5,)],
+}  # fmt: skip
 
 
-def saved(folder: Path) -> Path:
+def saved(folder: Path, form: str) -> Path:
+    if form == "pt":
+        return write_first_format(folder, STATE, step=1, epoch=0)
     return save_checkpoint(folder, STATE, step=1, epoch=0, keep=1)
 
 
@@ -33,99 +41,219 @@ def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_file(path)
     line = f"error: {caught.value}"
-    assert len(line) <= 300
-    assert "weights_only" not in line
-    assert "safe_globals" not in line
+    assert len(line) <= 300 and line.isprintable()
+    assert "weights_only" not in line and "safe_globals" not in line
     assert caught.value.__cause__ is None  # nor in the traceback of run.log
     assert caught.value.exit_code == 2
     return line
 
 
-# --- cut or changed ---
+def is_state(state: dict[str, Any]) -> bool:
+    return all(torch.equal(state[key], STATE[key]) for key in "wb") and state["n"] == STATE["n"]
 
 
-@pytest.mark.parametrize("where", [0, 1, 3, 100, 0.5, -1])
-def test_a_cut_file_is_counted(tmp_path: Path, where: float) -> None:
-    path = saved(tmp_path)
+# --- cut or changed
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, form: str) -> None:
+    path = saved(tmp_path, form)
     data = path.read_bytes()
-    size = int(len(data) * where) if 0 < where < 1 else int(where) if where >= 0 else len(data) + int(where)
-    path.write_bytes(data[:size])
-    assert f"incomplete: {size} of {len(data)} bytes" in refusal(path)
-    Path(f"{path}.sha256").unlink()
-    assert "is empty (0 bytes)" if size == 0 else "not a complete checkpoint" in refusal(path)
-
-
-def test_each_of_1000_flipped_bits_is_found(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    data = path.read_bytes()
-    rng = random.Random(0)
-    for _ in range(1000):
-        flipped = bytearray(data)
-        place = rng.randrange(len(data) * 8)
-        flipped[place // 8] ^= 1 << place % 8
-        path.write_bytes(flipped)
-        with pytest.raises(UserError, match="checksum mismatch"):
-            load_file(path)
-
-
-def test_without_a_sidecar_a_flipped_bit_never_changes_a_value(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    data = path.read_bytes()
-    Path(f"{path}.sha256").unlink()
-    rng = random.Random(1)
-    found = 0
-    for _ in range(1000):
-        flipped = bytearray(data)
-        place = rng.randrange(len(data) * 8)
-        flipped[place // 8] ^= 1 << place % 8
-        path.write_bytes(flipped)
-        try:
-            state = load_file(path)
-        except UserError:
-            found += 1
-            continue
-        assert torch.equal(state["w"], STATE["w"])
-        assert torch.equal(state["b"], STATE["b"])
-        assert state["n"] == STATE["n"]
-    assert found > 400  # the others hit padding, dates and the like
-
-
-def test_a_record_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    Path(f"{path}.sha256").unlink()
-    data = bytearray(path.read_bytes())
-    data[data.rindex(b"archive/data/0") - 46 + 38] |= 0x10  # torch itself then gives uninitialised memory
+    path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        line = refusal(path)
+        if form == "safetensors" and size > 8:
+            assert f"incomplete: {size} of " in line
     path.write_bytes(data)
-    assert "unusual record archive/data/0" in refusal(path)
+    assert is_state(load_file(path))
 
 
-def test_1000_mutilated_files_never_give_other_values(tmp_path: Path) -> None:
-    data = saved(tmp_path).read_bytes()
-    path = tmp_path / "mutant.pt"
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_each_flipped_bit_is_found(tmp_path: Path, form: str) -> None:
+    path = saved(tmp_path, form)
+    data = path.read_bytes()
+    for place in random.Random(0).sample(range(len(data) * 8), 1000):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        line = refusal(path)
+        if (form == "pt" and place > 16) or place // 8 > len(data) - 600:  # in the data, not in the header
+            assert "checksum mismatch" in line
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_1000_mutilated_files_never_give_other_values(tmp_path: Path, form: str) -> None:
+    """Without a sidecar: a mutant is refused, or only padding was hit."""
+    data = saved(tmp_path, form).read_bytes()
+    path = tmp_path / f"mutant.{form}"
     rng = random.Random(2)
+    refused = 0
     for _ in range(1000):
         mutant = bytearray(data)
         for _ in range(rng.randrange(1, 20)):
             start = rng.randrange(len(mutant))
             match rng.randrange(3):
                 case 0:
-                    mutant[start] = rng.randrange(256)
+                    mutant[start] ^= 1 << rng.randrange(8)
                 case 1:
                     del mutant[start : start + rng.randrange(1, 50)]
                 case 2:
                     mutant[start:start] = rng.randbytes(rng.randrange(1, 50))
         path.write_bytes(mutant)
         try:
-            state = load_file(path)
-        except UserError as error:
-            assert "weights_only" not in str(error)
-            continue
-        assert torch.equal(state["w"], STATE["w"])  # only padding was hit
-        assert torch.equal(state["b"], STATE["b"])
-        assert state["n"] == STATE["n"]
+            assert is_state(load_file(path))
+        except UserError:
+            refused += 1
+    assert refused > 900
 
 
-# --- hostile ---
+def test_memory_and_time_used_by_loading_and_saving_are_about_the_file(tmp_path: Path) -> None:
+    script = """
+        import resource, sys, torch
+        from pathlib import Path
+        from gan.checkpoint import load_file, save_checkpoint
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        state = {"w": [torch.ones(2**20) for _ in range(64)]}  # 256 MiB
+        load_file(save_checkpoint(Path(sys.argv[1]), {}, step=1, epoch=0, keep=1))
+        before = peak()
+        path = save_checkpoint(Path(sys.argv[1]), state, step=1, epoch=0, keep=1)
+        print(peak() - before)
+        del state
+        load_file(path)
+        print(peak() - before)
+    """
+    saving, loading = map(int, run_python(script, tmp_path).splitlines())
+    assert saving < 40_000  # KiB: one tensor at a time, where the library's own writer takes twice the file
+    assert loading < 100_000  # what the state took before
+
+
+def run_python(script: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout
+
+
+# --- hostile: safetensors
+
+
+def with_header(path: Path, header: bytes, data: bytes = b"") -> Path:
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+def with_state(path: Path, state: str, w: torch.Tensor | None = None, **values: str) -> Path:
+    """A file of format 2, written out by hand, with at most one tensor. Its SHA-256 is right, whatever the state is."""
+    shapes = {} if w is None else {"w": list(w.shape)}
+    data = b"" if w is None else w.numpy().tobytes()
+    metadata = {"format": "2", "version": "2.0", "step": "1", "epoch": "0", "state": state} | values
+    described = [metadata, [[name, "F32", shape] for name, shape in shapes.items()]]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode() + data).hexdigest()
+    header = {"__metadata__": metadata | {"sha256": digest}} | {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]}
+        for name, shape in shapes.items()
+    }
+    return with_header(path, json.dumps(header).encode(), data)
+
+
+ONE = torch.arange(6, dtype=torch.int32).view(torch.float32).reshape(2, 3)  # bytes that are a text too
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "",
+        "[1, {}]",
+        "[" * 500_000,
+        "[" * 500_000 + "]" * 500_000,
+        "[" + "9" * 5000 + ", {}]",
+        "NaN",
+        '[{"dict": [["a", {"tensor": "v"}]]}, {}]',
+        '[{"dict": [["a", {"text": "v"}]]}, {}]',
+        '[{"dict": [["a", {"text": "w"}], ["b", {"text": "w"}]]}, {}]',  # texts could grow by being named often
+        '[{"dict": [["a"]]}, {}]',
+        '[{"dict": [[[], 1]]}, {}]',
+        '[{"dict": [[{}, 1]]}, {}]',
+        '[{"dict": 3}, {}]',
+        '[{"float": "x"}, {}]',
+        '[{"tuple": null}, {}]',
+        '[{"call": "os.system"}, {}]',
+        '[{"dict": [], "tuple": []}, {}]',
+        '[{"dict": []}, {"w": [1000000000000, 1]}]',
+        '[{"dict": []}, {"w": [0, 0]}]',
+        '[{"dict": []}, {"w": [-3, 1]}]',
+        '[{"dict": []}, {"w": ["x", 1]}]',
+        '[{"dict": []}, {"w": 7}]',
+        '[{"dict": []}, {"v": [3, 1]}]',
+    ],
+    ids=range(23),
+)
+def test_a_state_that_makes_no_sense_is_refused(tmp_path: Path, state: str) -> None:
+    assert "not a plain-tensor checkpoint, refused" in refusal(
+        with_state(tmp_path / "a.safetensors", state, ONE)
+    )
+
+
+def test_the_hand_written_state_is_a_checkpoint(tmp_path: Path) -> None:
+    state = '[{"dict": [["a", {"tensor": "w"}], [7, {"tuple": [{"float": "inf"}]}]]}, {"w": [1, 2]}]'
+    loaded = load_file(with_state(tmp_path / "a.safetensors", state, ONE))
+    assert torch.equal(loaded["a"], ONE) and loaded["a"].stride() == (1, 2)
+    assert loaded[7] == (float("inf"),)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"format": "3", "version": "2.1"}, "made by 2.1, this is 2.0 (update this program)"),
+        ({"format": "x"}, "damaged: its header makes no sense"),
+        ({"format": "9" * 5000}, "damaged: its header makes no sense"),
+        ({"epoch": "x"}, "damaged: its header makes no sense"),
+    ],
+    ids=["newer", "format", "digits", "epoch"],
+)
+def test_other_versions(tmp_path: Path, values: dict[str, str], said: str) -> None:
+    assert said in refusal(with_state(tmp_path / "a.safetensors", '[{"dict": []}, {}]', **values))
+
+
+def entry(end: int, shape: list[int], begin: int = 0) -> str:
+    return json.dumps({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]})
+
+
+META = json.dumps(
+    dict.fromkeys(("version", "sha256", "state"), "") | {"format": "2", "step": "1", "epoch": "0"}
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "said"),
+    [
+        ("{", b"", "damaged"),
+        ("{}", b"", "a safetensors file of another program"),
+        (f'{{"w": {entry(4, [1])}}}', b"1234", "a safetensors file of another program"),
+        ('{"__metadata__": 3}', b"", "damaged"),
+        ('{"__metadata__": {"format": 2}}', b"", "another program"),
+        (f'{{"__metadata__": {META}, "w": 3}}', b"", "damaged"),
+        (f'{{"__metadata__": {META}, "w": {entry(4 * 10**12, [10**12])}}}', b"1234", "incomplete: "),
+        (f'{{"__metadata__": {META}, "w": {entry(4, [10**12])}}}', b"1234", "damaged"),
+        (f'{{"__metadata__": {META}, "w": {entry(4, [2**62, 2**62])}}}', b"1234", "damaged"),
+        (f'{{"__metadata__": {META}, "w": {entry(8, [1], 4)}}}', b"12345678", "damaged"),
+        (f'{{"__metadata__": {META}, "w": {entry(4, [1])}, "v": {entry(4, [1])}}}', b"1234", "damaged"),
+        (f'{{"__metadata__": {META}, "w": {entry(4, [1])}}}', b"12345", "wrong size"),
+        (f'{{"__metadata__": {META}, "w": {"[" * 100_000}', b"", "damaged"),
+        ("{" + " " * 2_200_000, b"", "a header of 2200001 bytes in a file of"),
+    ],
+    ids=range(14),
+)
+def test_a_header_that_declares_what_is_not_there(
+    tmp_path: Path, header: str, data: bytes, said: str
+) -> None:
+    assert said in refusal(with_header(tmp_path / "a.safetensors", header.encode(), data))
+
+
+# --- hostile: zip files of a pickle
 
 
 class Call:
@@ -158,24 +286,41 @@ def number(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def tensor_pickle(
-    elements: int, size: tuple[int, ...], stride: tuple[int, ...], storage: bytes = b"ctorch\nFloatStorage\n"
-) -> bytes:
+def identity(elements: int, kind: bytes = b"ctorch\nFloatStorage\n", key: bytes = text("0")) -> bytes:
+    return b"(" + text("storage") + kind + key + text("cpu") + number(elements) + b"tQ"
+
+
+def tensor(storage: bytes, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
+    shape = b"(" + b"".join(map(number, size)) + b"t(" + b"".join(map(number, stride)) + b"t"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + shape
+    return call + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def one(elements: int, size: tuple[int, ...], stride: tuple[int, ...], **named: Any) -> bytes:
     """{"w": a tensor over storage 0}, written by hand (protocol 2)."""
-    identity = b"(" + text("storage") + storage + text("0") + text("cpu") + number(elements) + b"tQ"
-    shape = b"(" + b"".join(map(number, size)) + b"t" + b"(" + b"".join(map(number, stride)) + b"t"
-    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + identity + number(0) + shape
-    return b"\x80\x02}" + text("w") + call + b"\x89ccollections\nOrderedDict\n)RtRs."
+    return b"\x80\x02}" + text("w") + tensor(identity(elements), size, stride, **named) + b"s."
 
 
 FOUR = {"data/0": b"1234"}
 BYTEARRAY = b"\x80\x02}" + text("w") + b"cbuiltins\nbytearray\n" + number(10**10) + b"\x85Rs."
+# a list in a list in a list ..., each twice: 2 ** 40 values once it is walked through
+ALIASES = b"\x80\x02}" + text("a") + b"((K\x01tq\x00" + b"".join(
+    b"(h%ch%ctq%c" % (n, n, n + 1) for n in range(40)
+) + b"ts."  # fmt: skip
+# the same in tuples, which can be keys: to hash or to print it takes 2 ** 40 steps
+DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(40))
+INSIDE_ITSELF = b"\x80\x02}" + text("a") + b"]q\x00h\x00as."
+MANY_VIEWS = b"\x80\x02}(" + b"".join(
+    text(f"{n}") + tensor(identity(2**18), (2**18,), (1,)) for n in range(1000)
+) + b"u."  # fmt: skip
 
 
 def test_the_hand_written_pickle_is_a_checkpoint(tmp_path: Path) -> None:
     data = struct.pack("<6f", *range(6))
-    path = with_pickle(tmp_path / "a.pt", tensor_pickle(6, (2, 3), (3, 1)), {"data/0": data})
+    path = with_pickle(tmp_path / "a.pt", one(6, (2, 3), (3, 1)), {"data/0": data})
     assert torch.equal(load_file(path)["w"], torch.arange(6.0).reshape(2, 3))
+    gpu = one(6, (2, 3), (3, 1)).replace(text("cpu"), text("cuda:3"))
+    assert load_file(with_pickle(tmp_path / "b.pt", gpu, {"data/0": data}))["w"].device.type == "cpu"
 
 
 def hostile_files(folder: Path, marker: Path) -> dict[str, Path]:
@@ -200,13 +345,17 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, Path]:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    evil = b"cos\nsystem\n"
-    nested = tensor_pickle(2, (2,), (1,), evil + b"(" + text(f"touch {marker}") + b"tR")
-    files["nested-storage"] = with_pickle(folder / "nested.pt", nested, {"data/0": bytes(8)})
-    inside = b"\x80\x02}" + text("w") + b"(" + text("storage") + pickle.dumps(system, 2)[2:-1] + b"tQs."
-    files["inside-identity"] = with_pickle(folder / "inside.pt", inside)
-    state = b"\x80\x02ccollections\nOrderedDict\n)R}" + text("items") + pickle.dumps(system, 2)[2:-1] + b"sb."
-    files["build"] = with_pickle(folder / "build.pt", state)
+    call = b"cos\nsystem\n(" + text(f"touch {marker}") + b"tR"
+    body = pickle.dumps(system, 2)[2:-1]
+    ordered = b"\x80\x02ccollections\nOrderedDict\n)R"
+    pickles = {
+        "nested-storage": b"\x80\x02}" + text("w") + tensor(identity(2, call), (2,), (1,)) + b"s.",
+        "inside-identity": b"\x80\x02}" + text("w") + b"(" + text("storage") + body + b"tQs.",
+        "build": ordered + b"}" + text("items") + body + b"sb.",
+        "getattr": b"\x80\x02}" + text("x") + b"cbuiltins\ngetattr\n" + call + text("x") + b"\x86Rs.",
+    }
+    for name, data in pickles.items():
+        files[name] = with_pickle(folder / f"{name}.pt", data, {"data/0": bytes(8)})
     files["torchscript"] = folder / "script.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
@@ -218,11 +367,17 @@ def test_hostile_files_are_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "hubconf.py").write_text(f"open({str(marker)!r}, 'w')\n")
     files = hostile_files(tmp_path, marker)
-    assert len(files) == 13
+    assert len(files) == 14
     for name, path in files.items():
-        assert "not a plain-tensor checkpoint, refused" in refusal(path), name
+        for suffix in (".pt", ".safetensors"):  # the content counts, not the name
+            assert "not a plain-tensor checkpoint, refused" in refusal(
+                path.rename(path.with_suffix(suffix))
+            ), name
+            path = path.with_suffix(suffix)
         assert not marker.exists(), name
-    with files["raw"].open("rb") as file:  # the trap itself works: an unguarded reader would have run it
+    with (
+        files["raw"].with_suffix(".safetensors").open("rb") as file
+    ):  # the trap works: an unguarded reader runs it
         pickle.Unpickler(file).load()
     assert marker.exists()
 
@@ -230,30 +385,54 @@ def test_hostile_files_are_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "records", "said"),
     [
-        (
-            tensor_pickle(10**12, (10**12,), (1,)),
-            FOUR,
-            "storage 0 declares 1000000000000 elements and holds 4 bytes",
-        ),
-        (tensor_pickle(2, (1,), (1,)), FOUR, "storage 0 declares 2 elements"),
-        (tensor_pickle(1, (10**12,), (0,)), FOUR, "a tensor of 1000000000000 elements in a storage of 1"),
-        (tensor_pickle(1, (2,), (1,)), FOUR, "a tensor of 2 elements in a storage of 1"),
-        (tensor_pickle(2, (2,), (2,)), {"data/0": bytes(8)}, "a tensor of 2 elements in a storage of 2"),
-        (tensor_pickle(1, (2**20,) * 64, (0,) * 64), FOUR, ""),
-        (tensor_pickle(1, (1,) * 65, (1,) * 65), FOUR, "impossible tensor"),
-        (tensor_pickle(1, (-1,), (1,)), FOUR, "impossible tensor"),
-        (tensor_pickle(1, (1,), (-1,)), FOUR, "impossible tensor"),
+        (one(10**12, (10**12,), (1,)), FOUR, "storage 0 declares 1000000000000 elements and holds 4 bytes"),
+        (one(2, (1,), (1,)), FOUR, "storage 0 declares 2 elements"),
+        (one(1, (10**12,), (0,)), FOUR, "a tensor of 1000000000000 elements in a storage of 1"),
+        (one(1, (2,), (1,)), FOUR, "a tensor of 2 elements in a storage of 1"),
+        (one(2, (2,), (2,)), {"data/0": bytes(8)}, "a tensor of 2 elements in a storage of 2"),
+        (one(2, (1,), (1,), offset=2), {"data/0": bytes(8)}, "a tensor of 1 elements in a storage of 2"),
+        (one(1, (2**20,) * 64, (0,) * 64), FOUR, ""),
+        (one(1, (1,) * 65, (1,) * 65), FOUR, "impossible tensor"),
+        (one(1, (-1,), (1,)), FOUR, "impossible tensor"),
+        (one(1, (1,), (-1,)), FOUR, "impossible tensor"),
+        (one(1, (1,), ()), FOUR, ""),
         (BYTEARRAY, {}, "names builtins.bytearray"),
+        (ALIASES, {}, "more than 1000000 values"),
+        (INSIDE_ITSELF, {}, "more than 1000000 values"),
+        (MANY_VIEWS, {"data/0": bytes(2**20)}, "tensors that show more than twice"),
         (b"\x80\x02}" + text("w") + b"ctorch._utils\n_rebuild_tensor_v2\n)Rs.", {}, "broken pickle"),
+        (
+            b"\x80\x02}" + text("w") + b"ctorch\nFloatStorage\n" + number(10**12) + b"\x85Rs.",
+            FOUR,
+            "broken pickle",
+        ),
         (b"\x80\x02" + b"]" * 1_000_001 + b".", {}, "more than 1000000 values"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", {}, "not a dictionary"),  # put at place 2**31 - 1 of the memo
+        (b"\x80\x02]r\xff\xff\xff\x7f.", {}, "not a dictionary"),  # at place 2**31 - 1 of the memo
+        (b"\x80\x02}" + DOUBLED + b"Ns.", {}, "a key that is neither a text nor a whole number"),
+        (b"\x80\x02}" + text("w") + identity(1, key=DOUBLED) + b"s.", FOUR, "broken pickle"),
+        (b"\x80\x02}" + text("w") + b"ccollections\nOrderedDict\n]\x85Rs.", {}, "broken pickle"),
+        (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", {}, "not a dictionary"),
+        (b"\x80\x02}" + text("a") + b"]" * 100_000 + b"a" * 99_999 + b"s.", {}, "broken pickle"),
         (b"\x80\x02K\x01.", {}, "not a dictionary"),
-        (b"\x80\x02}", {}, "broken pickle"),
-        (b"", {}, "broken pickle"),
+        (b"\x80\x02}", {}, ""),
+        (b"", {}, ""),
         (b"\x80\x02tQ.", {}, "broken pickle"),
         (b"\x80\x02}h\x05s.", {}, "broken pickle"),
-        (b"\x80\x02}.", {"code/model.py": b"print()"}, "unexpected record"),
+        (b"\x80\x04\x95" + b"\xff" * 8, {}, ""),
+        (
+            b"\x80\x02}" + text("a") + b"c__main__\nx\nN}" + text("meaning") + b"K\x01s\x86bs.",
+            {},
+            "names __main__.x",
+        ),
+        (
+            b"\x80\x02}" + text("a") + b"ccollections\nOrderedDict\nN}" + text("x") + b"Ns\x86bs.",
+            {},
+            "broken pickle",
+        ),
+        (b"\x80\x02}.", {"code/model.py": b"print()"}, "unusual record"),
+        (b"\x80\x02}.", {"data/0": bytes(4), "../0": b""}, "unusual record"),
     ],
+    ids=range(34),
 )
 def test_what_declares_too_much_or_makes_no_sense_is_refused(
     tmp_path: Path, data: bytes, records: dict[str, bytes], said: str
@@ -262,63 +441,85 @@ def test_what_declares_too_much_or_makes_no_sense_is_refused(
     assert f"not a plain-tensor checkpoint, refused: {said}" in line
 
 
-def test_overlapping_records_are_refused(tmp_path: Path) -> None:
-    path = with_pickle(tmp_path / "a.pt", b"\x80\x02}.", {"data/0": bytes(4000), "data/1": b""})
-    data = bytearray(path.read_bytes())
+def test_one_record_read_as_two_types_is_refused(tmp_path: Path) -> None:
+    """torch keeps the first type for both, and the second tensor would end behind the storage."""
+    first, second = tensor(identity(1), (1,), (1,)), tensor(identity(4, b"ctorch\nByteStorage\n"), (4,), (1,))
+    data = b"\x80\x02}(" + text("a") + first + text("b") + second + b"u."
+    assert "storage 0 has two types" in refusal(with_pickle(tmp_path / "a.pt", data, FOUR))
+
+
+def mark_as_folder(data: bytearray) -> None:
+    data[data.rindex(b"archive/data/0") - 46 + 38] |= 0x10  # torch itself then gives uninitialised memory
+
+
+def overlap(data: bytearray) -> None:
     first, second = (data.rindex(name) - 46 for name in (b"archive/data/0", b"archive/data/1"))
     data[second + 16 : second + 28] = data[first + 16 : first + 28]  # CRC and sizes
     data[second + 42 : second + 46] = data[first + 42 : first + 46]  # place in the file
+
+
+def hide_after_the_end(data: bytearray) -> None:
+    data[-2:] = (20).to_bytes(2, "little")  # a comment, a place to hide another directory
+    data += bytes(20)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (mark_as_folder, "unusual record archive/data/0"),
+        (overlap, "records larger than the file"),
+        (hide_after_the_end, "something after its end"),
+    ],
+    ids=["folder", "overlap", "hidden"],
+)
+def test_zip_files_that_readers_disagree_about(
+    tmp_path: Path, change: Callable[[bytearray], None], said: str
+) -> None:
+    path = with_pickle(tmp_path / "a.pt", b"\x80\x02}.", {"data/0": bytes(4000), "data/1": b""})
+    assert load_file(path) == {}
+    data = bytearray(path.read_bytes())
+    change(data)
     path.write_bytes(data)
-    assert "records larger than the file" in refusal(path)
+    assert said in refusal(path)
 
 
-def test_a_second_directory_after_the_end_is_refused(tmp_path: Path) -> None:
-    path = with_pickle(tmp_path / "a.pt", b"\x80\x02}.")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = b"a place to hide another directory"
-    assert "something after its end" in refusal(path)
-
-
-def test_bombs_need_no_memory(tmp_path: Path) -> None:
-    bombs = [tmp_path / f"{name}.pt" for name in ("declared", "bytearray", "list", "deflated")]
-    with_pickle(bombs[0], tensor_pickle(10**12, (10**12,), (1,)), FOUR)
-    with_pickle(bombs[1], BYTEARRAY)
-    with_pickle(bombs[2], b"\x80\x02]" + b"(" + b"]" * 10_000_000 + b"e.")
-    with_pickle(
-        bombs[3], tensor_pickle(2**26, (2**26,), (1,)), {"data/0": bytes(2**28)}, zipfile.ZIP_DEFLATED
-    )
-    assert [
-        bomb.stat().st_size < limit for bomb, limit in zip(bombs, (1500, 1500, 2**24, 300_000), strict=True)
-    ]
+def test_bombs_need_neither_memory_nor_time(tmp_path: Path) -> None:
+    """Each in a process of its own: less memory than one and a half times the file and 200 MB."""
+    big = one(2**26, (2**26,), (1,))
+    header = ",".join(f'"{n}":{entry(0, [0])}' for n in range(27_000))
+    bombs = {
+        "storage 0 declares": with_pickle(tmp_path / "a.pt", one(10**12, (10**12,), (1,)), FOUR),
+        "names builtins.bytearray": with_pickle(tmp_path / "b.pt", BYTEARRAY),
+        "more than 1000000 values": with_pickle(tmp_path / "c.pt", b"\x80\x02](" + b"]" * 10_000_000 + b"e."),
+        "compressed record": with_pickle(
+            tmp_path / "d.pt", big, {"data/0": bytes(2**28)}, zipfile.ZIP_DEFLATED
+        ),
+        "more than 1000000 values ": with_pickle(tmp_path / "e.pt", ALIASES),
+        "tensors that show": with_pickle(tmp_path / "f.pt", MANY_VIEWS, {"data/0": bytes(2**20)}),
+        "malformed state": with_state(tmp_path / "g.safetensors", "[" + "[[],[]]," * 250_000 + "1]"),
+        "checksum": with_header(tmp_path / "h.safetensors", f'{{"__metadata__":{META},{header}}}'.encode()),
+        "a header of": with_header(tmp_path / "i.safetensors", b"{" + b"[" * 2**23),
+    }
     script = """
-        import resource, sys
+        import resource, sys, time
         from pathlib import Path
         from datasets.errors import UserError
         from gan.checkpoint import load_file
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for path in sys.argv[1:]:
-            try:
-                load_file(Path(path))
-            except UserError as error:
-                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before, start = peak(), time.process_time()
+        try:
+            load_file(Path(sys.argv[1]))
+        except UserError as error:
+            print(peak() - before, time.process_time() - start, error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, bombs)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(bombs)
-    found = ("declares 1000000000000", "names builtins.bytearray", "more than 1000000", "compressed record")
-    for line, bomb, said in zip(lines, bombs, found, strict=True):
-        used, _, refused = line.partition(" ")
-        assert f"not a plain-tensor checkpoint, refused: {said}" in refused.replace("storage 0 ", "")
-        assert int(used) * 1024 < 1.5 * bomb.stat().st_size + 200e6
+    for said, bomb in bombs.items():
+        used, seconds, refused = run_python(script, bomb).split(" ", 2)
+        assert said.strip() in refused
+        assert int(used) * 1024 < 1.5 * bomb.stat().st_size + 200e6, said
+        assert float(seconds) < 5, said
 
 
-# --- something else ---
+# --- something else
 
 
 @pytest.mark.parametrize(
@@ -331,34 +532,27 @@ def test_bombs_need_no_memory(tmp_path: Path) -> None:
         (b"", "is empty (0 bytes)"),
         (bytes(range(256)) * 8, "not a plain-tensor checkpoint, refused"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a plain-tensor checkpoint, refused"),
+        (b"PK\x05\x06" + bytes(18), "refused: "),
     ],
+    ids=range(8),
 )
 def test_other_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
-    path = tmp_path / "ckpt-00000001.pt"
-    path.write_bytes(content)
-    assert said in refusal(path)
+    for name in ("ckpt-00000001.pt", "ckpt-00000001.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert said in refusal(path)
+    with pytest.raises(UserError, match="no valid checkpoint"):
+        load_checkpoint(tmp_path)
 
 
 def test_places_that_are_no_file(tmp_path: Path) -> None:
     assert "is a folder" in refusal(tmp_path)
     assert "no such file" in refusal(tmp_path / "missing.pt")
     os.mkfifo(tmp_path / "fifo.pt")
-    assert "is not an ordinary file" in refusal(tmp_path / "fifo.pt")
-    (tmp_path / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
-    assert "refused" in refusal(tmp_path / "empty.zip")
-
-
-def test_an_ordinary_zip_of_pictures_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+    assert "is not a file" in refusal(tmp_path / "fifo.pt")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a/1.png", b"x")
-    assert "not a plain-tensor checkpoint, refused" in refusal(path)
-
-
-def test_a_file_from_a_gpu_loads_on_the_cpu(tmp_path: Path) -> None:
-    data = tensor_pickle(6, (2, 3), (3, 1)).replace(text("cpu"), text("cuda:3"))
-    path = with_pickle(tmp_path / "a.pt", data, {"data/0": struct.pack("<6f", *range(6))})
-    assert load_file(path)["w"].device.type == "cpu"
+    assert "not a plain-tensor checkpoint, refused" in refusal(tmp_path / "a.zip")
 
 
 def test_a_plain_state_dict_of_other_programs_loads(tmp_path: Path) -> None:
@@ -366,22 +560,12 @@ def test_a_plain_state_dict_of_other_programs_loads(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "latest_net_G.pth")
     loaded = load_file(tmp_path / "latest_net_G.pth")
     assert loaded.keys() == network.state_dict().keys()
-    assert type(loaded) is dict
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
-    path = saved(tmp_path)
+    path = saved(tmp_path, "safetensors")
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user (root) reads every file")
     with pytest.raises(UserError, match="cannot be read"):
         load_file(path)
-
-
-def test_memory_used_by_loading_is_about_the_file(tmp_path: Path) -> None:
-    big = {"w": torch.zeros(2**25)}  # 128 MiB
-    path = save_checkpoint(tmp_path, big, step=1, epoch=0, keep=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    load_file(path)
-    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert used < 1.5 * path.stat().st_size + 200e6

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from datasets.errors import UserError
-from gan.checkpoint import describe_difference, load_network
+from gan.state import describe_difference, load_network
 
 
 def network(width: int = 4, norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Sequential:

@@ -25,6 +25,15 @@ def test_grey_inputs_have_a_solution() -> None:
     assert np.array_equal(fitted.affine_colour(ramp), 255 - ramp)
 
 
+def test_table_has_the_mean_target_of_each_colour() -> None:
+    """Two inputs of one colour with different targets: their mean. A colour never seen: as the affine map has it."""
+    dark, light = np.full((4, 4, 3), 41, np.uint8), np.full((4, 4, 3), 201, np.uint8)
+    fitted = fit_colours([(dark, dark), (dark, light), (light, light), (light, light)])
+    assert (fitted.table_colour(dark) == 121).all() and (fitted.table_colour(light) == 201).all()
+    unseen = np.full((4, 4, 3), 100, np.uint8)  # the middle of its bin: 8 levels are one
+    assert np.array_equal(fitted.table_colour(unseen), fitted.affine_colour(unseen))
+
+
 def test_colours_stay_in_range() -> None:
     dark, light = np.full((4, 4, 3), 100, np.uint8), np.full((4, 4, 3), 200, np.uint8)
     fitted = fit_colours([(dark, dark), (light, np.full((4, 4, 3), 255, np.uint8))])

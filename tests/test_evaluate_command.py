@@ -216,7 +216,7 @@ def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
     assert mean["label"] == "p2p (mean ± sd of 2)" and mean["seeds"] == 2
     assert mean["values"]["psnr"] == pytest.approx(np.mean(values))
     assert mean["sd"]["psnr"] == pytest.approx(np.std(values, ddof=1))
-    assert len(baselines) == 2  # of the one data set
+    assert len(baselines) == 3  # of the one data set
 
 
 def test_baselines_are_rows(runs: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_baselines_go_both_ways_where_the_run_does(
         runs=make_run(tmp_path, runs / "data", "both", "cycle_gan"), metrics="l1", baselines=True
     )
     found = [(row["label"], row["direction"]) for row in report["rows"]]
-    names = ("baseline: mean colour", "baseline: affine colour map")
+    names = ("baseline: mean colour", "baseline: affine colour map", "baseline: colour table")
     assert found[2:] == [(name, direction) for direction in ("AtoB", "BtoA") for name in names]
     capsys.readouterr()
     evaluate(runs=runs / "cyc", output=tmp_path / "out", baselines=True)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets.errors import UserError
-from datasets.layouts import NoSplit, find_inputs, find_sources
+from datasets.layouts import NoSplit, find_inputs, find_sources, left_out
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6), colour: tuple[int, int, int] = (1, 2, 3)) -> None:
@@ -194,8 +194,18 @@ def test_links_that_go_round_do_not_hang(tmp_path: Path) -> None:
 
 def test_inputs_to_translate(tmp_path: Path) -> None:
     tree(tmp_path, "b.png", "a.jpg", "sub/c.png")
-    assert [path.name for path in find_inputs(tmp_path)] == ["a.jpg", "b.png"]
-    assert find_inputs(tmp_path / "b.png") == [tmp_path / "b.png"]
-    refusal(lambda: find_inputs(tmp_path / "c.png"), tmp_path / "c.png")
     (tmp_path / "none").mkdir()
-    assert "no image" in refusal(lambda: find_inputs(tmp_path / "none"), tmp_path / "none").reason
+    assert [path.name for path in find_inputs(tmp_path, tmp_path / "out")] == ["a.jpg", "b.png", "c.png"]
+    tree(tmp_path, "out/d.png", ".hidden/e.png")
+    for name in ("notes.txt", "x.heic"):
+        (tmp_path / name).touch()
+    assert len(find_inputs(tmp_path, tmp_path / "out")) == 3
+    assert left_out(tmp_path) == "3 folders (first: none), 2 files of other kinds (.heic .txt)"
+    assert left_out(tmp_path, but_folders=True) == "2 files of other kinds (.heic .txt)"
+    assert left_out(tmp_path / "sub") == ""
+    assert find_inputs(tmp_path / "b.png", tmp_path / "out") == [tmp_path / "b.png"]
+    refusal(lambda: find_inputs(tmp_path / "c.png", tmp_path / "out"), tmp_path / "c.png")
+    assert (
+        "no image"
+        in refusal(lambda: find_inputs(tmp_path / "none", tmp_path / "out"), tmp_path / "none").reason
+    )

@@ -40,9 +40,7 @@ def test_every_record_arrives_once_and_in_order(run):
     page.start(run.info, [])
     for step in range(1, 2 * CHUNK + 10):
         page.record(run.keep(train_record(step)))
-    record, files = run.samples(600)
-    page.record(record)  # the loop hands samples to both
-    page.samples(record, files)
+    page.record(run.samples(600))
     assert state(run.folder)["status"] == "training"
     page.close()
     assert shown(run.folder) == run.records

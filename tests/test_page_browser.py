@@ -67,7 +67,7 @@ def make_run(folder, epochs: int = EPOCHS, name: str = "fake") -> tuple[FakeRun,
 def log_epoch(run: FakeRun, page: Page, epoch: int) -> None:
     for step in range(epoch * 8 - 7, epoch * 8 + 1):
         page.record(run.keep(train_record(step, epoch)))
-    page.samples(*run.samples(epoch * 8, epoch))
+    page.record(run.samples(epoch * 8, epoch))
     page.record(
         run.keep({"kind": "metrics", "step": epoch * 8, "epoch": epoch, "metrics": {"val_l1": 1 / epoch}})
     )
@@ -240,8 +240,8 @@ def test_a_thousand_epochs(tmp_path, open_file):
             (run.folder / folder / file.name).hardlink_to(file)
             pictures[file.stem] = file.name
         page.record(train_record(epoch * 8, epoch))
-        page.samples(
-            {"kind": "samples", "step": epoch * 8, "epoch": epoch, "folder": folder, "pictures": pictures}, {}
+        page.record(
+            {"kind": "samples", "step": epoch * 8, "epoch": epoch, "folder": folder, "pictures": pictures}
         )
     watched = open_file(run, viewport={"width": 1280, "height": 1000})
     watched.wait("gan.view.samples.moments.length === 1000")

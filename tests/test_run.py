@@ -16,13 +16,24 @@ import pytest
 import yaml
 
 from datasets.errors import UserError
-from gan.run import MetricsLog, RunFolder, read_records, read_yaml
+from gan.run import MetricsLog, RunFolder, open_run, read_records, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def make_run(checkpoints_dir: Path, name: str = "run") -> RunFolder:
+    run = RunFolder.at(checkpoints_dir, name)
+    run.path.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def start_run(checkpoints_dir: Path) -> None:
+    with open_run(str(checkpoints_dir), "run", is_new=True):
+        pass
+
+
 def test_the_paths_of_a_run(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "checkpoints", "maps nc_ms ünï")
+    run = make_run(tmp_path / "checkpoints", "maps nc_ms ünï")
     assert run.path == tmp_path / "checkpoints" / "maps nc_ms ünï"
     assert run.name == "maps nc_ms ünï"
     places = (run.options, run.metrics, run.log, run.lock_file, run.page)
@@ -32,9 +43,8 @@ def test_the_paths_of_a_run(tmp_path: Path) -> None:
     assert not run.exists
     run.write_options({})
     assert run.exists
-    RunFolder.create(tmp_path / "checkpoints", run.name)  # once more is no error
     (run.path / "options.yaml").unlink()
-    (run.path / "ckpt-00000001.pt").write_bytes(b"")
+    (run.path / "ckpt-00000001.safetensors").write_bytes(b"")
     assert run.exists
 
 
@@ -60,28 +70,27 @@ def test_the_paths_of_a_run(tmp_path: Path) -> None:
 )
 def test_names_that_are_no_plain_folder_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
-        RunFolder.create(tmp_path / "checkpoints", name)
+        RunFolder.at(tmp_path / "checkpoints", name)
     assert caught.value.subject == "--name"
     assert str(caught.value).isprintable()
-    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_names_that_only_look_odd(tmp_path: Path) -> None:
     for name in ("<img onerror=alert(1)>", "-rf", "~", "a b", "$(x)", "日本"):
-        assert RunFolder.create(tmp_path, name).path.parent == tmp_path
+        assert RunFolder.at(tmp_path, name).path.parent == tmp_path
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file, a folder is needed"):
-        RunFolder.create(tmp_path, "run")
+        start_run(tmp_path)
     with pytest.raises(UserError, match="cannot be written to: a part of this path is a file"):
-        RunFolder.create(tmp_path / "file", "run")
+        start_run(tmp_path / "file")
     for place in ("/proc", "/sys"):
         if Path(place).is_dir():
             with pytest.raises(UserError, match="cannot be written to"):
-                RunFolder.create(Path(place), "run")
+                start_run(Path(place))
 
 
 def test_a_read_only_file_system(tmp_path: Path) -> None:
@@ -92,7 +101,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
         pytest.skip("mounting a read-only file system needs root")
     try:
         with pytest.raises(UserError, match="cannot be written to: read-only file system"):
-            RunFolder.create(disk, "run")
+            start_run(disk)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -103,8 +112,8 @@ def test_a_full_disk_is_found_at_the_start(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(UserError, match="cannot be written to: no space left"):
-        RunFolder.create(tmp_path, "run")
-    assert list((tmp_path / "run").iterdir()) == []
+        start_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_space(tmp_path: Path, monkeypatch) -> None:
@@ -147,7 +156,7 @@ def hold(run: RunFolder, *more: str) -> subprocess.Popen[str]:
 
 
 def test_a_second_training_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "run")
+    run = make_run(tmp_path)
     process = hold(run)
     expected = f"another training is using this run: pid {process.pid} on {socket.gethostname()}"
     with pytest.raises(UserError) as caught, run.lock():
@@ -160,7 +169,7 @@ def test_a_second_training_is_refused_and_told_of_the_first(tmp_path: Path) -> N
 
 
 def test_the_lock_is_free_after_kill_9_even_if_a_worker_lives_on(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "run")
+    run = make_run(tmp_path)
     process = hold(run, "worker")
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -181,7 +190,7 @@ def test_a_lock_without_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_lock_within_one_process(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "run")
+    run = make_run(tmp_path)
     with run.lock():
         with pytest.raises(UserError, match=f"pid {os.getpid()}"), run.lock():
             pass
@@ -202,7 +211,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with RunFolder.create(tmp_path, "run").lock():
+    with make_run(tmp_path).lock():
         pass
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -211,7 +220,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch
 
 
 def test_options_come_back_in_order(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "run")
+    run = make_run(tmp_path)
     options = {
         "norm": "nc_ms",
         "lr": 2e-4,

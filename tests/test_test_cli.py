@@ -277,14 +277,14 @@ def test_a_damaged_checkpoint(tmp_path: Path, folder: Path) -> None:
     """The newest one falls back to the one before; one that was asked for by number does not."""
     run = untrained_run(tmp_path / "runs", epoch=2)
     untrained_run(tmp_path / "runs", epoch=3)
-    newest = run / "ckpt-00000006.pt"
+    newest = run / "ckpt-00000006.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     outcome = run_on(tmp_path / "runs", folder, tmp_path / "out")
     assert outcome.code == 0 and "(epoch 2)" in outcome.out
     assert "warning: " in outcome.err and newest.name in outcome.err
     asked = run_on(tmp_path / "runs", folder, tmp_path / "asked", "--epoch", 3)
     assert asked.code == 2 and "incomplete" in asked.error
-    older = run / "ckpt-00000004.pt"
+    older = run / "ckpt-00000004.safetensors"
     data = bytearray(older.read_bytes())
     data[len(data) // 2] ^= 1
     older.write_bytes(data)

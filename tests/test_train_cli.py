@@ -102,7 +102,7 @@ def test_the_files_of_a_run(trained: Path) -> None:
     run = trained / "r"
     expected = {
         "options.yaml", "metrics.jsonl", "run.lock", "index.html", "page", "samples", "latest.json", "best.json",
-        "ckpt-00000006.pt", "ckpt-00000006.pt.sha256",
+        "ckpt-00000006.safetensors",
     }  # fmt: skip
     there = {path.name for path in run.iterdir()}
     assert expected <= there
@@ -146,8 +146,8 @@ def test_best_is_the_epoch_of_the_smallest_distance(trained: Path) -> None:
 def test_saves_between_epochs(aligned: Path, tmp_path: Path) -> None:
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 1, "--save_step_freq", 1, "--keep", 9)
     assert outcome.code == 0, outcome.err
-    assert sorted(path.name for path in (tmp_path / "r").glob("ckpt-*.pt")) == [
-        f"ckpt-{step:08d}.pt" for step in (1, 2, 3)
+    assert sorted(path.name for path in (tmp_path / "r").glob("ckpt-*.safetensors")) == [
+        f"ckpt-{step:08d}.safetensors" for step in (1, 2, 3)
     ]
 
 
@@ -310,7 +310,20 @@ def test_other_data_on_resume_is_named_and_refused(aligned: Path, tmp_path: Path
     name = "train/new.png" if change == "added" else "train/p0.png"
     assert f"{counts} files; 1 {change} (first: {name})" in outcome.err
     assert without_lock(tree(tmp_path / "runs")) == before
-    assert go_on(tmp_path / "runs", "--n_epochs", 2, "--override").code == 0
+    run = tmp_path / "runs" / "r"
+    best = last_state(run)["position"]["best"]
+    outcome = go_on(tmp_path / "runs", "--n_epochs", 2, "--override")
+    assert outcome.code == 0 and "starts anew" in outcome.err
+    [event] = [line for line in records(run) if "starts anew" in line.get("message", "")]
+    assert f"{best:.4g}" in event["message"]
+    [*_, newest] = [line["metrics"]["val_l1"] for line in records(run) if line["kind"] == "metrics"]
+    assert last_state(run)["position"]["best"] == newest, "the old value was kept"
+
+
+@pytest.mark.parametrize("flags", [["--val_count", "3"], ["--load_size", "17"], ["--seed", "5"]])
+def test_a_new_yardstick_makes_the_best_start_anew(runs: Path, flags: list[str]) -> None:
+    outcome = go_on(runs, "--n_epochs", 3, "--override", *flags)
+    assert outcome.code == 0 and "starts anew" in outcome.err
 
 
 def test_moved_runs_go_on(runs: Path) -> None:
@@ -327,7 +340,8 @@ def test_a_run_in_use_is_refused_and_stays_locked(aligned: Path, tmp_path: Path,
     with RunFolder(runs / "r").lock():
         outcome = go_on(runs, "--n_epochs", 3)
         assert outcome.code == 2 and holder in outcome.error
-    fresh = RunFolder.create(tmp_path / "fresh", "r")
+    fresh = RunFolder.at(tmp_path / "fresh", "r")
+    fresh.path.mkdir(parents=True)
     with fresh.lock():  # the other one is about to start: nothing is in its folder yet
         outcome = pix2pix(aligned, tmp_path / "fresh", "--n_epochs", 1)
         assert outcome.code == 2 and holder in outcome.error
@@ -365,7 +379,7 @@ def test_a_training_that_does_not_start_leaves_no_folder(
 def test_too_little_space_is_told_before_training(
     aligned: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = (trained / "r" / "ckpt-00000006.pt").stat().st_size
+    size = (trained / "r" / "ckpt-00000006.safetensors").stat().st_size
     tensors = 3 * 4 * sum(p.numel() for p in load_networks(aligned, tmp_path)["G"].parameters())
     assert tensors < size
     monkeypatch.setattr("gan.run.free_space", lambda _: 2 * tensors)  # less with the discriminator
@@ -427,7 +441,7 @@ def test_weights_that_are_no_numbers_are_never_saved(runs: Path, monkeypatch: py
 @pytest.fixture
 def small_files(runs: Path) -> Iterator[None]:
     """No file may be as large as a checkpoint."""
-    size = (runs / "r" / "ckpt-00000006.pt").stat().st_size
+    size = (runs / "r" / "ckpt-00000006.safetensors").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
     yield
@@ -559,7 +573,7 @@ def test_viewers_that_fail_are_dropped_and_change_nothing(
     aligned: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     witness = Witness()
-    methods = ("start", "record", "samples", "progress", "commands", "close")
+    methods = ("start", "record", "progress", "commands", "close")
     viewers = [*(Broken(method) for method in methods), witness]
     monkeypatch.setattr(setup, "choose_viewers", lambda *_: viewers)
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 2)
@@ -584,7 +598,7 @@ def test_a_viewer_can_ask_to_save_sample_and_stop(
     assert "stopped after epoch 1, as asked" in outcome.out and "--continue_train" in outcome.out
     steps = [line["step"] for line in records(tmp_path / "r") if line["kind"] == "samples"]
     assert steps == [1, 3]
-    assert (tmp_path / "r" / "ckpt-00000001.pt").exists()
+    assert (tmp_path / "r" / "ckpt-00000001.safetensors").exists()
 
 
 def test_metrics_of_the_caller_choose_the_best(aligned: Path, tmp_path: Path) -> None:

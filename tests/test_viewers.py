@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from visdom_support import FakeRun, train_record
 
-from gan.viewers import RunInfo, Viewer, Viewers, public_options
+from gan.viewers import RunInfo, Viewer, Viewers, public_options, shown_options, shown_records
 from gan.viewers.console import Console, duration
-from gan.viewers.history import read_options, read_records
 from gan.viewers.report_page import Figure, Table, make_report_page, thinned
 from gan.viewers.samples import columns_for, save_samples
 
@@ -40,9 +39,6 @@ class Log(Viewer):
     def record(self, record):
         self._note("record")
 
-    def samples(self, record, pictures):
-        self._note("samples")
-
     def commands(self):
         self._note("commands")
         return {"save"}
@@ -54,17 +50,16 @@ class Log(Viewer):
 RUN = RunInfo("run", Path("run"), {})
 
 
-@pytest.mark.parametrize("broken", ["start", "record", "samples", "commands", "close"])
+@pytest.mark.parametrize("broken", ["start", "record", "commands", "close"])
 def test_a_failing_viewer_is_dropped_with_one_line_and_the_others_go_on(broken, capsys):
     bad, good = Log(broken), Log()
     with Viewers([bad, good]) as viewers:
         viewers.start(RUN)
         for _ in range(3):
             viewers.record(train_record(1))
-            viewers.samples({}, {})
             assert viewers.commands() == {"save"}
     assert bad.calls.count(broken) == 1 + (broken == "close"), "once, and close once more to let go"
-    assert good.calls == ["start"] + ["record", "samples", "commands"] * 3 + ["close"]
+    assert good.calls == ["start"] + ["record", "commands"] * 3 + ["close"]
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["warning: Log stopped: the disk is full (training continues without it)"]
 
@@ -188,12 +183,12 @@ def test_history_survives_torn_and_foreign_lines(tmp_path):
         + '\n[1]\n{"kind": "train"}\nnot json\n'
         + '{"kind": "train", "losses": {"G": '
     )
-    assert read_records(tmp_path) == [train_record(1)]
-    assert read_records(tmp_path / "none") == [] and read_options(tmp_path) == {}
+    assert shown_records(tmp_path) == [train_record(1)]
+    assert shown_records(tmp_path / "none") == [] and shown_options(tmp_path) == {}
     (tmp_path / "options.yaml").write_text("lr: 0.1\nname: x\n")
-    assert read_options(tmp_path) == {"lr": 0.1, "name": "x"}
+    assert shown_options(tmp_path) == {"lr": 0.1, "name": "x"}
     (tmp_path / "options.yaml").write_text("- [")
-    assert read_options(tmp_path) == {}
+    assert shown_options(tmp_path) == {}
 
 
 def test_thinning_keeps_first_and_last():

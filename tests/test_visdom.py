@@ -1,10 +1,7 @@
-"""The parts of the Visdom viewer: curves, panes, the inbox, addresses, frames of a WebSocket."""
+"""The parts of the Visdom viewer: curves, panes, addresses, logins, what is said on the terminal."""
 
-import json
 import math
-import socket
-import threading
-import time
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,57 +9,61 @@ import pytest
 from visdom_support import FakeRun, train_record
 
 from datasets.errors import UserError
-from gan.viewers import SAMPLE, SAVE, STOP, RunInfo, Viewers
-from gan.viewers.visdom import Visdom, environment_name, make_client
-from gan.viewers.visdom_events import Events, _take_frame
-from gan.viewers.visdom_http import Address, Unreachable
-from gan.viewers.visdom_inbox import Inbox
-from gan.viewers.visdom_panes import POINTS, Board, Curve, about_message, command_of, loss_pane
-from gan.viewers.visdom_reports import Reports, tunnel_command
+from gan.command_line import parse_train
+from gan.viewers import SAMPLE, SAVE, STOP, RunInfo, Viewers, public_options
+from gan.viewers.visdom import Reports, Visdom, environment_name, tunnel_command
+from gan.viewers.visdom_panes import POINTS, Board, CurvePane, about, command_of, loss_pane
+from gan.viewers.visdom_server import Address, Unreachable
 
 
 def test_a_long_curve_keeps_logged_values_over_its_whole_length():
-    curve = Curve()
+    pane = CurvePane("pane", "title")
     for step in range(1, 50_001):
-        curve.add(step, step * 0.5)
-    assert POINTS / 2 <= len(curve.x) <= POINTS
-    assert curve.x[0] == 1 and curve.x[-1] > 50_000 - 64
-    assert curve.y == [step * 0.5 for step in curve.x]
-    assert len(set(np.diff(curve.x))) == 1, "thinned evenly"
+        pane.add(step, {"loss": step * 0.5})
+    assert POINTS / 2 <= len(pane.steps) <= POINTS
+    assert pane.steps[0] == 1 and pane.steps[-1] > 50_000 - 64
+    assert pane.curves == {"loss": [step * 0.5 for step in pane.steps]}
+    assert len(set(np.diff(pane.steps))) == 1, "thinned evenly"
 
 
 def test_known_and_meaningless_points_are_left_out():
-    curve = Curve()
-    for step, value in (
-        (1, 1.0),
-        (2, math.nan),
-        (2, 2.0),
-        (2, 9.0),
-        (1, 9.0),
-        (3, None),
-        (4, math.inf),
-        (5, 3.0),
-    ):
-        curve.add(step, value)
-    assert dict(zip(curve.x, curve.y, strict=True)) == {1: 1.0, 2: 2.0, 5: 3.0}
+    pane = CurvePane("pane", "title")
+    values = (1.0, math.nan, 2.0, 9.0, 9.0, None, math.inf, 3.0)
+    for step, value in zip((1, 2, 2, 2, 1, 3, 4, 5), values, strict=True):
+        pane.add(step, {"loss": value})
+    assert dict(zip(pane.steps, pane.curves["loss"], strict=True)) == {1: 1.0, 2: 2.0, 5: 3.0}
 
 
-def test_points_of_a_curve_go_out_as_one_append():
-    board = Board()
-    for step in (1, 2, 3):
-        board.add(train_record(step))
+class Lines:
+    """Stands for the package's client: keeps what is drawn."""
+
+    def __init__(self):
+        self.drawn = []
+        self.curves = set()
+
+    def line(self, values, steps, win, opts, update):
+        self.drawn.append((update, steps.tolist(), dict(zip(opts["legend"], values.T.tolist(), strict=True))))
+
+
+def test_new_points_go_out_as_one_append_and_a_new_curve_draws_the_pane_anew():
+    board, client = Board(train_record(step) for step in (1, 2)), Lines()
     pane = board.panes["losses_adversarial"]
-    endpoint, message = pane.message("env")
-    assert endpoint == "events" and message["data"][0]["x"] == [1, 2, 3]
-    pane.was_sent()
-    assert pane.message("env") is None
-    for step in (4, 5, 6):
-        board.add(train_record(step))
-    endpoint, message = pane.message("env")
-    assert endpoint == "update" and message["append"] is True
-    assert message["data"][0]["x"] == [4, 5, 6] and message["data"][0]["y"] == [1 / 4, 1 / 5, 1 / 6]
+    pane.send(client)
+    pane.send(client)
+    board.add(train_record(3))
+    board.add(train_record(4))
+    pane.send(client)
+    board.add({**train_record(5), "losses": {"G_A": 7.0}})
+    pane.send(client)
     board.forget_sent()
-    assert pane.message("env")[0] == "events"
+    pane.send(client)
+    first, second, third, fourth = client.drawn
+    assert first == (None, [1, 2], {"G_GAN": [1, 1 / 2]})
+    assert second == ("append", [3, 4], {"G_GAN": [1 / 3, 1 / 4]})
+    assert third[:2] == (None, [1, 2, 3, 4, 5]) and fourth[:2] == third[:2]
+    np.testing.assert_equal(
+        third[2], {"G_GAN": [1, 1 / 2, 1 / 3, 1 / 4, math.nan], "G_A": [math.nan] * 4 + [7.0]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,9 +83,7 @@ def test_the_slider_only_grows_and_ever_more_slowly():
     board, sizes = Board(), []
     for step in range(1, 2001):
         before = list(board.history)
-        board.add(
-            {"kind": "samples", "step": step, "epoch": step, "folder": "f", "pictures": {"grid": "g.png"}}
-        )
+        board.add({"kind": "samples", "step": step, "epoch": step, "folder": "f", "pictures": {"grid": "g"}})
         assert board.newest["step"] == step
         assert board.history[: len(before)] == before, "nothing that a page shows goes away"
         sizes.append(len(board.history))
@@ -96,25 +95,17 @@ def test_the_slider_only_grows_and_ever_more_slowly():
 
 def test_about_escapes_everything_and_knows_no_password():
     options = {"lr": "<b>", "visdom_password": "hunter2"}
-    _, message = about_message(RunInfo("<img onerror=x>", Path(), options, "<host>"), "env")
-    content = message["data"][0]["content"]
+    content = about(RunInfo("<img onerror=x>", Path(), options, "<host>"))
     assert "<img" not in content and "<b>" not in content and "<host>" not in content
-    assert "hunter2" not in json.dumps(message) and "&lt;b&gt;" in content
+    assert "hunter2" not in content and "&lt;b&gt;" in content
 
 
 def test_only_our_own_buttons_are_commands():
-    click = {
-        "event_type": "PropertyUpdate",
-        "target": "controls",
-        "eid": "run",
-        "propertyId": 0,
-        "value": "clicked",
-    }
-    assert [command_of({**click, "propertyId": i}, "run") for i in (0, 1, 2, 3, -1, "0", None)] == [
-        SAVE, SAMPLE, STOP, None, None, None, None,
-    ]  # fmt: skip
+    click = {"event_type": "PropertyUpdate", "target": "controls", "eid": "run", "value": "clicked"}
+    asked = [command_of({**click, "propertyId": i}, "run") for i in (0, 1, 2, 3, -1, "0", None)]
+    assert asked == [SAVE, SAMPLE, STOP, None, None, None, None]
     for other in ({"eid": "other"}, {"target": "about"}, {"event_type": "Click"}):
-        assert command_of({**click, **other}, "run") is None
+        assert command_of({**click, "propertyId": 0, **other}, "run") is None
 
 
 @pytest.mark.parametrize(
@@ -154,88 +145,23 @@ def test_the_tunnel_line_is_for_people_who_came_by_ssh(monkeypatch):
     assert tunnel_command(Address("http://elsewhere")) == ""
 
 
-def test_a_user_name_needs_a_password_which_may_come_from_the_environment(monkeypatch):
-    monkeypatch.delenv("VISDOM_PASSWORD", raising=False)
-    with pytest.raises(UserError, match="VISDOM_PASSWORD"):
-        make_client(Address(), "ada", "")
-    monkeypatch.setenv("VISDOM_PASSWORD", "hunter2")
-    make_client(Address(), "ada", "")
-
-
-def test_the_inbox_takes_what_it_can_and_says_when_it_could_not():
-    inbox = Inbox(limit=10)
-    for step in range(1, 26):
-        inbox.put(train_record(step))
-    batch = inbox.take(0.0, 0.0)
-    assert batch.overflowed and len(batch.records) <= 10 and batch.records[-1]["step"] == 25
-    assert not inbox.take(0.0, 0.0).overflowed
-
-
-def test_the_inbox_waits_for_the_pause_but_not_when_closing():
-    inbox = Inbox(limit=10)
-    inbox.put(train_record(1))
-    begin = time.monotonic()
-    assert len(inbox.take(begin + 0.2, begin + 300).records) == 1
-    assert 0.2 <= time.monotonic() - begin < 300
-    inbox.put(train_record(2))
-    threading.Timer(0.1, inbox.close).start()
-    batch = inbox.take(begin + 300, begin + 600)
-    assert batch.closing and len(batch.records) == 1 and time.monotonic() - begin < 300
-
-
 @pytest.mark.parametrize("mode", ["off", "offline"])
 def test_off_and_offline_open_no_connection(mode, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("socket.create_connection", lambda *a, **k: pytest.fail("a connection"))
-    run = FakeRun(tmp_path)
+    run = FakeRun(tmp_path, "my runs; $(x)")
     with Viewers([Visdom(mode)]) as viewers:
         viewers.start(run.info)
         viewers.record(train_record(1))
         assert viewers.commands() == set()
-    lines = capsys.readouterr().err.splitlines()
-    assert (lines == []) if mode == "off" else ("python -m gan.viewers" in lines[0] and len(lines) == 1)
-
-
-def frame(data: bytes, kind: int = 1, final: bool = True) -> bytes:
-    """A server's frame, made by another implementation of RFC 6455."""
-    websocket = pytest.importorskip("websocket", reason="websocket-client comes with visdom")
-    return websocket.ABNF(int(final), 0, 0, 0, kind, 0, data).format()
-
-
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 200_000])
-def test_frames_of_every_length_are_read_whole(size):
-    data = bytes(range(256)) * (size // 256 + 1)
-    data = data[:size]
-    raw = bytearray(frame(data) + b"\x81")
-    for cut in {cut for cut in (0, 1, 2, 3, 9, len(raw) - 2) if cut < len(raw) - 1}:
-        part = raw[:cut]
-        assert _take_frame(part) is None and len(part) == cut, "an incomplete frame stays where it is"
-    assert _take_frame(raw) == (True, 1, data) and raw == b"\x81"
-
-
-def test_messages_in_parts_pings_and_the_end():
-    here, there = socket.socketpair()
-    events = object.__new__(Events)
-    events._connection, events._raw, events._text = here, bytearray(), bytearray()
-    here.setblocking(False)
-    assert events.poll() == []
-    there.sendall(frame(b'{"a":', final=False) + frame(b"ping", kind=9) + frame(b" 1}", kind=0))
-    there.sendall(frame(b"no json") + frame(b"[1]") + frame(b'{"b": 2}')[:4])
-    assert events.poll() == [{"a": 1}], "a list is no event, half a frame waits"
-    assert there.recv(100)[:2] == bytes([0x8A, 0x84]), "a masked pong"
-    there.sendall(frame(b'{"b": 2}')[4:])
-    assert events.poll() == [{"b": 2}]
-    there.sendall(frame(b"", kind=8))
-    with pytest.raises(Unreachable):
-        events.poll()
-    there.close()
-    with pytest.raises(Unreachable):
-        events.poll()
-    events.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == (mode == "offline")
+    if said:  # the command can be pasted into a shell
+        assert shlex.split(said.split("with: ")[1]) == ["python", "-m", "gan.viewers", str(run.folder)]
 
 
 def test_what_is_said_about_a_connection_that_comes_and_goes(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr("gan.viewers.visdom_reports.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gan.viewers.visdom.time.monotonic", lambda: now[0])
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     reports = Reports(Path("run/index.html"))
 
@@ -260,3 +186,44 @@ def test_what_is_said_about_a_connection_that_comes_and_goes(monkeypatch, capsys
     now[0] = 700.0
     assert said(reports.lost, Address(), gone, True, True) == "", "the run is over anyway"
     assert said(reports.lost, Address(), gone, True, False).startswith("visdom: lost the connection")
+
+
+@pytest.mark.parametrize(
+    "server", ["https://ada:hunter2@host", "ada:hunter2@host", "https://ada@host", "http://a:b#c@host"]
+)
+def test_an_address_with_a_login_is_refused_and_not_repeated(server):
+    with pytest.raises(UserError, match="holds a login") as caught:
+        parse_train(["--dataroot", "d", "--visdom_server", server])
+    assert caught.value.subject == "--visdom_server"
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("server", ["http://localhost", "https://[::1]", "host.example", "http://["])
+def test_other_addresses_pass_as_they_are(server):
+    assert parse_train(["--dataroot", "d", "--visdom_server", server])[0].viewer.visdom_server == server
+    assert public_options({"visdom_server": server}) == {"visdom_server": server}
+
+
+@pytest.mark.parametrize(
+    ("server", "shown"),
+    [
+        ("https://ada:hunter2@host", "https://host"),
+        ("ada:hunter2@host", "host"),
+        ("http://ada:hun/t#er@2@host", "http://host"),
+    ],
+)
+def test_the_login_of_an_address_is_not_public(server, shown):
+    assert public_options({"visdom_server": server, "lr": 1}) == {"visdom_server": shown, "lr": 1}
+    assert public_options({"dataroot": "data/a@b"}) == {"dataroot": "data/a@b"}
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [("off", 0), ("offline", 0), ("auto", 1)])
+def test_a_name_without_a_password_is_a_warning(mode, warnings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VISDOM_USERNAME", "ada")
+    monkeypatch.delenv("VISDOM_PASSWORD", raising=False)
+    with Viewers([Visdom(mode, "http://127.0.0.1", 1)]) as viewers:
+        viewers.start(FakeRun(tmp_path).info)
+        viewers.record(train_record(1))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "VISDOM_PASSWORD" in line]
+    assert len(lines) == warnings
+    assert all(line.startswith("warning: ") and "'ada'" in line for line in lines)

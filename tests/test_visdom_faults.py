@@ -1,31 +1,36 @@
 """Whatever happens to the Visdom server, the training does not notice: same weights, few lines, an exit in time.
 
+Also what `--visdom on` starts: a server that only this machine reaches, and that is gone with the training.
 Time-outs and pauses are shortened here; the slow test at the end uses the real ones.
 """
 
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from visdom_stubs import STUBS, endless, silence, stub
-from visdom_support import (
-    FakeRun,
-    RealServer,
-    real_server,
-    unused_port,
-    visdom_static,
-    wait_until,
+from visdom_support import ROOT, FakeRun, RealServer, ask, needs_visdom, real_server, unused_port, wait_until
+from visdom_training import (
+    STEPS,
+    STUBS,
+    Timed,
+    answer,
+    endless,
+    give_up_soon,
+    quicken,
+    silence,
+    stub,
+    watch_training,
 )
-from visdom_training import STEPS, Timed, give_up_soon, quicken, watch_training
 
-from gan.viewers import visdom as visdom_module
-from gan.viewers import visdom_http, visdom_sender
-from gan.viewers.visdom_http import Address, Client, LoginRefused, Unreachable, WrongAnswer
-
-needs_visdom = pytest.mark.skipif(visdom_static() is None, reason="visdom is not installed")
+from gan.viewers import visdom, visdom_server
+from gan.viewers.visdom import Visdom
+from gan.viewers.visdom_server import Address, Refused, Unreachable, exchange, log_in
 
 
 @pytest.fixture
@@ -34,16 +39,16 @@ def watch(tmp_path, capsys, monkeypatch) -> Callable[..., list[str]]:
     quicken(monkeypatch)
 
     def go(
-        viewer: Timed, at: dict[int, Callable[[], None]] | None = None, run: FakeRun | None = None
+        viewer: Timed, at: dict[int, Callable[[], None]] | None = None, name: str = "watched"
     ) -> list[str]:
-        watch_training(viewer, run or FakeRun(tmp_path, "watched"), at)
+        watch_training(viewer, FakeRun(tmp_path, name), at)
         return capsys.readouterr().err.splitlines()
 
     return go
 
 
 @pytest.mark.parametrize("fault", STUBS)
-def test_a_server_that_is_none(fault, watch, monkeypatch):
+def test_not_a_visdom_server(fault, watch, monkeypatch):
     behave, reason = STUBS[fault]
     if reason == "no answer within":
         give_up_soon(monkeypatch)
@@ -53,10 +58,9 @@ def test_a_server_that_is_none(fault, watch, monkeypatch):
 
 
 def test_an_answer_without_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr(visdom_http, "ANSWER_LIMIT", 5_000_000)
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 20.0)
+    monkeypatch.setattr(visdom_server, "ANSWER_LIMIT", 5_000_000)
     with stub(endless) as port, pytest.raises(Unreachable, match="does not end"):
-        Client(Address("127.0.0.1", port)).probe()
+        exchange(Address("127.0.0.1", port), "GET", "/", seconds=20.0)
 
 
 def test_no_server(watch):
@@ -65,9 +69,8 @@ def test_no_server(watch):
 
 
 def test_no_such_host(watch):
-    assert len(watch(Timed("auto", "http://host.invalid", 8097))) <= 1, (
-        "none if the name service does not answer"
-    )
+    lines = watch(Timed("auto", "http://host.invalid", 8097))
+    assert len(lines) <= 1, "none if the name service does not answer"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
         (server.folder / "watched.json").unlink(missing_ok=True)  # it had been saved at the end of an epoch
 
     viewer = Timed("auto", "http://127.0.0.1", server.port)
-    noticed = lambda: not viewer._sender._connected
+    noticed = lambda: viewer._connected_since is None
     try:
         lines = watch(
             viewer,
@@ -117,24 +120,39 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
 
 
 @needs_visdom
-def test_a_server_that_forgot_is_noticed_without_a_connection_that_breaks(
-    tmp_path, server, watch, monkeypatch
-):
+def test_a_server_that_forgot_is_noticed_without_a_connection_that_breaks(server, watch, monkeypatch):
     """Behind a proxy that knows no WebSocket there are no clicks, but a restart still shows."""
+    from gan.viewers.visdom_client import VisdomClient
 
-    def refused(client: Client) -> None:
-        raise WrongAnswer("no WebSocket")
-
-    monkeypatch.setattr(visdom_sender, "Events", refused)
+    monkeypatch.setattr(VisdomClient, "listen", lambda self: setattr(self, "use_socket", True))
     curve = lambda: list(server.curve("forgot", "losses_adversarial", "G_GAN"))
 
     def forget() -> None:
-        wait_until(lambda: bool(curve()))
-        server.client.post("close", {"win": None, "eid": "forgot"})
+        wait_until(lambda: len(server.curve("forgot", "data_wait", "data wait")) == 30)
+        wait_until(lambda: server.shows("forgot", "history") and (server.folder / "forgot.json").is_file())
+        server.ask("delete_env", eid="forgot")  # nothing is under way that would make it anew
 
     at = {31: forget, 40: lambda: wait_until(lambda: curve()[:30] == list(range(1, 31)))}
-    assert len(watch(Timed("auto", "http://127.0.0.1", server.port), at, FakeRun(tmp_path, "forgot"))) == 1
+    assert len(watch(Timed("auto", "http://127.0.0.1", server.port), at, "forgot")) == 1
     assert not server.shows("forgot", "controls"), "no buttons that do nothing"
+
+
+@needs_visdom
+def test_the_slider_is_continued_after_an_outage_without_a_restart(server, watch):
+    """A page that shows the last of many moments would go blank if there was only one again."""
+    sizes = []
+
+    def cut() -> None:
+        wait_until(lambda: server.shows("outage", "history"))
+        viewer._lost(Unreachable("the network is down"))
+
+    def look() -> None:
+        wait_until(lambda: len(server.curve("outage", "losses_adversarial", "G_GAN")) >= 45)
+        sizes.append(len(server.panes("outage")["history"]["content"]))
+
+    viewer = Timed("auto", "http://127.0.0.1", server.port)
+    watch(viewer, {45: cut, 55: look}, "outage")
+    assert sizes == [2] and len(server.panes("outage")["history"]["content"]) == 3
 
 
 def stopped(server: RealServer, seconds: float, env: str = "watched") -> Callable[[], None]:
@@ -155,27 +173,27 @@ def stopped(server: RealServer, seconds: float, env: str = "watched") -> Callabl
 
 
 @needs_visdom
-def test_the_server_is_stopped_for_a_while(tmp_path, server, watch):
+def test_the_server_is_stopped_for_a_while(server, watch):
     curve = lambda: list(server.curve("stopped", "losses_adversarial", "G_GAN"))
     viewer = Timed("auto", "http://127.0.0.1", server.port)
     stop = stopped(server, 1.5, "stopped")
 
     def stop_and_give_up_soon() -> None:
         stop()
-        viewer._sender._client.timeout = 0.5
+        viewer._client.seconds = 0.5
 
     at = {20: stop_and_give_up_soon, 55: lambda: wait_until(lambda: len(curve()) >= 50)}
-    lines = watch(viewer, at, FakeRun(tmp_path, "stopped"))
+    lines = watch(viewer, at, "stopped")
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
     assert curve() == list(range(1, STEPS + 1))
 
 
 @needs_visdom
-def test_the_server_is_stopped_at_the_end(tmp_path, server, watch, monkeypatch):
-    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 3.0)
+def test_the_server_is_stopped_at_the_end(server, watch, monkeypatch):
+    monkeypatch.setattr(visdom, "FLUSH_SECONDS", 3.0)
     at = {STEPS: stopped(server, 20, "at_end")}
     try:
-        lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, FakeRun(tmp_path, "at_end"))
+        lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, "at_end")
         assert len(lines) == 1
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
@@ -186,35 +204,32 @@ def test_login(tmp_path, watch, monkeypatch):
     monkeypatch.delenv("VISDOM_PASSWORD", raising=False)
     with real_server(tmp_path / "server", login=("ada", "hunter2")) as server:
         place = {"server": "http://127.0.0.1", "port": server.port}
-        lines = watch(
-            Timed("auto", **place, username="ada", password="wrong-one"), run=FakeRun(tmp_path, "wrong")
-        )
+        lines = watch(Timed("auto", **place, username="ada", password="wrong-one"), name="wrong")
         assert len(lines) == 1 and "the login of 'ada' is refused (not tried again" in lines[0]
         assert "wrong-one" not in lines[0]
-        lines = watch(Timed("auto", **place), run=FakeRun(tmp_path, "none"))
+        lines = watch(Timed("auto", **place), name="none")
         assert len(lines) == 1 and "--visdom_username" in lines[0]
         monkeypatch.setenv("VISDOM_PASSWORD", "hunter2")
-        run = FakeRun(tmp_path, "right")
-        lines = watch(Timed("auto", **place, username="ada"), run=run)
-        assert lines == [f"visdom: {server.client.address.page('right')}"]
+        lines = watch(Timed("auto", **place, username="ada"), name="right")
+        assert lines == [f"visdom: {server.address.page('right')}"]
         assert list(server.curve("right", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-        written = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
+        written = b"".join(path.read_bytes() for path in (tmp_path / "right").rglob("*") if path.is_file())
         assert b"hunter2" not in written
-        with pytest.raises(LoginRefused):
-            Client(server.client.address, "ada", "wrong").probe()
+        with pytest.raises(Refused):
+            log_in(server.address, "ada", "wrong")
 
 
 @needs_visdom
-def test_an_inbox_that_overflows_is_filled_up_from_the_log(tmp_path, server, watch, monkeypatch):
-    monkeypatch.setattr(visdom_sender, "INBOX_LIMIT", 5)
-    lines = watch(Timed("auto", "http://127.0.0.1", server.port), run=FakeRun(tmp_path, "overflow"))
+def test_a_queue_that_overflows_is_filled_up_from_the_log(server, watch, monkeypatch):
+    monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
+    lines = watch(Timed("auto", "http://127.0.0.1", server.port), name="overflow")
     assert len(lines) == 1
     assert list(server.curve("overflow", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
     assert len(server.panes("overflow")["history"]["content"]) == 3
 
 
 def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
-    monkeypatch.setattr(visdom_sender, "INBOX_LIMIT", 5)
+    monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
     give_up_soon(monkeypatch)
     with stub(silence) as port:
         assert len(watch(Timed("auto", "http://127.0.0.1", port))) == 1
@@ -222,25 +237,134 @@ def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
 
 def test_attempts_become_rare(monkeypatch, tmp_path, capsys):
     """1, 2, 4, ... 60 seconds between attempts, seen through a clock that runs fast."""
-    sender = visdom_sender.Sender(FakeRun(tmp_path).info, "e", Client(Address()), None, [], list)
+    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+    viewer = Visdom()
+    viewer.start(FakeRun(tmp_path).info, [])
     now = [0.0]
-    monkeypatch.setattr(visdom_sender.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(visdom.time, "monotonic", lambda: now[0])
     waits = []
     for _ in range(9):
-        sender._lost(Unreachable("gone"))
-        waits.append(sender._next_try - now[0])
-        now[0] = sender._next_try
+        viewer._lost(Unreachable("gone"))
+        waits.append(viewer._next_try - now[0])
+        now[0] = viewer._next_try
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_fault_of_our_own_is_one_line_too(watch, monkeypatch):
-    monkeypatch.setattr(visdom_sender, "send_news", lambda *_: 1 / 0)
-    monkeypatch.setattr(Client, "probe", lambda self: None)
-    monkeypatch.setattr(Client, "post", lambda self, endpoint, message: b"{}")
-    monkeypatch.setattr(visdom_sender, "Events", lambda client: None)
+    monkeypatch.setattr(visdom, "log_in", lambda *_: 1 / 0)
     lines = watch(Timed("auto"))
-    assert len(lines) == 1 and "visdom stopped: ZeroDivisionError" in lines[0]
+    assert len(lines) == 1 and "visdom: stopped: ZeroDivisionError" in lines[0]
+
+
+def listening_addresses(port: int) -> list[str]:
+    """Addresses in state LISTEN on a port, from /proc/net."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                address, state = line.split()[1], line.split()[3]
+                if state == "0A" and int(address.rpartition(":")[2], 16) == port:
+                    found.append(address.rpartition(":")[0])
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@needs_visdom
+@pytest.mark.parametrize("held", [False, True], ids=["port free", "port held by another program"])
+def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch, monkeypatch):
+    monkeypatch.setattr(visdom_server, "missing_scripts", list)  # the page is the browser test's concern
+    seen: dict[str, object] = {}
+
+    def look() -> None:
+        server = viewer._server
+        wait_until(lambda: viewer._reports._introduced)
+        port = server.address.port
+        seen.update(port=port, pid=server._process.pid, addresses=listening_addresses(port))
+        wait_until(lambda: "losses_adversarial" in ask(server.address, "win_data", win=None, eid="watched"))
+
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(stub(answer("200 OK", b"hello"))) if held else unused_port()
+        viewer = Timed("on", "http://localhost", port)
+        lines = watch(viewer, {40: look})
+    assert seen["addresses"] == ["0100007F"], "127.0.0.1 and nothing else"
+    assert (seen["port"] != port) == held
+    assert len(lines) == 1 + held and lines[-1] == f"visdom: http://localhost:{seen['port']}/env/watched"
+    assert not is_alive(seen["pid"]), "no orphan"
+    assert (tmp_path / "watched" / "visdom" / "server.log").is_file()
+    assert (tmp_path / "watched" / "visdom" / "state" / "watched.json").is_file()
+
+
+@needs_visdom
+def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
+    """As when two trainings share the server of one of them, and that one ends."""
+    monkeypatch.setattr(visdom_server, "missing_scripts", list)
+    other = RealServer(tmp_path / "server")
+    other.start()
+    curve = lambda: list(other.curve("watched", "losses_adversarial", "G_GAN"))
+    viewer = Timed("on", "http://localhost", other.port)
+
+    def is_back() -> bool:
+        viewer.commands()  # the training's own thread starts the server
+        return len(curve()) > 24
+
+    try:
+        lines = watch(
+            viewer,
+            {
+                20: lambda: wait_until(lambda: bool(curve())),
+                25: other.kill,
+                50: lambda: wait_until(is_back),
+            },
+        )
+    finally:
+        other.kill()
+    assert len(lines) == 3 and "lost the connection" in lines[1] and "is back" in lines[2]
+
+
+@needs_visdom
+def test_a_server_of_ours_ends_with_a_training_that_is_killed(tmp_path):
+    code = f"""
+import sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from pathlib import Path
+from gan.viewers.visdom_server import Address, LocalServer
+server = LocalServer(Path({str(tmp_path)!r}), Address(port={unused_port()}), keep=False)
+server.start()
+print(server._process.pid, flush=True)
+time.sleep(60)
+"""
+    training = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    pid = int(training.stdout.readline())
+    assert is_alive(pid)
+    training.kill()
+    training.wait()
+    training.stdout.close()
+    wait_until(lambda: not is_alive(pid))
+
+
+@needs_visdom
+def test_a_page_that_will_be_blank_is_announced(tmp_path, monkeypatch, capsys):
+    quicken(monkeypatch)
+    monkeypatch.setattr(visdom_server, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
+    viewer = Visdom("on", "http://localhost", unused_port())
+    viewer.start(FakeRun(tmp_path).info, [])
+    wait_until(lambda: viewer._reports._introduced)
+    viewer.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "blank" in lines[0] and lines[1].startswith("visdom: http://localhost:")
+
+
+def test_without_the_visdom_package_there_is_one_line(watch, monkeypatch):
+    monkeypatch.setattr("gan.viewers.visdom_server.importlib.util.find_spec", lambda name: None)
+    lines = watch(Timed("on", "http://localhost", unused_port()))
+    assert len(lines) == 1 and "visdom package is not installed" in lines[0]
 
 
 @pytest.mark.slow

@@ -5,23 +5,35 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
-from visdom_support import ROOT, FakeRun, RealServer, real_server, train_record, visdom_static, wait_until
+from visdom_support import ROOT, FakeRun, RealServer, needs_visdom, real_server, train_record, wait_until
 
 from gan.viewers import SAMPLE, SAVE, STOP, Viewers
 from gan.viewers.visdom import Visdom
+from gan.viewers.visdom_server import exchange
 
-pytestmark = pytest.mark.skipif(visdom_static() is None, reason="visdom is not installed")
+pytestmark = needs_visdom
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[RealServer]:
     with real_server(tmp_path_factory.mktemp("server")) as started:
         yield started
+
+
+@pytest.fixture
+def act(server) -> Callable[..., None]:
+    """Do what a person does on the page: send a command over a connection of its own."""
+    browser = json.loads(exchange(server.address, "GET", "/socket_wrap").body)["sid"]
+
+    def go(**command) -> None:
+        server.ask("socket_wrap", message_type="send", sid=browser, message=json.dumps(command))
+
+    return go
 
 
 def watching(server: RealServer, env: str = "") -> Viewers:
@@ -40,9 +52,7 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
             epoch = (step - 1) // 50 + 1
             viewers.record(run.keep(train_record(step, epoch)))
             if step % 50 == 0:
-                record, files = run.samples(step, epoch)
-                viewers.record(record)  # the loop hands samples to both
-                viewers.samples(record, files)
+                viewers.record(run.samples(step, epoch))
                 metrics = {"kind": "metrics", "step": step, "epoch": epoch, "metrics": {"val_l1": 0.5}}
                 viewers.record(run.keep(metrics))
     panes = server.panes("my_env")
@@ -54,7 +64,7 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
     assert panes["samples"]["type"] == "image" and panes["history"]["type"] == "image_history"
     newest = panes["samples"]["content"]
     assert len(panes["history"]["content"]) == 2 and panes["history"]["content"][-1] == newest
-    sent, drawn = picture_of(newest), np.asarray(Image.open(files["grid"]))
+    sent, drawn = picture_of(newest), np.asarray(Image.open(run.folder / "samples/step-00000100/grid.png"))
     assert sent.shape == drawn.shape and sent.dtype == np.uint8
     assert np.abs(sent.astype(int) - drawn).mean() < 3, "a JPEG without wrapped values"
     assert newest["caption"].startswith("epoch 2, step 100")
@@ -63,7 +73,7 @@ def test_it_holds_what_was_logged(tmp_path, server, capsys):
     assert (server.folder / "my_env.json").is_file(), "the environment was saved"
     written = b"".join(path.read_bytes() for path in server.folder.rglob("*") if path.is_file())
     assert b"pa55word" not in written
-    assert capsys.readouterr().err.splitlines() == [f"visdom: {server.client.address.page('my_env')}"]
+    assert capsys.readouterr().err.splitlines() == [f"visdom: {server.address.page('my_env')}"]
 
 
 def test_resume_continues_the_same_curves(tmp_path, server):
@@ -80,56 +90,52 @@ def test_resume_continues_the_same_curves(tmp_path, server):
     assert len([name for name in server.panes("resumed") if name.startswith("losses")]) == 1
 
 
-def test_clicks_in_the_controls_pane_reach_the_loop(tmp_path, server, monkeypatch):
-    monkeypatch.setattr("gan.viewers.visdom_sender.LISTEN_EVERY", 0.1)
-    run = FakeRun(tmp_path, "clicked")
+def test_clicks_in_the_controls_pane_reach_the_loop(tmp_path, server, act):
     with watching(server) as viewers:
-        viewers.start(run.info)
+        viewers.start(FakeRun(tmp_path, "clicked").info)
         wait_until(lambda: server.shows("clicked", "controls"))
-        browser = json.loads(server.client._exchange("GET", "/socket_wrap")[2])["sid"]
         asked: set[str] = set()
-
-        def click(button: int, env: str = "clicked") -> None:
-            event = {"event_type": "PropertyUpdate", "target": "controls", "eid": env, "propertyId": button}
-            message = json.dumps({"cmd": "forward_to_vis", "data": {**event, "value": "clicked"}})
-            server.client.post("socket_wrap", {"message_type": "send", "sid": browser, "message": message})
 
         def heard(command: str) -> bool:
             asked.update(viewers.commands())
             return command in asked
 
         for button, command in enumerate((SAVE, SAMPLE, STOP)):
-            click(button)
+            event = {
+                "event_type": "PropertyUpdate",
+                "target": "controls",
+                "eid": "clicked",
+                "value": "clicked",
+            }
+            act(cmd="forward_to_vis", data={**event, "propertyId": button})
             wait_until(lambda command=command: heard(command))
             assert asked == {command}
             asked.clear()
         assert viewers.commands() == set(), "every click is heard once"
 
 
-def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, monkeypatch):
-    monkeypatch.setattr("gan.viewers.visdom_sender.LISTEN_EVERY", 0.05)
-    monkeypatch.setattr("gan.viewers.visdom_sender.LONGEST_PAUSE", 0.1)
+def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, act, monkeypatch):
+    monkeypatch.setattr("gan.viewers.visdom.PAUSE", 0.1)
+    monkeypatch.setattr("gan.viewers.visdom.LONGEST_PAUSE", 0.1)
     run = FakeRun(tmp_path, "closed")
+    panes = ("losses_adversarial", "samples", "history")
     with watching(server) as viewers:
         viewers.start(run.info)
-        viewers.record(run.keep(train_record(1)))
-        viewers.record(run.keep(train_record(2)))
-        viewers.samples(*run.samples(2))
-        wait_until(lambda: server.shows("closed", "about"))
-        browser = json.loads(server.client._exchange("GET", "/socket_wrap")[2])["sid"]
-        for pane in ("losses_adversarial", "samples", "history"):
-            message = json.dumps({"cmd": "close", "data": pane, "eid": "closed"})
-            server.client.post("socket_wrap", {"message_type": "send", "sid": browser, "message": message})
+        for step in (1, 2):
+            viewers.record(run.keep(train_record(step)))
+        viewers.record(run.samples(2))
+        wait_until(lambda: all(server.shows("closed", pane) for pane in panes))
+        for pane in panes:
+            act(cmd="close", data=pane, eid="closed")
             assert not server.shows("closed", pane)
         for step in range(3, 60):
             viewers.record(run.keep(train_record(step)))
-        wait_until(lambda: server.shows("closed", "losses_adversarial"))  # by then it has heard of both
-        viewers.samples(*run.samples(59))
-    assert server.panes("closed")["samples"]["content"]["caption"].startswith("epoch 1, step 59")
-    assert [moment["caption"][:17] for moment in server.panes("closed")["history"]["content"]] == [
-        "epoch 1, step 59:"
-    ]
-    assert server.curve("closed", "losses_adversarial", "G_GAN").get(59) == 1 / 59
+        wait_until(lambda: server.shows("closed", "losses_adversarial"))  # by then it has heard of all
+        viewers.record(run.samples(59))
+    panes = server.panes("closed")
+    assert panes["samples"]["content"]["caption"].startswith("epoch 1, step 59")
+    assert [moment["caption"][:16] for moment in panes["history"]["content"]] == ["epoch 1, step 59"]
+    assert list(server.curve("closed", "losses_adversarial", "G_GAN")) == list(range(1, 60))
 
 
 def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -145,7 +151,7 @@ def test_replay_shows_a_finished_run(tmp_path, server):
             run.samples(step)
     port = ["--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port)]
     done = replay("played", "--checkpoints_dir", str(tmp_path), *port)
-    assert (done.returncode, done.stdout) == (0, server.client.address.page("played") + "\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, server.address.page("played") + "\n"), done.stderr
     assert server.curve("played", "losses_adversarial", "G_GAN") == {step: 1 / step for step in range(1, 31)}
     assert len(server.panes("played")["history"]["content"]) == 3
 

@@ -1,6 +1,7 @@
 """Tiny trainings for tests: generated pictures, the two commands called in this process, states compared bit by bit."""
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import json
@@ -142,10 +143,22 @@ def untrained_run(runs: Path, *flags: object, epoch: int = 3) -> Path:
     trainer = build_trainer(options)
     stored = stored_dict(options)
     state = capture(trainer, Position(epoch + 1, 0, 2 * epoch), stored, 0, ["none 0 0"])
-    run = RunFolder.create(runs, "r")
+    run = RunFolder.at(runs, "r")
+    run.path.mkdir(parents=True, exist_ok=True)
     run.write_options(stored)
     save_checkpoint(run.path, state, step=2 * epoch, epoch=epoch, keep=9)
     return run.path
+
+
+def write_first_format(folder: Path, state: dict[str, Any], *, step: int, epoch: int) -> Path:
+    """A checkpoint as the versions before 2.0 wrote it: zip file, sidecar, pointer."""
+    path = folder / f"ckpt-{step:08d}.pt"
+    torch.save(state, path)
+    size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    sidecar = f"# bytes: {size}\n# step: {step}\n# epoch: {epoch}\n{digest}  {path.name}\n"
+    path.with_name(f"{path.name}.sha256").write_text(sidecar)
+    (folder / "latest.json").write_text(json.dumps({"file": path.name, "step": step, "epoch": epoch}))
+    return path
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -14,11 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from gan.viewers import Record, RunInfo
 from gan.viewers.samples import save_samples
-from gan.viewers.visdom_http import Address, Client, Unreachable
+from gan.viewers.visdom_server import Address, Unreachable, exchange, log_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +58,7 @@ PAGE_FILES_0_3 = {
 # a bare server, but without what its client part would import (seconds of torch)
 START = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from gan.viewers.visdom_launch import WithoutClientParts; sys.meta_path.insert(0, WithoutClientParts())
+sys.modules.update(torch=None, openTSNE=None)
 import visdom.server.app; visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
 from visdom.server.run_server import main; main()
 """
@@ -105,12 +106,26 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def ask(address: Address, endpoint: str, cookie: str = "", **message: Any) -> Any:
+    """Post a message and return the answer, read as JSON where it is. Raises Unreachable, also for a refusal."""
+    answer = exchange(address, "POST", f"/{endpoint}", json.dumps(message), cookie)
+    if answer.status != 200:
+        raise Unreachable(f"it answers {answer.status}")
+    try:
+        return json.loads(answer.body)
+    except ValueError:
+        return answer.body.decode()
+
+
+needs_visdom = pytest.mark.skipif(find_spec("visdom") is None, reason="visdom is not installed")
+
+
 class RealServer:
     """A Visdom server on the loopback interface, that can be stopped, killed and started again on its port."""
 
     def __init__(self, folder: Path, login: tuple[str, str] | None = None) -> None:
         self.port = unused_port()
-        self.client = Client(Address("http://127.0.0.1", self.port), *(login or ("", "")))
+        self.address = Address("http://127.0.0.1", self.port)
         self.folder, self._login = folder, login
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -133,7 +148,7 @@ class RealServer:
     def answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()
         try:
-            self.client.probe()
+            log_in(self.address, *(self._login or ("", "")))
         except Unreachable:
             return False
         return True
@@ -144,12 +159,16 @@ class RealServer:
             self.process.wait()
             self.process = None
 
+    def ask(self, endpoint: str, **message: Any) -> Any:
+        """Post a message and return the answer, read as JSON where it is."""
+        return ask(self.address, endpoint, log_in(self.address, *(self._login or ("", ""))), **message)
+
     def panes(self, env: str) -> dict[str, dict[str, Any]]:
         """Everything the server holds of an environment, pane name -> pane."""
-        return json.loads(self.client.post("win_data", {"win": None, "eid": env}))
+        return self.ask("win_data", win=None, eid=env)
 
     def shows(self, env: str, pane: str) -> bool:
-        return self.client.post("win_exists", {"win": pane, "eid": env}) == b"true"
+        return self.ask("win_exists", win=pane, eid=env)
 
     def curve(self, env: str, pane: str, name: str) -> dict[int, float]:
         """Step -> value of one curve; empty if there is none yet."""
@@ -208,7 +227,7 @@ class FakeRun:
             file.write(json.dumps(record) + "\n")
         return record
 
-    def samples(self, step: int, epoch: int = 1) -> tuple[Record, dict[str, Path]]:
+    def samples(self, step: int, epoch: int = 1) -> Record:
         """Draw samples whose translated pictures are as bright as `step` says, and keep their record."""
         folder = f"samples/step-{step:08d}"
         level = min(1.0, step / 100) * 2 - 1
@@ -216,4 +235,4 @@ class FakeRun:
         files = save_samples(self.folder / folder, images)
         pictures = {kind: path.name for kind, path in files.items()}
         record = {"kind": "samples", "step": step, "epoch": epoch, "folder": folder, "pictures": pictures}
-        return self.keep(record), files
+        return self.keep(record)

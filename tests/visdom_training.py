@@ -1,39 +1,107 @@
-"""A tiny training in the order of the real loop, for tests that watch it under every fault of the server."""
+"""For tests under every fault of a Visdom server: sick servers, and a tiny training in the order of the real loop."""
 
+import contextlib
 import functools
+import socket
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from visdom_support import FakeRun, train_record
 
-from gan.viewers import Viewers, visdom_http, visdom_sender
-from gan.viewers import visdom as visdom_module
+from gan.viewers import Viewers, visdom, visdom_server
 from gan.viewers.visdom import Visdom
 
 STEPS = 60
 LONGEST_CALL = 0.4  # seconds the training thread may sleep in a call of a viewer
 
 
+def answer(status: str, body: bytes = b"") -> Callable[[socket.socket], None]:
+    def reply(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    return reply
+
+
+def garbage(connection: socket.socket) -> None:
+    connection.recv(1 << 16)
+    connection.sendall(bytes(range(256)) * 40)
+
+
+def drip(connection: socket.socket) -> None:
+    """An answer that is right and never done: no single read ever waits long."""
+    connection.recv(1 << 16)
+    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100000:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def silence(connection: socket.socket) -> None:
+    while connection.recv(1 << 16):
+        pass
+
+
+def endless(connection: socket.socket) -> None:
+    connection.recv(1 << 16)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"x" * (1 << 20))
+
+
+@contextlib.contextmanager
+def stub(behave: Callable[[socket.socket], None]) -> Iterator[int]:
+    """The port of a server that does one thing with every connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve_one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            behave(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve_one, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+STUBS = {
+    "403": (answer("403 Forbidden"), "tornado<6.6"),
+    "500": (answer("500 Internal Server Error"), "answers 500"),
+    "another program": (answer("200 OK", b"<html>hello</html>"), "not Visdom"),
+    "a list that is none": (answer("200 OK", b'{"a": 1}'), "not Visdom"),
+    "garbage": (garbage, "does not speak HTTP"),
+    "a byte at a time": (drip, "no answer within"),
+    "accepts and is silent": (silence, "no answer within"),
+    "wants a login": (answer("400 Bad Request"), "wants a login"),
+}
+
+
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a few tenths of a second instead of seconds and minutes; a busy server is waited for."""
-    monkeypatch.setattr(visdom_http, "CONNECT_TIMEOUT", 0.5)
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 60.0)
-    monkeypatch.setattr(visdom_sender, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(visdom_sender, "LONGEST_WAIT", 0.2)
-    monkeypatch.setattr(visdom_sender, "LISTEN_EVERY", 0.1)
-    monkeypatch.setattr(visdom_sender, "PAUSE", 0.05)
-    monkeypatch.setattr(visdom_sender, "LONGEST_PAUSE", 0.1)
-    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 60.0)
+    monkeypatch.setattr(visdom_server, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 60.0)
+    monkeypatch.setattr(visdom, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(visdom, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(visdom, "PAUSE", 0.05)
+    monkeypatch.setattr(visdom, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(visdom, "FLUSH_SECONDS", 60.0)
 
 
 def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a server that never answers."""
-    monkeypatch.setattr(visdom_http, "REQUEST_TIMEOUT", 0.5)
-    monkeypatch.setattr(visdom_module, "FLUSH_SECONDS", 3.0)
+    monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 0.5)
+    monkeypatch.setattr(visdom, "FLUSH_SECONDS", 3.0)
 
 
 def seconds_asleep() -> float:
@@ -62,9 +130,6 @@ class Timed(Visdom):
     def record(self, record):
         self._timed(lambda: super(Timed, self).record(record))
 
-    def samples(self, record, pictures):
-        self._timed(lambda: super(Timed, self).samples(record, pictures))
-
     def commands(self):
         return self._timed(lambda: super(Timed, self).commands())
 
@@ -85,8 +150,7 @@ def train(run: FakeRun, viewers: Viewers, at: dict[int, Callable[[], None]] | No
         epoch = (step - 1) // 20 + 1
         viewers.record(run.keep(train_record(step, epoch, float(loss.detach()))))
         if step % 20 == 0:
-            record, files = run.samples(step, epoch)
-            viewers.samples(record, files)
+            viewers.record(run.samples(step, epoch))
         viewers.commands()
         viewers.progress(step, epoch)
     return weights.detach()

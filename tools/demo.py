@@ -1,126 +1,133 @@
-"""`make demo`: the whole program on data it draws itself, in minutes on two CPU cores and without a GPU.
+"""`make demo`: the whole program on data that it draws itself, in minutes on two CPU cores and without a GPU.
 
-Draws towns as aerial photo and street map; trains a small Pix2Pix and a small CycleGAN with `--norm nc_ms` by the same
-commands a user would type; translates the test split, evaluates, and writes demo/index.html.
+A small Pix2Pix learns from pairs to draw the street map of an aerial photo. A small CycleGAN learns to turn summer into
+winter and back without pairs: the towns that it sees in winter are others than those that it sees in summer. Pairs that
+it never saw tell how good it is. The commands are those that a user would type.
 """
 
+import argparse
 import json
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-
-from datasets.images import load_image, to_tensor
-from gan.viewers.report_page import Figure, Table, make_report_page
-from gan.viewers.samples import GRID, save_samples
-
-FOLDER = Path("demo")
-TOWNS = 100
-SIZE = 64
 SMALL = (
-    "--norm nc_ms --netG resnet_6blocks --ndf 16 --load_size 64 --crop_size 64 --lr 0.0005 "
-    "--num_threads 0 --print_freq 20 --display_freq 100 --visdom off --checkpoints_dir demo/checkpoints"
+    "--norm nc_ms --netG unet_128 --no_dropout --netD n_layers --ndf 16 --load_size 128 --crop_size 128 "
+    "--display_freq 200 --print_freq 20 --num_threads 0 --visdom off"
 )
-PIX2PIX = (
-    "--name pix2pix --model pix2pix --dataroot demo/towns "
-    f"--ngf 32 --no_dropout --n_epochs 8 --n_epochs_decay 7 {SMALL}"
-)
+PIX2PIX = f"--model pix2pix --ngf 16 --n_layers_D 2 --n_epochs 5 --n_epochs_decay 3 --lr 0.002 {SMALL}"
 CYCLEGAN = (
-    "--name cyclegan --model cycle_gan --dataroot demo/towns_unpaired "
-    f"--ngf 16 --n_epochs 3 --n_epochs_decay 3 {SMALL}"
+    "--model cycle_gan --ngf 8 --n_layers_D 3 --lambda_A 5 --lambda_B 5 --n_epochs 8 --n_epochs_decay 4 "
+    f"--lr 0.001 {SMALL}"
+)
+TOWNS = "--count 100 --size 128"
+SEASONS = "--count 100 --size 128 --extent 128 --task winter"
+
+
+class Direction(NamedTuple):
+    """One way in which a run translates."""
+
+    run: str
+    direction: str
+    caption: str
+
+
+DIRECTIONS = (
+    Direction("pix2pix", "AtoB", "Pix2Pix, photo to map"),
+    Direction("cyclegan", "AtoB", "CycleGAN, summer to winter"),
+    Direction("cyclegan", "BtoA", "CycleGAN, winter to summer"),
 )
 
 
 def main() -> None:
-    start = time.monotonic()
-    if FOLDER.exists():
-        sys.exit(
-            f"error: {FOLDER}: is there already from an earlier demo (remove it to start afresh: rm -r {FOLDER})"
-        )
-    run("datasets.synthetic", f"--output demo/towns --count {TOWNS} --size {SIZE}")
-    run(
-        "datasets.synthetic", f"--output demo/towns_unpaired --count {TOWNS} --size {SIZE} --layout unaligned"
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo", description="Train, translate, evaluate: see it work."
     )
-    trained = time.monotonic()
-    run("train.py", PIX2PIX)
-    run("train.py", CYCLEGAN)
-    trained = time.monotonic() - trained
-    places = "--checkpoints_dir demo/checkpoints --results_dir demo/results"
-    run("test.py", f"--name pix2pix {places}")
-    run("test.py", f"--name cyclegan {places}")
-    run("test.py", f"--name cyclegan --direction BtoA {places}")
-    run(
-        "evaluate", "pix2pix cyclegan --checkpoints_dir demo/checkpoints --output demo/evaluation --baselines"
-    )
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="of the towns and the trainings (default: 0)")
+    options = parser.parse_args()
+    start, output, seed = time.monotonic(), options.output, f"--seed {options.seed}"
+    if output.exists():
+        sys.exit(f"error: {output}: an earlier demo is there (remove it to start afresh: rm -r {output})")
+    folder = shlex.quote(str(output))
+    run(f"-m datasets.synthetic {TOWNS} {seed} --output {folder}/towns")
+    run(f"-m datasets.synthetic {SEASONS} {seed} --layout unaligned --output {folder}/seasons")
+    run(f"-m datasets.synthetic {SEASONS} {seed} --output {folder}/seasons_paired")
 
-    report = json.loads((FOLDER / "evaluation" / "report.json").read_text(encoding="utf-8"))
-    runs = [FOLDER / "checkpoints" / name for name in ("pix2pix", "cyclegan")]
-    intro = (
-        f"A small Pix2Pix and a small CycleGAN with normalized convolution and moment shortcut, trained for "
-        f"{trained / 60:.1f} minutes on this machine, on drawn towns of {SIZE} pixels: aerial photo to street map."
-    )
-    figures = [
-        Figure("Pix2Pix, test split", test_grid("pix2pix", "AtoB", "input", "fake", "target")),
-        Figure("CycleGAN, photo to map, test split", test_grid("cyclegan", "AtoB", "input_A", "fake_B")),
-        Figure("CycleGAN, map to photo, test split", test_grid("cyclegan", "BtoA", "input_B", "fake_A")),
-    ]
-    page = make_report_page(FOLDER / "index.html", "Demo", runs, [results_table(report)], figures, intro)
+    runs, trained = f"--checkpoints_dir {folder}/checkpoints", time.monotonic()
+    run(f"train.py --name pix2pix --dataroot {folder}/towns {PIX2PIX} {seed} {runs}")
+    run(f"train.py --name cyclegan --dataroot {folder}/seasons {CYCLEGAN} {seed} {runs}")
+    trained = time.monotonic() - trained
+
+    pairs = {"pix2pix": f"--dataroot {folder}/towns", "cyclegan": f"--dataroot {folder}/seasons_paired"}
+    for name, direction, _ in DIRECTIONS:
+        places = f"{pairs[name]} {runs} --results_dir {folder}/results"
+        run(f"test.py --name {name} --direction {direction} {places}")
+    for name, dataroot in pairs.items():
+        metrics = f"--metrics psnr,ssim,l1 --baselines --output {folder}/evaluation/{name}"
+        run(f"-m evaluate {name} {dataroot} {runs} {metrics}")
+    page = write_page(output, trained)
     print(
         f"\ntraining took {trained:.0f} s, everything {time.monotonic() - start:.0f} s\npage: {page.resolve()}"
     )
 
 
-def run(program: str, arguments: str) -> None:
-    """One command as a user would type it, shown before it runs."""
-    interpreter = [sys.executable] if program.endswith(".py") else [sys.executable, "-m"]
-    words = shlex.split(arguments)
-    shown = ["python", *interpreter[1:], program, *words]
-    print(f"\n$ {shlex.join(shown)}", flush=True)
-    code = subprocess.run([*interpreter, program, *words], check=False).returncode
+def run(arguments: str) -> None:
+    """One command as a user would type it, shown before it runs; where it fails, the demo ends with its exit code."""
+    print(f"\n$ python {arguments}", flush=True)
+    code = subprocess.run([sys.executable, *shlex.split(arguments)], check=False).returncode
     if code:
         sys.exit(code)
 
 
-def test_grid(run: str, direction: str, *kinds: str, count: int = 6) -> Path:
-    """A labelled grid of the first test pictures, from what test.py wrote."""
-    folder = FOLDER / "results" / run / f"test_last_{direction}" / "images"
-    source, target = direction.split("to")
-    endings = (f"_real_{source}.png", f"_fake_{target}.png", f"_real_{target}.png")
-    images = {
-        kind: torch.stack([enlarged(path) for path in sorted(folder.glob(f"*{ending}"))[:count]])
-        for kind, ending in zip(kinds, endings, strict=False)
-    }
-    return save_samples(FOLDER / "figures" / f"{run}_{direction}", images)[GRID]
+def write_page(folder: Path, trained: float) -> Path:
+    """The page of both runs: results, test pictures, samples over time. trained: seconds that the trainings took."""
+    from gan.viewers.report_page import Figure, Table, make_report_page  # torch: not for --help
 
-
-def enlarged(path: Path) -> torch.Tensor:
-    """A picture of the test split at twice its size, so that it can be looked at."""
-    return to_tensor(load_image(path)).repeat_interleave(2, 1).repeat_interleave(2, 2)
-
-
-def results_table(report: dict[str, Any]) -> Table:
-    """The figures that need no downloaded weights, and how far Pix2Pix is ahead of what needs no learning."""
-    columns = ("run", "direction", "PSNR (dB)", "SSIM", "L1")
-    rows = [
-        (row["label"], row["direction"], *(shown(row["values"].get(name)) for name in ("psnr", "ssim", "l1")))
-        for row in report["rows"]
-    ]
-    psnr = {row["label"]: row["values"]["psnr"] for row in report["rows"] if "psnr" in row["values"]}
-    baseline = max(value for label, value in psnr.items() if label.startswith("baseline"))
-    note = f"Pix2Pix is {psnr['pix2pix'] - baseline:.2f} dB better than the best that learns no structure."
-    print(f"\n{note}")
-    about_cyclegan = (
-        "CycleGAN has no pairs to be measured against: its figures, FID and LPIPS, need their weights."
+    rows = [row for direction in DIRECTIONS for row in results(folder, direction)]
+    columns = ("task", "by", "PSNR (dB)", "SSIM", "L1")
+    about = "Baselines are fitted on training pairs. They know colours and no shapes. The CycleGAN has seen no pairs."
+    figures = [Figure(direction.caption, test_grid(folder, direction)) for direction in DIRECTIONS]
+    intro = (
+        "A small Pix2Pix and a small CycleGAN with normalized convolution and moment shortcut, trained for "
+        f"{trained / 60:.1f} minutes on this machine, on drawn towns of 128 pixels."
     )
-    return Table("Test split", columns, rows, f"{note} {about_cyclegan}")
+    checkpoints = [folder / "checkpoints" / name for name in ("pix2pix", "cyclegan")]
+    table = Table("Test pictures", columns, rows, about)
+    return make_report_page(folder / "index.html", "Demo", checkpoints, [table], figures, intro)
 
 
-def shown(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4g}"
+def results(folder: Path, wanted: Direction) -> Iterator[tuple[str, ...]]:
+    """Rows of the table: what the run reaches in one direction, and the baselines."""
+    report = folder / "evaluation" / wanted.run / "report.json"
+    for row in json.loads(report.read_text(encoding="utf-8"))["rows"]:
+        if row["direction"] == wanted.direction:
+            values = row["values"]
+            figures = (f"{values['psnr']:.2f}", f"{values['ssim']:.3f}", f"{values['l1']:.4f}")
+            yield wanted.caption, row["label"], *figures
+
+
+def test_grid(folder: Path, wanted: Direction, count: int = 6) -> Path:
+    """A labelled grid of the first test pictures, from what test.py wrote."""
+    import torch
+
+    from datasets.images import load_image, to_tensor
+    from gan.viewers.samples import GRID, save_samples
+
+    images = folder / "results" / wanted.run / f"test_last_{wanted.direction}" / "images"
+    source, target = wanted.direction.split("to")
+    endings = {"input": f"real_{source}", "fake": f"fake_{target}", "target": f"real_{target}"}
+    columns = {
+        kind: torch.stack(
+            [to_tensor(load_image(path)) for path in sorted(images.glob(f"*_{ending}.png"))[:count]]
+        )
+        for kind, ending in endings.items()
+    }
+    return save_samples(folder / "figures" / f"{wanted.run}_{wanted.direction}", columns)[GRID]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What shows a training while it runs: one small protocol, and a fan-out that no failing viewer can stop.
 
-A viewer receives what `metrics.jsonl` receives, one dict a line, and the paths of the sample pictures. It may
-raise from any method: `Viewers` then drops it with one warning and training continues.
+A viewer receives what `metrics.jsonl` receives, one dict a line. It may raise from any method: `Viewers` then drops it
+with one warning, and training continues.
 """
 
 import contextlib
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import say
+from datasets.errors import UserError, say
+from gan.run import read_records, read_yaml
 
 Record = dict[str, Any]
 """One line of `metrics.jsonl`; its key `kind` is train, samples, metrics or event (docs/architecture.md)."""
@@ -34,16 +35,13 @@ class RunInfo:
 
 
 class Viewer:
-    """One way to watch a run. Implementations override what they need; a method that raises costs the seat."""
+    """One way to watch a run. Implementations override what they need. A viewer that raises is dropped."""
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         """Begin; `records` is what metrics.jsonl already holds (empty unless the run is resumed)."""
 
     def record(self, record: Record) -> None:
-        """Show one new line of metrics.jsonl."""
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        """Show new sample pictures, kind -> PNG file; `record` is their line of metrics.jsonl."""
+        """Show one new line of metrics.jsonl. The pictures that a line of samples names exist by then."""
 
     def progress(self, step: int, epoch: int) -> None:
         """A training step is done (called every step: must cost microseconds)."""
@@ -80,9 +78,6 @@ class Viewers:
     def record(self, record: Record) -> None:
         self._each(lambda viewer: viewer.record(record))
 
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        self._each(lambda viewer: viewer.samples(record, pictures))
-
     def progress(self, step: int, epoch: int) -> None:
         self._each(lambda viewer: viewer.progress(step, epoch))
 
@@ -109,6 +104,24 @@ class Viewers:
                 )
                 with contextlib.suppress(Exception):
                     viewer.close()
+
+
+KEYS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event": "message"}
+"""Kind of record -> the key it must have to be shown."""
+
+
+def shown_records(folder: Path) -> list[Record]:
+    """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
+    records = read_records(folder / "metrics.jsonl")
+    return [record for record in records if KEYS.get(record.get("kind", ""), "no such key") in record]
+
+
+def shown_options(folder: Path) -> dict[str, Any]:
+    """The options of FOLDER/options.yaml, flat; empty if there is no readable file."""
+    try:
+        return read_yaml(folder / "options.yaml")
+    except UserError:
+        return {}
 
 
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,21 +7,19 @@ import argparse
 from pathlib import Path
 
 from datasets.errors import RunError, UserError, run_command
-from gan.viewers import RunInfo
-from gan.viewers.history import read_options, read_records
+from gan.viewers import Record, RunInfo, shown_options, shown_records
 from gan.viewers.page import Page
-from gan.viewers.visdom import environment_name, make_client
-from gan.viewers.visdom_http import Address, Unreachable
-from gan.viewers.visdom_panes import Board
-from gan.viewers.visdom_push import send_all
+from gan.viewers.visdom import environment_name, login_of
+from gan.viewers.visdom_panes import Board, send_news
+from gan.viewers.visdom_server import Address, Unreachable, log_in
 
 
 def main() -> None:
-    """Do what the command line says. Raises UserError for what is no run, RunError without a server."""
+    """Show the run. Raises UserError if there is no such run, RunError without a server."""
     arguments = _parser().parse_args()
     folder = find_run(arguments.run, Path(arguments.checkpoints_dir))
-    run = RunInfo(folder.name, folder, read_options(folder))
-    records = read_records(folder)
+    run = RunInfo(folder.name, folder, shown_options(folder))
+    records = shown_records(folder)
     if not records:
         raise UserError(str(folder), "has no metrics.jsonl with anything in it", "name the folder of a run")
     if arguments.page:
@@ -30,19 +28,30 @@ def main() -> None:
         page.close()
         print(folder / "index.html")
         return
+    print(_play(arguments, run, records))
+
+
+def _play(arguments: argparse.Namespace, run: RunInfo, records: list[Record]) -> str:
+    """Show a finished run on the server, have the server keep it, and return the address of its page."""
     address = Address(arguments.visdom_server, arguments.visdom_port, arguments.visdom_base_url)
-    client = make_client(address, arguments.visdom_username, "")
+    username, password = login_of(arguments.visdom_username, "")
+    if username and not password:
+        fix = "set VISDOM_PASSWORD in the environment"
+        raise UserError("--visdom_username", "there is no password for it", fix)
     env = environment_name(arguments.visdom_env or run.name)
-    board = Board()
-    for record in records:
-        board.add(record)
     try:
-        client.probe()
-        send_all(client, run, env, board)
+        cookie = log_in(address, username, password)
+        from gan.viewers.visdom_client import VisdomClient
+
+        client = VisdomClient(address, env, cookie)
+        send_news(client, run, Board(records), with_controls=False)
+        client.save([env])
+    except ImportError as error:
+        raise RunError("visdom", "the package is not installed", "pip install visdom") from error
     except Unreachable as error:
-        fix = "start one with: python -m gan.viewers.visdom_launch --keep -bind_local"
+        fix = "start one with: python -m gan.viewers.visdom_server --keep -bind_local"
         raise RunError(address.page(), f"no Visdom server: {error}", fix) from error
-    print(address.page(env))
+    return address.page(env)
 
 
 def find_run(name: str, checkpoints: Path) -> Path:

@@ -4,19 +4,24 @@
 `page/data-NNNNN.js` hold one record a line, CHUNK records a file, and are only ever appended to;
 `page/state.js` says how many records there are. An update appends a line and replaces that small file; its
 cost does not grow.
+
+The parts of the pages (HTML, CSS, JavaScript) lie in `web/`. Nothing is loaded from anywhere: style and scripts are
+written into the page.
 """
 
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from datasets.errors import say
+from datasets.files import write_atomically
 from gan.viewers import Record, RunInfo, Viewer, public_options
-from gan.viewers.web import embed, escape, fill
 
 CHUNK = 250
 """Records a data file: what an open page loads again to see the newest one."""
@@ -24,6 +29,8 @@ CHUNK = 250
 RETRY_AFTER = 5.0
 """Seconds between attempts to write while the disk is full."""
 
+WEB = Path(__file__).parent / "web"
+_SHARED_SCRIPTS = ("run.js", "curves.js", "samples.js")
 _SUBTITLE = ("model", "norm", "netG", "dataroot", "direction")
 
 
@@ -47,22 +54,15 @@ class Page(Viewer):
         self._write()
 
     def record(self, record: Record) -> None:
-        if record["kind"] != "samples":  # those arrive through `samples`, once their files exist
-            self._append(record)
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        self._append(record)
-
-    def close(self) -> None:
-        self._status = "ended"
-        self._failed_at = None  # one last attempt, whenever the last one was
-        self._write()
-
-    def _append(self, record: Record) -> None:
         now = time.monotonic()
         self._longest_pause = max(self._longest_pause, now - self._newest_at)
         self._newest_at = now
         self._waiting.append(_line(self._written + len(self._waiting), record))
+        self._write()
+
+    def close(self) -> None:
+        self._status = "ended"
+        self._failed_at = None  # one last attempt, whenever the last one was
         self._write()
 
     def _write(self) -> None:
@@ -92,7 +92,7 @@ class Page(Viewer):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("data-*.js"):
             stale.unlink()
-        _replace(self._run.folder / "index.html", _index(self._run))
+        self._replace("index.html", _index(self._run))
         self._laid_out = True
 
     def _append_to_chunk(self) -> None:
@@ -118,7 +118,11 @@ class Page(Viewer):
             "longest_pause": round(self._longest_pause, 1),
             "updated": round(time.time(), 1),
         }
-        _replace(self._run.folder / "page" / "state.js", f"gan.state({json.dumps(state)});\n")
+        self._replace("page/state.js", f"gan.state({json.dumps(state)});\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        """Write a file whole or not at all: a browser reads the old or the new one. It need not outlive a crash."""
+        write_atomically(self._run.folder / name, text.encode(), durable=False)
 
 
 def _line(index: int, record: Record) -> str:
@@ -143,6 +147,26 @@ def _index(run: RunInfo) -> str:
     )
 
 
+def fill(template: str, script: str, **texts: str) -> str:
+    """The template with style, shared scripts and `script` in it; `texts` replace `{{name}}` as they are.
+
+    Whoever passes a text has escaped it: `html.escape` for words, `embed` for data.
+    """
+
+    def part(name: str) -> str:
+        return (WEB / name).read_text(encoding="utf-8")
+
+    scripts = "\n".join(map(part, (*_SHARED_SCRIPTS, script)))
+    parts = {**texts, "style": part("page.css"), "script": scripts}
+    # all at once: a text that looks like a placeholder stays a text
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part(template))
+
+
+def embed(data: Any) -> str:
+    """JSON that cannot end the script element it stands in. Values JSON does not know become text."""
+    return json.dumps(data, default=str).replace("<", "\\u003c")
+
+
 def subtitle(options: Mapping[str, Any]) -> str:
     """`pix2pix · nc_ms · unet_256 · ./data`: the options that tell runs apart."""
     return " · ".join(str(options[name]) for name in _SUBTITLE if options.get(name))
@@ -151,15 +175,3 @@ def subtitle(options: Mapping[str, Any]) -> str:
 def epochs_of(options: Mapping[str, Any]) -> int:
     """Epochs the run was asked for, 0 if the options do not say."""
     return int(options.get("n_epochs") or 0) + int(options.get("n_epochs_decay") or 0)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file whole or not at all; a browser reads the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

@@ -7,14 +7,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from gan.viewers import GRID, Record, public_options
-from gan.viewers.history import read_options, read_records
-from gan.viewers.page import epochs_of, subtitle
-from gan.viewers.web import embed, escape, fill
+from gan.viewers import GRID, Record, public_options, shown_options, shown_records
+from gan.viewers.page import embed, epochs_of, fill, subtitle
 
 MOMENTS = 10
 """Samples shown of one run: first, last, and evenly between."""
@@ -99,8 +98,8 @@ def _figure(figure: Figure) -> str:
 
 
 def _run(folder: Path) -> str:
-    options = public_options(read_options(folder))
-    records = thinned(read_records(folder))
+    options = public_options(shown_options(folder))
+    records = thinned(shown_records(folder))
     files: dict[str, int] = {}
     blobs: dict[str, int] = {}  # fixed inputs are the same at every moment: they go in once
     for record in records:

@@ -1,26 +1,48 @@
 """The run in Visdom: samples, curves, options, and three buttons. Nothing here can slow or stop a training.
 
-The methods below only put things into an inbox; `visdom_sender` does the rest in a thread of its own.
+The training's thread only puts records into a bounded queue. A thread of the viewer's own brings them to the server.
+What the server shows is a `Board`, which that thread keeps up to date whether or not there is a server. So an outage
+loses nothing: when a server answers again, everything is sent anew. Should the queue overflow, the board is rebuilt
+from `metrics.jsonl`, which holds it all.
 """
 
+import getpass
 import os
 import re
 import shlex
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from datasets.errors import UserError, say
-from gan.viewers import Record, RunInfo, Viewer
-from gan.viewers.history import read_records
-from gan.viewers.visdom_http import Address, Client
-from gan.viewers.visdom_sender import Sender
-from gan.viewers.visdom_server import LocalServer
+from datasets.errors import say, warn
+from gan.viewers import Record, RunInfo, Viewer, shown_records
+from gan.viewers.visdom_panes import Board, command_of, history_on_server, send_news
+from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, log_in
+
+if TYPE_CHECKING:  # it imports the visdom package
+    from gan.viewers.visdom_client import VisdomClient
 
 Mode = Literal["auto", "on", "off", "offline"]
 
+DECIDE_SECONDS = 2.0
+"""How long the start of a training waits to learn whether a server answers already."""
+
 FLUSH_SECONDS = 5.0
 """How long the end of a run waits for what is still to be sent."""
+
+QUEUE_LIMIT = 1000
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds between attempts to reach a server: doubled from the first to the longest."""
+
+PAUSE, LONGEST_PAUSE, SHARE = 1.0, 10.0, 0.05
+"""Seconds between two updates: at least PAUSE, more so that updating takes at most SHARE of the time."""
+
+QUIET_SECONDS = 600.0
+"""A connection that comes and goes is reported at most this often."""
 
 
 class Visdom(Viewer):
@@ -43,13 +65,25 @@ class Visdom(Viewer):
         password: str = "",
         keep: bool = False,
     ) -> None:
-        self._mode = mode
-        self._env = env
-        self._keep = keep
-        self._sender: Sender | None = None
-        username, password = _login(username, password)
-        self._lacks_password = username if not password else ""
-        self._client = Client(Address(server, port, base_url), username if password else "", password)
+        self._mode, self._env, self._keep = mode, env, keep
+        self._address = Address(server, port, base_url)
+        self._login = login_of(username, password)
+        self._thread: threading.Thread | None = None
+        self._queue: deque[Record] = deque(maxlen=QUEUE_LIMIT)
+        self._overflowed = self._is_rebuilt = False
+        self._closing = threading.Event()
+        self._tried = threading.Event()
+        self._server: LocalServer | None = None
+        self._server_wanted = False  # set by the viewer's thread, acted on by the training's
+        self._client: VisdomClient | None = None
+        self._connected_since: float | None = None
+        self._connections_seen = 0
+        self._given_up = False
+        self._pause, self._wait, self._next_try = 0.0, FIRST_WAIT, 0.0
+        self._commands: deque[str] = deque()
+        self._closed_panes: deque[str] = deque()
+
+    # In the training's thread.
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         if self._mode == "off":
@@ -58,50 +92,231 @@ class Visdom(Viewer):
             folder = shlex.quote(str(run.folder))
             say(f"visdom: offline; play the run into a server later with: python -m gan.viewers {folder}")
             return
-        if self._lacks_password:
-            name = self._lacks_password
-            say(f"warning: visdom: no password for {name!r} (set VISDOM_PASSWORD); going on without a login")
-        server = None
-        if self._mode == "on" and self._client.address.is_loopback:
-            server = LocalServer(run.folder / "visdom", self._client.address, self._keep)
-        env = environment_name(self._env or run.name)
-        reread = lambda: read_records(run.folder)
-        self._sender = Sender(run, env, self._client, server, records, reread)
-        self._sender.start()
+        username, password = self._login
+        if username and not password:
+            warn("visdom", f"no password for {username!r} (set VISDOM_PASSWORD); continuing without a login")
+            self._login = ("", "")
+        self._run, self._env = run, environment_name(self._env or run.name)
+        self._board = Board(records)
+        self._saved_epoch = self._board.epoch
+        self._reports = Reports(run.folder / "index.html")
+        if self._mode == "on" and self._address.is_loopback:
+            self._server = LocalServer(run.folder / "visdom", self._address, self._keep)
+        self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
+        self._thread.start()
+        if self._server and (not self._tried.wait(DECIDE_SECONDS) or self._server_wanted):
+            self._start_server()
 
     def record(self, record: Record) -> None:
-        if (
-            self._sender and record["kind"] != "samples"
-        ):  # those come through `samples`, once their files exist
-            self._sender.inbox.put(record)
-
-    def samples(self, record: Record, pictures: Mapping[str, Path]) -> None:
-        if self._sender:
-            self._sender.inbox.put(record)
+        if len(self._queue) == self._queue.maxlen:
+            self._overflowed = True
+        self._queue.append(record)
 
     def commands(self) -> set[str]:
-        return self._sender.commands() if self._sender else set()
+        if self._server_wanted:
+            self._start_server()
+        return {self._commands.popleft() for _ in range(len(self._commands))}
 
     def close(self) -> None:
-        if self._sender:
-            self._sender.close(FLUSH_SECONDS)
-            self._sender = None
+        if self._thread:
+            if self._client:
+                self._client.seconds = FLUSH_SECONDS
+            self._closing.set()
+            self._thread.join(FLUSH_SECONDS)
+            self._thread = None
+            if self._server:
+                self._server.stop()
+
+    def _start_server(self) -> None:
+        """Start the server that the viewer's thread has missed; see LocalServer why it cannot do that itself."""
+        self._server_wanted = False
+        if self._server:
+            self._server.start()
+
+    # In the viewer's thread.
+
+    def _work(self) -> None:
+        try:
+            while not self._closing.wait(self._pause):
+                self._update(closing=False)
+            self._update(closing=True)
+            while (
+                self._server and self._server.is_starting
+            ):  # the run was shorter than the start of its server
+                time.sleep(0.1)
+                self._update(closing=True)
+        except Exception as error:  # our own fault: still nothing that a training should hear of
+            warn("visdom", f"stopped: {type(error).__name__}: {error} (training continues without it)")
+        finally:
+            self._tried.set()
+            if self._client:
+                self._client.stop_listening()
+
+    def _update(self, closing: bool) -> None:
+        """Bring the board and, where there is one, the server up to date."""
+        self._take_news()
+        begin = time.monotonic()
+        self._pause = PAUSE
+        if self._given_up:
+            return
+        try:
+            if self._connected_since is None and (closing or begin >= self._next_try):
+                self._connect(seconds=1.0 if closing else None)
+            if self._connected_since is not None:
+                assert self._client
+                if self._is_rebuilt:
+                    self._start_over()
+                self._notice_restart(self._client)
+                self._push(self._client, save=closing)
+                self._pause = min(LONGEST_PAUSE, max(PAUSE, (time.monotonic() - begin) / SHARE))
+        except Unreachable as error:
+            self._lost(error)
+        finally:
+            self._tried.set()
+
+    def _take_news(self) -> None:
+        news = [self._queue.popleft() for _ in range(len(self._queue))]
+        if self._overflowed:
+            self._overflowed = False
+            self._board = Board(shown_records(self._run.folder))
+            self._is_rebuilt = True  # it does not know what the server shows
+        for record in news:
+            self._board.add(record)
+        while self._closed_panes:
+            self._board.forget_pane(self._closed_panes.popleft())
+
+    def _connect(self, seconds: float | None) -> None:
+        """Connect, or note that a server is wanted. Raises Unreachable if there is none and none will be started."""
+        server = self._server
+        if server and server.failure:
+            self._server = None
+            raise Unreachable(f"none could be started: {server.failure}")
+        if server and server.is_running:
+            self._address = server.address
+        try:
+            cookie = log_in(self._address, *self._login, seconds)
+        except Refused:
+            raise
+        except Unreachable as error:
+            if server is None:
+                raise
+            if server.is_running and not server.is_starting:
+                raise Unreachable(f"the one that was started does not answer, see {server.log}") from error
+            self._server_wanted = not server.is_running
+            self._pause = 0.2
+            return
+        if server and server.is_running and not server.has_answered:
+            server.has_answered = True
+            for note in server.notes():
+                say(f"note: {note}")
+        self._listen(cookie)
+        self._connected_since = time.monotonic()
+        self._start_over()
+
+    def _listen(self, cookie: str) -> None:
+        """Make a client of the package, or wake the one that there is."""
+        try:
+            from gan.viewers.visdom_client import VisdomClient
+        except ImportError as error:
+            raise Refused("the visdom package is not installed") from error
+        if self._client and self._client.address == self._address:
+            self._client.cookie = cookie
+            self._client.listen()
+        else:
+            self._client = VisdomClient(self._address, self._env, cookie, self._on_event)
+
+    def _start_over(self) -> None:
+        """Send everything again: the server is another one, or has forgotten us."""
+        assert self._client
+        self._connections_seen = self._client.connections
+        self._is_rebuilt = False
+        self._board.forget_sent()
+        self._board.history_sent = history_on_server(self._client, self._board)
+
+    def _notice_restart(self, client: "VisdomClient") -> None:
+        """Start over if the server has been away, however shortly. Raises Unreachable if it is away now."""
+        again = client.connections > self._connections_seen > 0
+        self._connections_seen = client.connections
+        if again or (self._board.fixed_sent and self._env not in client.get_env_list()):
+            self._start_over()
+
+    def _push(self, client: "VisdomClient", save: bool) -> None:
+        send_news(client, self._run, self._board, with_controls=client.connections > 0)
+        if save or self._board.epoch > self._saved_epoch:
+            client.save([self._env])
+            self._saved_epoch = self._board.epoch
+        self._reports.reached(self._address, self._env)
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        """Take what was clicked. Called in the package's thread."""
+        if command := command_of(event, self._env):
+            self._commands.append(command)
+        elif event.get("event_type") == "close" and event.get("eid") == self._env:
+            self._closed_panes.append(str(event.get("target")))
+
+    def _lost(self, reason: Unreachable) -> None:
+        """Note the outage, report it once, and try again later: after 1, 2, 4, ... 60 seconds."""
+        since, self._connected_since = self._connected_since, None
+        now = time.monotonic()
+        if since is not None and now - since > LONGEST_WAIT:
+            self._wait = FIRST_WAIT  # a server that comes and goes is asked less and less
+        self._next_try = now + self._wait
+        self._wait = min(LONGEST_WAIT, 2 * self._wait)
+        self._given_up = isinstance(reason, Refused)
+        self._reports.lost(self._address, reason, since is not None, self._closing.is_set())
 
 
-def make_client(address: Address, username: str, password: str) -> Client:
-    """A client with the login of these arguments or of VISDOM_USERNAME and VISDOM_PASSWORD.
+class Reports:
+    """What is said on the terminal: where to look, when the server is lost, when it is back. No more.
 
-    Raises UserError for a user name without a password.
+    page: where the run can be watched instead.
     """
-    username, password = _login(username, password)
-    if username and not password:
-        raise UserError(
-            "--visdom_username", "there is no password for it", "set VISDOM_PASSWORD in the environment"
-        )
-    return Client(address, username, password)
+
+    def __init__(self, page: Path) -> None:
+        self._page = page
+        self._introduced = False
+        self._reported: float | None = None  # when an outage was last reported
+        self._owes_return = False
+
+    def lost(self, address: Address, reason: Unreachable, was_connected: bool, closing: bool) -> None:
+        """There is no server, or no longer: one line if that is news."""
+        now, given_up = time.monotonic(), isinstance(reason, Refused)
+        first = self._reported is None and not self._introduced
+        recently = self._reported is not None and now - self._reported < QUIET_SECONDS
+        if not (first or given_up or (was_connected and not recently and not closing)):
+            return
+        self._reported = now
+        self._owes_return = True
+        what = "lost the connection to" if self._introduced else "no server at"
+        then = "not tried again" if given_up else "tried again in the background"
+        say(f"visdom: {what} {address.page()}: {reason} ({then}; {self._page} shows the same)")
+
+    def reached(self, address: Address, env: str) -> None:
+        """The server has everything: say where to look, once, and once after every reported outage."""
+        if not self._introduced:
+            self._introduced = True
+            self._reported = None
+            say(f"visdom: {address.page(env)}")
+            if tunnel := tunnel_command(address):
+                say(f"visdom: from your own machine: {tunnel}")
+        elif self._owes_return:
+            say(f"visdom: {address.page(env)} is back, nothing is missing")
+        self._owes_return = False
 
 
-def _login(username: str, password: str) -> tuple[str, str]:
+def tunnel_command(address: Address) -> str:
+    """The `ssh -L` line that brings the page to whoever is logged in here from elsewhere; empty if nobody is."""
+    parts = os.environ.get("SSH_CONNECTION", "").split()  # their address and port, ours and its port
+    if not address.is_loopback or len(parts) != 4:
+        return ""
+    try:
+        user = getpass.getuser() + "@"
+    except (OSError, KeyError):  # no entry for this user, as in some containers
+        user = ""
+    return f"ssh -L {address.port}:localhost:{address.port} {user}{parts[2]}"
+
+
+def login_of(username: str, password: str) -> tuple[str, str]:
     """User name and password, each from the environment where it is not given."""
     username = username or os.environ.get("VISDOM_USERNAME", "")
     return username, password or os.environ.get("VISDOM_PASSWORD", "")

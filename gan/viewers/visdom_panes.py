@@ -1,24 +1,22 @@
-"""What is on the Visdom page: panes with stable names, and the messages that create and extend them.
+"""What is on the Visdom page: panes with stable names, and the calls of the package's client that fill them."""
 
-Names and shape of the messages are those of Visdom's JSON interface (`events` makes a pane, `update` extends it).
-"""
-
-import base64
+import contextlib
 import html
-import io
+import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options
 
-Message = dict[str, Any]
+if TYPE_CHECKING:  # it imports the visdom package
+    from gan.viewers.visdom_client import VisdomClient
 
 POINTS = 2000
-"""Points of a curve that Visdom holds at most."""
+"""Steps of a curve that Visdom holds at most."""
 
 BLOCK = 20
 """Moments that the slider takes before it skips every second one, then three of four, and so on."""
@@ -29,82 +27,73 @@ LONGEST_SIDE = 2048
 CAPTION_HEIGHT, SLIDER_HEIGHT = 80, 30
 """Pixels of a pane below its picture."""
 
+TEXT_SIZE = {"width": 480, "height": 340}
 BUTTONS = {"Save now": SAVE, "Sample now": SAMPLE, "Stop after this epoch": STOP}
 SAMPLES, HISTORY, ABOUT, CONTROLS = "samples", "history", "about", "controls"
-
-
-class Curve:
-    """One curve, thinned to every second point whenever it has more than POINTS. Points are logged values."""
-
-    def __init__(self) -> None:
-        self.x: list[int] = []
-        self.y: list[float] = []
-        self.sent = 0  # points the server has; 0 asks for a pane from scratch
-        self._stride = 1
-        self._seen = 0
-        self._newest = -1
-
-    def add(self, step: int, value: float | None) -> None:
-        """A step that is not newer than the last one is known already (catching up reads it again)."""
-        if step <= self._newest or value is None or not math.isfinite(value):
-            return
-        self._newest = step
-        if self._seen % self._stride == 0:
-            self.x.append(step)
-            self.y.append(value)
-        self._seen += 1
-        if len(self.x) > POINTS:
-            self.x, self.y = self.x[::2], self.y[::2]
-            self._stride *= 2
-            self.sent = 0
+LEARNING_RATE = "learning_rate"
 
 
 class CurvePane:
-    """Some curves in one pane."""
+    """Curves over the same steps, thinned to every second step whenever there are more than POINTS."""
 
     def __init__(self, name: str, title: str) -> None:
         self.name = name
         self.title = title
-        self.curves: dict[str, Curve] = {}
+        self.steps: list[int] = []
+        self.curves: dict[
+            str, list[float]
+        ] = {}  # name -> the logged value at each step, NaN where there is none
+        self.sent = 0  # steps the server has; 0 asks for a pane from scratch
+        self._stride = 1
+        self._seen = 0
+        self._newest = -1
 
-    def message(self, env: str) -> tuple[str, Message] | None:
-        """Endpoint and message that bring the server's pane up to date; None if it is."""
-        if all(curve.sent == len(curve.x) for curve in self.curves.values()):
-            return None
-        if any(curve.sent == 0 for curve in self.curves.values()):
-            return "events", {
-                **self._common(env, whole=True),
-                "layout": self._layout(),
-                "opts": self._options(),
-            }
-        return "update", {**self._common(env, whole=False), "append": True, "layout": {}, "opts": {}}
-
-    def was_sent(self, done: bool = True) -> None:
-        for curve in self.curves.values():
-            curve.sent = len(curve.x) if done else 0
-
-    def _common(self, env: str, whole: bool) -> Message:
-        data = []
+    def add(self, step: int, values: Mapping[str, float | None]) -> None:
+        """A step that is not newer than the last one is known already (catching up reads it again)."""
+        known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        if step <= self._newest or not known:
+            return
+        self._newest = step
+        self._seen += 1
+        if (self._seen - 1) % self._stride:
+            return
+        for name in known:
+            if name not in self.curves:
+                self.curves[name] = [math.nan] * len(self.steps)
+                self.sent = 0
+        self.steps.append(step)
         for name, curve in self.curves.items():
-            start = 0 if whole else curve.sent
-            data.append(
-                {"x": curve.x[start:], "y": curve.y[start:], "name": name, "type": "scatter", "mode": "lines"}
-            )
-        return {"win": self.name, "eid": env, "data": data}
+            curve.append(known.get(name, math.nan))
+        if len(self.steps) > POINTS:
+            self.steps = self.steps[::2]
+            self.curves = {name: curve[::2] for name, curve in self.curves.items()}
+            self._stride *= 2
+            self.sent = 0
 
-    def _options(self) -> Message:
-        return {"title": self.title, "width": 480, "height": 340}
+    def send(self, client: "VisdomClient") -> None:
+        """Send the steps that the server lacks."""
+        if self.sent == len(self.steps):
+            return
+        options: dict[str, Any] = {"legend": list(self.curves)}
+        if self.sent == 0:
+            options |= {**TEXT_SIZE, "title": self.title, "layoutopts": {"plotly": self._layout()}}
+        values = np.array(list(self.curves.values()), dtype=float).T[self.sent :]
+        steps = np.array(self.steps[self.sent :])
+        client.line(values, steps, win=self.name, opts=options, update="append" if self.sent else None)
+        client.curves.add(self.name)
+        self.sent = len(self.steps)
 
-    def _layout(self) -> Message:
+    def _layout(self) -> dict[str, Any]:
         scales = [
             {"label": scale, "method": "relayout", "args": [{"yaxis.type": scale}]}
             for scale in ("linear", "log")
         ]
         return {
-            "showlegend": True,
+            "title": None,  # the pane has it
             "legend": {"orientation": "h", "y": -0.25},
             "margin": {"l": 60, "r": 20, "t": 30, "b": 40},
             "xaxis": {"title": {"text": "step"}},
+            "yaxis": {"rangemode": "tozero"} if self.name == LEARNING_RATE else {},
             "updatemenus": [{"type": "buttons", "direction": "right", "x": 1, "y": 1.15, "buttons": scales}],
         }
 
@@ -116,36 +105,38 @@ class Board:
     ever more slowly: a page that is open at a moment which is no longer there goes blank.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[Record] = ()) -> None:
         self.panes: dict[str, CurvePane] = {}
         self.newest: Record | None = None  # the last record of samples
-        self.newest_sent = False
         self.history: list[Record] = []  # records of samples in the slider, oldest first
-        self.history_sent = 0
         self.epoch = 0
         self._moments = 0
+        self._closed: set[str] = set()  # curves that somebody closed, and that have no new point yet
+        self.forget_sent()
+        for record in records:
+            self.add(record)
 
     def add(self, record: Record) -> None:
         """Take one record; what is known already changes nothing."""
         step = record.get("step", 0)
         self.epoch = max(self.epoch, record.get("epoch", 0))
         if record["kind"] == "train":
+            losses: dict[tuple[str, str], dict[str, float]] = {}
             for name, value in record["losses"].items():
-                self._point(*loss_pane(name), name, step, value)
-            if "lr" in record:
-                self._point("learning_rate", "learning rate", "lr", step, record["lr"])
+                losses.setdefault(loss_pane(name), {})[name] = value
+            for (pane, title), values in losses.items():
+                self._point(pane, title, step, values)
             time = record.get("time", {})
-            if "images_per_s" in time:
-                self._point("throughput", "throughput, images/s", "images/s", step, time["images_per_s"])
-            if "data_wait" in time:
-                self._point(
-                    "data_wait", "waiting for data, share of time", "data wait", step, time["data_wait"]
-                )
+            self._point(LEARNING_RATE, "learning rate", step, {"lr": record.get("lr")})
+            self._point("throughput", "throughput, images/s", step, {"images/s": time.get("images_per_s")})
+            self._point(
+                "data_wait", "waiting for data, share of time", step, {"data wait": time.get("data_wait")}
+            )
         elif record["kind"] == "metrics":
             for name, value in record["metrics"].items():
                 counts = name.startswith("fid") and "n_fake" in record
                 title = f"{name}, n_fake {record['n_fake']}, n_real {record['n_real']}" if counts else name
-                self._point(f"metric_{name}", title, name, step, value)
+                self._point(f"metric_{name}", title, step, {name: value})
         elif record["kind"] == "samples" and (self.newest is None or step > self.newest["step"]):
             self.newest, self.newest_sent = record, False
             if self._moments % 2 ** (len(self.history) // BLOCK) == 0:
@@ -156,13 +147,27 @@ class Board:
         """The server has lost everything, or may have."""
         self.newest_sent = False
         self.history_sent = 0
+        self.fixed_sent: set[str] = set()  # panes that never change
         for pane in self.panes.values():
-            pane.was_sent(False)
+            pane.sent = 0
 
-    def _point(self, pane: str, title: str, curve: str, step: int, value: float | None) -> None:
-        if pane not in self.panes:
-            self.panes[pane] = CurvePane(pane, title)
-        self.panes[pane].curves.setdefault(curve, Curve()).add(step, value)
+    def forget_pane(self, name: str) -> None:
+        """Somebody closed it. A curve comes back whole with its next point, samples with the next ones only.
+
+        Options and buttons stay away until everything is sent again.
+        """
+        if name == HISTORY:
+            self.history.clear()
+            self.history_sent = 0
+        else:
+            self._closed.add(name)
+
+    def _point(self, name: str, title: str, step: int, values: Mapping[str, float | None]) -> None:
+        pane = self.panes.setdefault(name, CurvePane(name, title))
+        pane.add(step, values)
+        if name in self._closed:
+            self._closed.remove(name)
+            pane.sent = 0
 
 
 def loss_pane(loss: str) -> tuple[str, str]:
@@ -180,82 +185,82 @@ def loss_pane(loss: str) -> tuple[str, str]:
     return "losses_other", "other losses"
 
 
+def send_news(client: "VisdomClient", run: RunInfo, board: Board, with_controls: bool) -> None:
+    """Send what the server does not have yet. Raises Unreachable half way.
+
+    The page shows panes in the order in which they came, so a text holds the first place until there are samples.
+    """
+    if board.newest and not board.newest_sent:
+        with contextlib.suppress(OSError):  # its picture is gone: the next one comes soon
+            _send_samples(client, SAMPLES, run, board.newest)
+        board.newest_sent = True
+    if not board.newest and SAMPLES not in board.fixed_sent:
+        options = {**TEXT_SIZE, "title": "newest samples"}
+        client.text("Here the first samples will appear.", win=SAMPLES, opts=options)
+        board.fixed_sent.add(SAMPLES)
+    for pane in board.panes.values():
+        pane.send(client)
+    if ABOUT not in board.fixed_sent:
+        client.text(about(run), win=ABOUT, opts={**TEXT_SIZE, "title": "about"})
+        board.fixed_sent.add(ABOUT)
+    if with_controls and CONTROLS not in board.fixed_sent:
+        buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
+        client.properties(buttons, win=CONTROLS, opts={"title": "controls", "width": 380, "height": 200})
+        board.fixed_sent.add(CONTROLS)
+    while board.history_sent < len(board.history):
+        try:
+            _send_samples(client, HISTORY, run, board.history[board.history_sent])
+        except OSError:  # its picture is gone: the slider has one moment less
+            del board.history[board.history_sent]
+        else:
+            board.history_sent += 1
+
+
+def history_on_server(client: "VisdomClient", board: Board) -> int:
+    """How many moments of our slider the server shows already, as after an outage without a restart.
+
+    A slider of another run with this name goes. Raises Unreachable.
+    """
+    if not client.win_exists(HISTORY):
+        return 0
+    content = json.loads(client.get_window_data(HISTORY))["content"]
+    ours = [caption_of(record) for record in board.history]
+    newest = content[-1]["caption"] if content else ""
+    if newest not in ours:
+        client.close(HISTORY)
+        return 0
+    return ours.index(newest) + 1
+
+
 def caption_of(record: Record) -> str:
-    """`epoch 3, step 1200: input | fake | target`."""
-    kinds = " | ".join(kind for kind in record["pictures"] if kind != GRID)
-    return f"epoch {record['epoch']}, step {record['step']}: {kinds}"
+    """`epoch 3, step 1200`; what each column shows stands in the picture."""
+    return f"epoch {record['epoch']}, step {record['step']}"
 
 
-def samples_message(run: RunInfo, env: str, record: Record) -> tuple[str, Message]:
-    """Endpoint and message for the newest samples. Raises OSError if their picture is gone."""
-    content, options = _picture(run, record)
-    data = [{"type": "image", "content": content}]
-    return "events", {
-        "win": SAMPLES,
-        "eid": env,
-        "data": data,
-        "opts": {**options, "title": "newest samples"},
-    }
-
-
-def history_message(run: RunInfo, env: str, record: Record, first: bool) -> tuple[str, Message]:
-    """Endpoint and message that add one moment to the slider. Raises OSError if its picture is gone."""
-    content, options = _picture(run, record)
-    data = [{"type": "image_history", "content": content}]
-    options = {**options, "title": "samples over time", "height": options["height"] + SLIDER_HEIGHT}
-    return ("events" if first else "update"), {"win": HISTORY, "eid": env, "data": data, "opts": options}
-
-
-def _picture(run: RunInfo, record: Record) -> tuple[Message, Message]:
-    """Content and options of a pane that shows the samples of one moment."""
+def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Record) -> None:
+    """Send the samples of one moment, to the slider or in place of the newest. Raises OSError without their picture."""
     files = record["pictures"]
-    path = run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))
-    source, size = jpeg_address(path)
-    caption = caption_of(record)
-    width = min(1000, max(480, size[0]))  # the picture is scaled to the pane's width
-    height = min(1000, round(width * size[1] / size[0])) + CAPTION_HEIGHT
-    return {"src": source, "caption": caption}, {"caption": caption, "width": width, "height": height}
-
-
-def placeholder_message(env: str) -> tuple[str, Message]:
-    """Holds the first place of the page for the samples that are to come."""
-    data = [{"type": "text", "content": "The first samples appear here once they are drawn."}]
-    return "events", {
-        "win": SAMPLES,
-        "eid": env,
-        "data": data,
-        "opts": {"title": "newest samples", "width": 480, "height": 340},
-    }
-
-
-def jpeg_address(path: Path) -> tuple[str, tuple[int, int]]:
-    """A picture file as a `data:` address (uint8 RGB JPEG, quality 90) and its size (width, height)."""
-    with Image.open(path) as file:
+    with Image.open(run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))) as file:
         picture = file.convert("RGB")
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), picture.size
+    width = min(1000, max(480, picture.width))  # the picture is scaled to the pane's width
+    height = min(1000, round(width * picture.height / picture.width)) + CAPTION_HEIGHT
+    options = {"caption": caption_of(record), "jpgquality": 90, "width": width, "height": height}
+    if pane == HISTORY:
+        options |= {"title": "samples over time", "store_history": True, "height": height + SLIDER_HEIGHT}
+    else:
+        options |= {"title": "newest samples"}
+    client.image(np.asarray(picture).transpose(2, 0, 1), win=pane, opts=options)
 
 
-def about_message(run: RunInfo, env: str) -> tuple[str, Message]:
-    """Options and host as a table; every word of it escaped, no password in it."""
-    content = f"<h4>{html.escape(run.name)}</h4>{_lines(run.host)}{_table(public_options(run.options))}"
-    data = [{"type": "text", "content": content}]
-    return "events", {
-        "win": ABOUT,
-        "eid": env,
-        "data": data,
-        "opts": {"title": ABOUT, "width": 480, "height": 340},
-    }
-
-
-def controls_message(env: str) -> tuple[str, Message]:
-    """Three buttons, in the order of BUTTONS."""
-    buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
-    data = [{"type": "properties", "content": buttons}]
-    options = {"title": CONTROLS, "width": 380, "height": 200}
-    return "events", {"win": CONTROLS, "eid": env, "data": data, "opts": options}
+def about(run: RunInfo) -> str:
+    """Options and host as a table of HTML. Every word of it is escaped, and no password is in it."""
+    lines = "".join(f"<div>{html.escape(line)}</div>" for line in run.host.splitlines())
+    rows = (
+        f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in public_options(run.options).items()
+    )
+    return f"<h4>{html.escape(run.name)}</h4>{lines}<table>{''.join(rows)}</table>"
 
 
 def command_of(event: Mapping[str, Any], env: str) -> str | None:
@@ -268,15 +273,3 @@ def command_of(event: Mapping[str, Any], env: str) -> str | None:
     index = event.get("propertyId")
     commands = list(BUTTONS.values())
     return commands[index] if isinstance(index, int) and 0 <= index < len(commands) else None
-
-
-def _lines(text: str) -> str:
-    return "".join(f"<div>{html.escape(line)}</div>" for line in text.splitlines())
-
-
-def _table(options: Mapping[str, Any]) -> str:
-    rows = (
-        f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in options.items()
-    )
-    return f"<table>{''.join(rows)}</table>"

@@ -1,0 +1,179 @@
+"""TIFF in the file's own number format: what Pillow's modes cannot say (sign, depth, planes, bands).
+
+tifffile reads the first page. Read are 1 to 64 bits a sample, integers and floating point, any byte order, planes
+together or apart, strips or tiles; grey (either polarity), RGB, palette and CMYK, with or without alpha; uncompressed,
+PackBits, LZW, Deflate, LZMA, Zstandard, WebP, JPEG, JPEG 2000, LERC. Pillow reads what needs libtiff: fax compression
+and YCbCr outside JPEG. The rest is refused by its name.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
+_FAX, _JPEG, _OLD_JPEG = (2, 3, 4, 32771), 7, 6  # values of the tag Compression
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(
+    7
+)  # of PhotometricInterpretation
+_COLOURS = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "camera raw", 34892: "camera raw", 32844: "LogL"}
+_COLOURS |= {32845: "LogLuv", _MASK: "transparency mask"}
+_PREMULTIPLIED, _UNASSOCIATED = 1, 2  # of ExtraSamples
+_SIGNED, _FLOAT = 2, 3  # of SampleFormat
+_FIX = "save it as grey or RGB, 8 or 16 bits"
+
+logging.getLogger("tifffile").setLevel(
+    logging.CRITICAL + 1
+)  # its remarks about odd tags do not reach the terminal
+
+
+class TiffContent(NamedTuple):
+    """The first page, upright."""
+
+    values: np.ndarray  # (H, W, C): grey, grey + alpha, RGB or RGBA for C 1 to 4; black is 0
+    full: float  # the value of white, and of an opaque alpha
+    numbers: str  # for people: "16-bit", "signed 16-bit", "floating point"
+    is_palette: bool
+    pages: int
+
+
+def read_tiff(path: Path, pixel_limit: int) -> TiffContent | None:
+    """The values of a file's first page, or None for a kind of TIFF that Pillow reads.
+
+    pixel_limit: bounds height times width, and what is decoded at a time. Raises UserError for a file that is too
+    large or of a kind that is not read; whatever else tifffile raises stands for a damaged file.
+    """
+    from tifffile import TiffFile  # a fifth of a second, only for those who have TIFFs
+
+    with TiffFile(path, _multifile=False) as file:
+        page: Any = file.pages.first
+        compression = int(page.compression)
+        if compression in _FAX or compression == _OLD_JPEG:
+            return None
+        if page.photometric == _YCBCR and compression != _JPEG:
+            return None
+        kind = _refuse_what_is_not_read(page, path, pixel_limit)
+        values = _samples_last(page.asarray(maxworkers=1), page)
+        full = float(2 ** (kind.bits - kind.is_signed) - 1) if kind.bits else 1.0
+        if page.photometric == _PALETTE:
+            values, full = _look_up(values, page.colormap), 255.0
+        elif page.photometric == _CMYK:
+            values = _cmyk_to_rgb(values, full)
+        elif page.photometric == _WHITE_IS_ZERO:
+            values[..., 0] = full - values[..., 0]
+        if page.extrasamples and page.photometric != _CMYK:
+            _refuse_false_alpha(values, full, page, path)
+        orientation = page.tags.valueof("Orientation", 1)
+        is_palette, pages = page.photometric == _PALETTE, _count_pages(file)
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    return TiffContent(_upright(values, orientation), full, kind.name, is_palette, pages)
+
+
+class _Numbers(NamedTuple):
+    name: str
+    bits: int  # 0: floating point
+    is_signed: bool
+
+
+def _refuse_what_is_not_read(page: "TiffPage", path: Path, pixel_limit: int) -> _Numbers:
+    """The number format of a page that can be read. Raises UserError for another one."""
+    from tifffile import TIFF
+
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    if height * width > pixel_limit or page.tilelength * page.tilewidth > 2 * pixel_limit:
+        reason = f"claims {height * width / 1e6:.0f} megapixels, at most {pixel_limit // 1_000_000} are read"
+        raise UserError(path, reason, "scale it down")
+    if page.imagedepth > 1:
+        raise UserError(
+            path, f"is a volume TIFF of {page.imagedepth} slices in one page", "save the slices apart"
+        )
+    colour = int(page.photometric or 0)
+    if colour in _COLOURS or colour not in range(_YCBCR + 1):
+        raise UserError(path, f"is a {_COLOURS.get(colour, f'photometric {colour}')} TIFF, not read", _FIX)
+    bands = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _PALETTE: 1, _CMYK: 4}.get(colour, 3)
+    extra = tuple(map(int, page.extrasamples))
+    is_alpha = extra in ((_PREMULTIPLIED,), (_UNASSOCIATED,)) and bands != 4 and colour != _PALETTE
+    if samples != bands + is_alpha:
+        raise UserError(path, f"is a {samples}-band TIFF, not read", "save its bands as grey or RGB pictures")
+    if page.dtype is None or page.dtype.kind not in "buif":
+        bits = page.bitspersample
+        name = "complex" if page.sampleformat in (5, 6) else f"bit depth {bits}"
+        raise UserError(path, f"is a TIFF of {name} values, not read", _FIX)
+    if page.compression not in TIFF.DECOMPRESSORS:
+        raise UserError(
+            path, f"is a TIFF with compression {int(page.compression)}, not read", "save it without"
+        )
+    if 0 in page.databytecounts:
+        raise UserError(path, "lacks some of its strips or tiles", "replace or remove it")
+    if page.dtype.kind == "f":
+        return _Numbers("floating point", 0, False)
+    bits, is_signed = page.bitspersample, page.sampleformat == _SIGNED
+    return _Numbers(f"{'signed ' * is_signed}{bits}-bit", bits, is_signed)
+
+
+def _samples_last(values: np.ndarray, page: "TiffPage") -> np.ndarray:
+    """(H, W, C), whether the planes are together (YX, YXS) or apart (SYX) in the file."""
+    if page.axes == "YX":
+        return values[:, :, None]
+    return values.transpose(1, 2, 0) if page.axes == "SYX" else values
+
+
+def _count_pages(file: "TiffFile") -> int:
+    """Pages of a file; an ImageJ stack may have one page for many pictures."""
+    stack = file.imagej_metadata or {}
+    images = stack.get("images", 1)
+    return max(len(file.pages), images if isinstance(images, int) else 1)
+
+
+def _look_up(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
+    """uint8 colours (H, W, 3). The map holds 16-bit values, in some files 8-bit ones, (3, 2^n)."""
+    colours = colormap if colormap.max() < 256 else colormap >> 8
+    return colours.astype(np.uint8).T[indices[..., 0]]
+
+
+def _cmyk_to_rgb(ink: np.ndarray, full: float) -> np.ndarray:
+    """Pillow's formula, in any depth: (1 - ink)(1 - black)."""
+    paper = 1 - ink.astype(np.float32) / full
+    return np.rint(paper[..., :3] * paper[..., 3:] * full).astype(ink.dtype)
+
+
+def _refuse_false_alpha(values: np.ndarray, full: float, page: "TiffPage", path: Path) -> None:
+    """Raise UserError where a fourth band is marked as alpha but is none: compositing it would change the colours.
+
+    An opacity is 0 or 1 nearly everywhere, and colours that were multiplied by it do not exceed it. Premultiplied
+    colours are divided by it, in place.
+    """
+    colours, alpha = values[..., :-1], values[..., -1:]
+    is_premultiplied = page.extrasamples[0] == _PREMULTIPLIED
+    hard = np.count_nonzero((alpha <= 0) | (alpha >= full))
+    if 2 * hard < alpha.size or (is_premultiplied and (colours > alpha).any()):
+        bands = values.shape[2]
+        reason = f"is a {bands}-band TIFF whose last band is marked as transparency but holds other data"
+        raise UserError(path, reason, "save it without this band")
+    if is_premultiplied:
+        ratio = np.divide(full, alpha, out=np.zeros(alpha.shape), where=alpha > 0)
+        colours[...] = np.rint(colours * ratio) if values.dtype.kind != "f" else colours * ratio
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """As the tag Orientation (1 to 8) says, like EXIF's."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    turn: Mapping[int, tuple[int, int]] = {
+        2: (1, -1),
+        3: (-1, -1),
+        4: (-1, 1),
+        6: (1, -1),
+        7: (-1, -1),
+        8: (-1, 1),
+    }
+    down, right = turn.get(orientation, (1, 1))
+    return values[::down, ::right]
