@@ -31,9 +31,10 @@ from evaluate.pictures import (
     match_by_stem,
     pictures_of,
     require_one_size,
+    role_of,
 )
 from gan.checkpoint import checkpoint_hash
-from gan.options import TrainOptions, channels, from_dict, stored_dict
+from gan.options import TrainOptions, channels, from_dict, stored_dict, value_range
 from gan.run import RunFolder
 from gan.state import forked_random_state
 from gan.translate import TestMode, Translator, load_translator, output_names, translate_pictures
@@ -166,8 +167,9 @@ class EvaluatedRun:
         if sources.layout == "aligned":
             parts = ("right", "left") if sources.is_swapped else ("left", "right")
         input_nc, output_nc = channels(self.trained, direction)
-        inputs = pictures_of(sources.a, data.crop_size, input_nc, parts[0])
-        reals = pictures_of(sources.b, data.crop_size, output_nc, parts[1])
+        ranges = value_range(self.trained, direction[0]), value_range(self.trained, direction[-1])
+        inputs = pictures_of(sources.a, data.crop_size, input_nc, parts[0], ranges[0])
+        reals = pictures_of(sources.b, data.crop_size, output_nc, parts[1], ranges[1])
         if not inputs or not reals:
             raise UserError(
                 sources.root, "no test pictures of both domains", "name the data set with --dataroot"
@@ -225,11 +227,14 @@ class EvaluatedFolders:
 
     def comparison(self, paired: bool, first: int | None) -> tuple[Comparison, Protocol]:
         """The row and its protocol. paired: by equal stems; first: cuts all but the real pictures."""
-        fakes, reals = self._pictures(self.fake), self._pictures(self.real)
+        fakes = self._pictures(self.fake, ["fake_A", "fake_B", "synthesized_image"])
+        domain = role_of(fakes[0].path)[1][-1:]
+        reals = self._pictures(self.real, ["real_B" if domain == "B" else "real_A", "real_image"])
         targets = match_by_stem(fakes, reals, self.fake, self.real) if paired else None
         inputs = None
         if self.input:
-            inputs = match_by_stem(fakes, self._pictures(self.input), self.fake, self.input)
+            given = self._pictures(self.input, ["real_A" if domain == "B" else "real_B", "input_label"])
+            inputs = match_by_stem(fakes, given, self.fake, self.input)
         size = str(self.size)
         if self.size is None:
             size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
@@ -247,8 +252,8 @@ class EvaluatedFolders:
         )
         return row, Protocol(size, "files", first, colours="L" if self.grey else "RGB")
 
-    def _pictures(self, folder: Path) -> list[FilePicture]:
-        return folder_pictures(folder, self.size, 1 if self.grey else 3)
+    def _pictures(self, folder: Path, wanted: Sequence[str]) -> list[FilePicture]:
+        return folder_pictures(folder, self.size, 1 if self.grey else 3, wanted)
 
 
 @dataclass(frozen=True, eq=False)

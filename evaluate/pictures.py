@@ -6,6 +6,8 @@ colour for each input colour.
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.decoding import FORMATS
-from datasets.errors import UserError, file_error
+from datasets.errors import UserError, file_error, say
 from datasets.files import sha256_of
-from datasets.images import find_images, load_image
-from datasets.layouts import half, images_by_stem
+from datasets.images import WantedRange, find_images, load_image
+from datasets.layouts import half
 from datasets.transforms import evaluation_resize
 
 DECODING = 1  # raised when datasets.images turns a file into other pixels than before
@@ -44,11 +46,13 @@ class FilePicture:
     part: Part = "whole"
     size: int | None = None
     channels: int = 3
+    value_range: WantedRange = None
 
     @property
     def key(self) -> str:
         """What determines the pixels of `load`."""
-        return f"{self.content}:{self.part}:{self.size}:{self.channels}:{DECODING}"
+        key = f"{self.content}:{self.part}:{self.size}:{self.channels}:{DECODING}"
+        return f"{key}:{self.value_range}" if self.value_range else key
 
     @property
     def name(self) -> str:
@@ -61,7 +65,7 @@ class FilePicture:
 
     def load_image(self) -> Image.Image:
         """The picture with its channels, mode L or RGB. Raises UserError naming the file."""
-        picture = load_image(self.path, self.channels)
+        picture = load_image(self.path, self.channels, self.value_range)
         if self.part != "whole":
             picture = half(picture, self.path, right=self.part == "right")
         return picture if self.size is None else evaluation_resize(picture, self.size)
@@ -106,17 +110,36 @@ Picture = FilePicture | ArrayPicture | Prediction
 
 
 def pictures_of(
-    paths: Iterable[Path], size: int | None = None, channels: int = 3, part: Part = "whole"
+    paths: Iterable[Path],
+    size: int | None = None,
+    channels: int = 3,
+    part: Part = "whole",
+    value_range: WantedRange = None,
 ) -> list[FilePicture]:
     """Files, or the same half of every file, as pictures."""
-    return [FilePicture(path, content_of(path), part, size, channels) for path in paths]
+    return [FilePicture(path, content_of(path), part, size, channels, value_range) for path in paths]
 
 
-def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[FilePicture]:
+_ROLE = re.compile(
+    r"(?P<stem>.+?)_(?P<role>(?:real|fake|rec|idt)_[AB]|synthesized_image|input_label|real_image)"
+)
+"""The names that results pages give to inputs, translations and targets: NAME_fake_B.png."""
+
+
+def role_of(path: Path) -> tuple[str, str]:
+    """(stem without the role, role): ("x", "fake_B") for x_fake_B.png, ("x", "") for x.png."""
+    found = _ROLE.fullmatch(path.stem)
+    return (found["stem"], found["role"]) if found else (path.stem, "")
+
+
+def folder_pictures(
+    folder: Path, size: int | None, channels: int = 3, wanted: Sequence[str] = ()
+) -> list[FilePicture]:
     """The pictures of one folder, sorted by name.
 
-    Without a size all must have one size already. UserError names the first that differs, or the folder where there
-    is none.
+    wanted: roles, of which one is taken where the folder holds pictures of several, as a results page's does. Without
+    a size all must have one size already. UserError names the first that differs, or the folder where there is none or
+    where it is not clear which pictures are meant.
     """
     if not folder.is_dir():
         reason = "is a file, a folder is needed" if folder.exists() else "no such folder"
@@ -124,6 +147,16 @@ def folder_pictures(folder: Path, size: int | None, channels: int = 3) -> list[F
     paths = find_images(folder)
     if not paths:
         raise UserError(folder, "no image in it", "name a folder with pictures directly in it")
+    roles = Counter(role_of(path)[1] for path in paths)
+    if len(roles) > 1 and any(count > 1 for role, count in roles.items() if role):
+        taken = [role for role in wanted if role in roles]
+        if len(taken) != 1:
+            there = ", ".join(f"{count} {role or 'without a role'}" for role, count in sorted(roles.items()))
+            raise UserError(
+                folder, f"holds pictures of several roles: {there}", "put those to compare into a folder"
+            )
+        say(f"{folder}: only the {roles[taken[0]]} pictures *_{taken[0]} are taken, of {len(paths)}")
+        paths = [path for path in paths if role_of(path)[1] == taken[0]]
     pictures = pictures_of(paths, size, channels)
     if size is None:
         require_one_size(pictures)
@@ -167,15 +200,26 @@ def match_by_stem(
     a: Sequence[FilePicture], b: Sequence[FilePicture], folder_a: Path, folder_b: Path
 ) -> list[FilePicture]:
     """For every picture of a, the one of b with the same stem. UserError with the names that have no partner."""
-    stems_a, stems_b = images_by_stem(folder_a), images_by_stem(folder_b)
-    lonely = [f"{folder_a.name}/{path.name}" for stem, path in stems_a.items() if stem not in stems_b]
-    lonely += [f"{folder_b.name}/{path.name}" for stem, path in stems_b.items() if stem not in stems_a]
+    by_stem_a, by_stem_b = _by_stem(a, folder_a), _by_stem(b, folder_b)
+    lonely = [f"{folder_a.name}/{p.path.name}" for stem, p in by_stem_a.items() if stem not in by_stem_b]
+    lonely += [f"{folder_b.name}/{p.path.name}" for stem, p in by_stem_b.items() if stem not in by_stem_a]
     if lonely:
         shown = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
         reason = f"{len(a)} images, {len(b)} in {folder_b}, {len(lonely)} without a partner: {shown}"
         raise UserError(folder_a, reason, "pairs have equal stems", lonely if len(lonely) > 3 else ())
-    by_stem = {picture.path.stem: picture for picture in b}
-    return [by_stem[picture.path.stem] for picture in a]
+    return [by_stem_b[role_of(picture.path)[0]] for picture in a]
+
+
+def _by_stem(pictures: Sequence[FilePicture], folder: Path) -> dict[str, FilePicture]:
+    """By stem without the role. UserError where two have the same."""
+    found: dict[str, FilePicture] = {}
+    for picture in pictures:
+        stem = role_of(picture.path)[0]
+        if stem in found:
+            both = f"{found[stem].path.name} and {picture.path.name} have the same stem"
+            raise UserError(folder, both, "pairs are found by stem: rename or remove one")
+        found[stem] = picture
+    return found
 
 
 def set_hash(pictures: Iterable[Picture]) -> str:

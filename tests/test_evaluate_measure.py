@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.errors import RunError, UserError
 from evaluate import lpips, measure, metrics, pixels
-from evaluate.comparisons import Comparison
+from evaluate.comparisons import Comparison, EvaluatedFolders
 from evaluate.features import Networks
 from evaluate.measure import PairValue, PictureFeatures, Quantity, make_batches
 from evaluate.metrics import parse_metrics, problems_of
@@ -218,6 +218,43 @@ def test_features_that_are_not_finite(folders: tuple[Path, Path]) -> None:
     measurements.networks.matrix[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"fake/00.\.png: its features are not finite"):
         measurements.values(_row(folders, paired=True), ("fid",))
+
+
+ROLES = ("real_A", "fake_B", "real_B")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A results page's folder: three pictures in three roles."""
+    for seed, role in enumerate(ROLES):
+        for path in sorted(write_pictures(tmp_path / role, 3, seed).iterdir()):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            path.rename(tmp_path / "images" / f"{path.stem}_{role}.png")
+    return tmp_path / "images"
+
+
+def test_of_a_results_page_the_fakes_are_taken_and_meet_their_targets(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row, _ = EvaluatedFolders(results, results, results).comparison(paired=True, first=None)
+    for role, pictures in zip(ROLES, (row.inputs, row.fakes, row.targets), strict=True):
+        assert pictures is not None
+        assert [p.path.name for p in pictures] == [f"00{i}_{role}.png" for i in range(3)]
+    assert "only the 3 pictures *_fake_B are taken, of 9" in capsys.readouterr().err
+
+
+def test_pairs_are_found_with_and_without_a_role(results: Path, tmp_path: Path) -> None:
+    targets = write_pictures(tmp_path / "targets", 3, 9)
+    row, _ = EvaluatedFolders(results, targets).comparison(paired=True, first=None)
+    assert row.targets is not None
+    assert [p.path.name for p in row.targets] == ["000.png", "001.png", "002.png"]
+
+
+def test_a_folder_of_both_directions_is_refused(results: Path) -> None:
+    for path in sorted(results.glob("*_real_A.png")):
+        path.rename(path.with_name(path.name.replace("real_A", "fake_A")))
+    with pytest.raises(UserError, match=r"several roles: 3 fake_A, 3 fake_B, 3 real_B"):
+        EvaluatedFolders(results, results).comparison(paired=False, first=None)
 
 
 def test_content_decides_the_key(tmp_path: Path) -> None:
