@@ -25,7 +25,7 @@ from datasets.images import WantedRange, find_images, load_image
 from datasets.layouts import half
 from datasets.transforms import evaluation_resize
 
-DECODING = 1  # raised when datasets.images turns a file into other pixels than before
+DECODING = 2  # raised when datasets.images turns a file into other pixels than before
 
 LEVELS = 32  # of each channel, in the baseline's table of colours
 
