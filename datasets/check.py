@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
@@ -68,6 +69,9 @@ class ScanReport:
     several_frames: int  # animations and multi-page files, of which the first frame is used
     most_frames: tuple[int, str]  # the largest number in a file, and its name
     values: Mapping[str, "ValueUse"]  # by domain, A and B of the disk
+    median_sizes: Mapping[
+        str, tuple[float, float]
+    ]  # (width, height) by domain; of a side-by-side file the half
     left_out: tuple[str, ...]  # what else the folders hold
     same_files: bool  # A and B are the same files
     bad: tuple[str, ...]  # "name: reason" of what skip_bad has left out
@@ -165,6 +169,11 @@ def scan(
         several_frames=sum(info.frames > 1 for info in infos),
         most_frames=(found[most].frames, name_below(most, sources.root)),
         values=values,
+        median_sizes={
+            domain: _median_size([found[path].size for path in files if path in found], sources)
+            for domain, files in sides.items()
+            if files
+        },
         left_out=tuple(f"{folder.name}: {text}" for folder in folders if (text := left_out(folder))),
         same_files=sources.layout != "aligned"
         and {*map(Path.resolve, sources.a)} == {*map(Path.resolve, sources.b)},
@@ -200,6 +209,11 @@ def _value_use(pictures: Sequence[tuple[Path, ImageInfo]], wanted: WantedRange, 
         clipped=sum(info.clipped for info in infos),
         count=len(infos),
     )
+
+
+def _median_size(sizes: Sequence[Size], sources: Sources) -> tuple[float, float]:
+    width, height = (median(lengths) for lengths in zip(*sizes, strict=True))
+    return (width / 2 if sources.layout == "aligned" else width), height
 
 
 def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:

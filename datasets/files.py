@@ -210,7 +210,7 @@ def require_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "probe"
+        probe = folder / f".{secrets.token_hex(6)}.probe"  # no name that a file of somebody could have
         with replacing(probe) as file:
             file.write(b"probe")
         probe.unlink()

@@ -65,6 +65,16 @@ class Augmentation:
             return width, height
         return _multiple_of_4(width), _multiple_of_4(height)
 
+    def scale(self, size: tuple[float, float]) -> tuple[float, float]:
+        """By how much a picture of this size is resized across and down; 1 where it is only cropped."""
+        width, height = size
+        if self.preprocess == "resize_and_crop":
+            return self.load_size / width, self.load_size / height
+        if self.preprocess.startswith("scale_width"):
+            across = self.load_size / width
+            return across, max(across, self.crop_size / height)
+        return 1.0, 1.0
+
     def draw(self, size: Size, rng: random.Random, subject: str = "image") -> "ResizeCropFlip":
         """Draw the transform for one picture size, to be used for one picture or for both of a pair.
 

@@ -113,7 +113,7 @@ def _unchanged(result: Any) -> Any:
 
 def _prepare_worker(parent: int, _worker: int) -> None:
     """Leave signals to the parent, which ends the workers when it ends itself, and never outlive it."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)  # a terminal or a scheduler sends them to the whole process group
     if sys.platform == "linux":  # a worker keeps the parent's lock files open, so every second counts
         with contextlib.suppress(OSError, AttributeError):

@@ -158,7 +158,10 @@ class Training:
         """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead."""
         at = self.position
         require_finite_weights(self.trainer.networks, at.step, self.run)
-        state = capture(self.trainer, at, self.options, self.log.offset, self.data.report.listing)
+        scanned = self.data.report
+        state = capture(
+            self.trainer, at, self.options, self.log.offset, scanned.listing, scanned.median_sizes
+        )
         try:
             save_checkpoint(
                 self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=self.output.keep, best=best

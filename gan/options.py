@@ -267,10 +267,10 @@ BASE_NORM = {"cycle_gan": "instance", "pix2pix": "batch"}
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {f.name for group in (RunGroup, DeviceGroup, OutputGroup, ViewerGroup) for f in dataclasses.fields(group)}
-    - {"seed", "name"}
+    - {"seed"}
     | {"n_epochs", "n_epochs_decay", "num_threads", "nc_backend"}
 )
-"""Run length, logging, viewers, workers, device and precision. Any other option changes what is trained."""
+"""Name, run length, logging, viewers, workers, device and precision. Any other option changes what is trained."""
 
 NEVER_STORED = frozenset({"continue_train", "override", "dry_run", "config", "debug", "visdom_password"})
 

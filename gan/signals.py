@@ -8,11 +8,12 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""The last one is a batch system's warning that the time is nearly up (Slurm's `--signal=USR1`)."""
 
 
 class StopRequest:
-    """While the block runs, Ctrl-C, SIGTERM and SIGHUP ask for a stop instead of making one.
+    """While the block runs, Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 ask for a stop instead of making one.
 
     `requested` is the number of the first such signal, or None: the loop finishes its step, saves, and exits
     with 128 + number. A Ctrl-C after that raises KeyboardInterrupt at once. The old handlers return with the

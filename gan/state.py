@@ -32,13 +32,19 @@ def capture(
     options: dict[str, Any],
     metrics_bytes: int,
     data_listing: Sequence[str],
+    median_sizes: Mapping[str, tuple[float, float]],
 ) -> dict[str, Any]:
-    """The whole state. metrics_bytes: the length of metrics.jsonl now; data_listing: the data's files, a line each."""
+    """The whole state.
+
+    metrics_bytes: the length of metrics.jsonl now; data_listing: the data's files, a line each; median_sizes: median
+    width and height of the training pictures of the folder's A and B.
+    """
     return {
         "options": options,
         "position": asdict(position),
         "metrics_bytes": metrics_bytes,
         "data": "\0".join(data_listing),  # one text: a list would be thousands of values
+        "median_sizes": {domain: list(size) for domain, size in median_sizes.items()},
         "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVarTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from datasets.errors import RunError, UserError, is_out_of_memory, say
 from datasets.files import ahead
 from datasets.images import ImageInfo, WantedRange, inspect_image, save_png, to_picture, to_tensor
+from datasets.transforms import Augmentation
 from gan.checkpoint import load_checkpoint
 from gan.options import TrainOptions, channels, from_dict, value_range
 from gan.setup import generators
@@ -36,6 +37,15 @@ class Translator:
     step: int
     epoch: int  # epochs that were finished
     placement: Placement
+    median_size: tuple[float, float] | None  # of the input domain's training pictures; None: not known
+
+    @property
+    def trained_scale(self) -> tuple[float, float]:
+        """By how much the training resized its pictures, across and down; (1, 1) where that is not known."""
+        data = self.options.data
+        if self.median_size is None:
+            return 1.0, 1.0
+        return Augmentation(data.preprocess, data.load_size, data.crop_size).scale(self.median_size)
 
     @property
     def input_nc(self) -> int:
@@ -92,8 +102,12 @@ def load_translator(
     load_network(network, state["networks"].get(name, {}), where=f"{path}: {name}", check_finite=True)
     placement = Placement(find_device(device))
     placement.put_network(network).train(test_mode == "train")
-    position = state["position"]
-    return Translator(network, options, direction, path, position["step"], position["epoch"] - 1, placement)
+    with refuse_malformed(str(path)):
+        position = state["position"]
+        size = state.get("median_sizes", {}).get(direction[0])
+        median_size = (float(size[0]), float(size[1])) if size else None
+    epochs = position["epoch"] - 1
+    return Translator(network, options, direction, path, position["step"], epochs, placement, median_size)
 
 
 def pad_to_fit(images: Tensor, network: nn.Module) -> Tensor:
@@ -121,8 +135,7 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
 
 
 Load = Callable[[], Image.Image]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Rest = TypeVarTuple("Rest")
 
 
 def translate_pictures(
@@ -130,37 +143,48 @@ def translate_pictures(
     pictures: Sequence[tuple[Load, Path]],
     batch_size: int = 1,
     size: int | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> None:
     """Translate each picture and write it as PNG; `size` forces size x size, else each keeps its own.
 
-    pictures: (function that decodes one, file to write). Shows a progress bar. Raises UserError naming a file that
-    cannot be read or written; what is written before stays, and no file is ever half written.
+    pictures: (function that decodes one, file to write). scale: factors across and down by which a picture is resized
+    for the network; its translation is resized back. Shows a progress bar. Raises UserError naming a file that cannot
+    be read or written; what is written before stays, and no file is ever half written.
     """
 
-    def decode(picture: tuple[Load, Path]) -> tuple[Image.Image, Path]:
+    def decode(picture: tuple[Load, Path]) -> tuple[Image.Image, Path, tuple[int, int]]:
         image = picture[0]()
-        return (image.resize((size, size), Image.Resampling.BICUBIC) if size else image), picture[1]
+        if size:
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        own = image.size
+        if scale != (1, 1):
+            seen = [max(2, round(length * factor)) for length, factor in zip(own, scale, strict=True)]
+            image = image.resize((seen[0], seen[1]), Image.Resampling.BICUBIC)
+        return image, picture[1], own
 
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
         for batch in same_size_batches(ahead(decode, pictures), batch_size):
             try:
-                outputs = translator(torch.stack([to_tensor(image) for image, _ in batch]))
+                outputs = translator(torch.stack([to_tensor(image) for image, _, _ in batch]))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 width, height = batch[0][0].size
                 fix = "force a smaller --size, or lower --batch_size"
                 raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", fix) from error
-            for output, (_, path) in zip(outputs, batch, strict=True):
-                save_png(to_picture(output), path)
+            for output, (image, path, own) in zip(outputs, batch, strict=True):
+                picture = to_picture(output)
+                if image.size != own:
+                    picture = picture.resize(own, Image.Resampling.BICUBIC)
+                save_png(picture, path)
             bar.update(len(batch))
 
 
 def same_size_batches(
-    pictures: Iterable[tuple[Image.Image, Path]], batch_size: int
-) -> Iterator[list[tuple[Image.Image, Path]]]:
-    """Neighbours of one size together, at most `batch_size` of them."""
-    batch: list[tuple[Image.Image, Path]] = []
+    pictures: Iterable[tuple[Image.Image, *Rest]], batch_size: int
+) -> Iterator[list[tuple[Image.Image, *Rest]]]:
+    """Neighbours of one size together, at most `batch_size` of them. A picture comes with what belongs to it."""
+    batch: list[tuple[Image.Image, *Rest]] = []
     for picture in pictures:
         if batch and (len(batch) == batch_size or picture[0].size != batch[0][0].size):
             yield batch

@@ -1,6 +1,7 @@
 """What test.py does: translate a test split with a results page, or a folder of pictures."""
 
 import html
+import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,12 @@ def run_test(options: TranslationOptions) -> int:
     ):
         if value is not None and value < (2 if flag == "size" else 1):
             raise UserError(f"--{flag}", f"is {value}", f"allowed: {2 if flag == 'size' else 1} or more")
+    if options.scale is not None and options.size is not None:
+        raise UserError("--scale", "does not go with --size", "leave one of them out")
+    if options.scale not in (None, "trained", "native") and not 0.01 <= _factor(options.scale) <= 100:
+        raise UserError(
+            "--scale", f"is {options.scale}", "allowed: trained, native, or a factor from 0.01 to 100"
+        )
     run = RunFolder.at(Path(options.checkpoints_dir), options.name)
     torch.manual_seed(0)  # --test_mode train draws dropout: the same pictures every time
     translator = load_translator(
@@ -48,6 +55,37 @@ def run_test(options: TranslationOptions) -> int:
     else:
         translate_test_split(translator, options)
     return 0
+
+
+def _factor(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def chosen_scale(translator: Translator, options: TranslationOptions) -> tuple[tuple[float, float], str]:
+    """The factors across and down for the network's input, and a line that says what is done."""
+    if options.size:
+        return (1.0, 1.0), f"translated at {options.size} x {options.size} pixels"
+    if options.scale == "native":
+        return (1.0, 1.0), "translated at the pictures' own size"
+    if options.scale not in (None, "trained"):
+        factor = _factor(options.scale)
+        return (factor, factor), f"translated at {factor:g} times the pictures' size, then resized back"
+    across, down = translator.trained_scale
+    if translator.median_size is None:
+        return (
+            1.0,
+            1.0,
+        ), "translated at the pictures' own size: this run does not know the size of its training pictures"
+    if all(1 / 1.25 <= factor <= 1.25 for factor in (across, down)):
+        return (1.0, 1.0), "translated at the pictures' own size, which is near the size in training"
+    factors = f"{across:.3g} x {down:.3g}"
+    return (
+        across,
+        down,
+    ), f"translated at the scale of training, {factors}, then resized back (--scale native: not)"
 
 
 def translate_folder(translator: Translator, options: TranslationOptions) -> None:
@@ -80,7 +118,9 @@ def translate_folder(translator: Translator, options: TranslationOptions) -> Non
         ]
         for folder in sorted({target.parent for _, target in pictures}):
             folder.mkdir(parents=True, exist_ok=True)
-        translate_pictures(translator, pictures, options.batch_size, options.size)
+        scale, told = chosen_scale(translator, options)
+        translate_pictures(translator, pictures, options.batch_size, options.size, scale)
+    say(told)
     where = output / only_name if only_name else output
     print(f"{len(pictures)} pictures translated {translator.direction} (epoch {translator.epoch}): {where}")
 
@@ -106,10 +146,12 @@ def translate_test_split(translator: Translator, options: TranslationOptions) ->
         stems = [Path(name).stem for name in output_names(sources.a)]
         fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
         pictures = [(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)]
-        translate_pictures(translator, pictures, options.batch_size, options.size)
+        scale, told = chosen_scale(translator, options)
+        translate_pictures(translator, pictures, options.batch_size, options.size, scale)
+    say(told)
     columns = _save_originals(sources, stems, images, source, target)
     columns.insert(1, (f"translated to {target}", fakes))
-    write_atomically(folder / "index.html", _page(options.name, translator, columns).encode())
+    write_atomically(folder / "index.html", _page(options.name, translator, told, columns).encode())
     print(
         f"{len(fakes)} pictures translated {translator.direction} (epoch {translator.epoch}): {folder / 'index.html'}"
     )
@@ -133,7 +175,7 @@ def _save_originals(
     return columns
 
 
-def _page(name: str, translator: Translator, columns: list[tuple[str, list[Path]]]) -> str:
+def _page(name: str, translator: Translator, told: str, columns: list[tuple[str, list[Path]]]) -> str:
     """A table of pictures that works from a file, names escaped, images loaded as they come into view."""
     head = "".join(f"<th>{html.escape(caption)}</th>" for caption, _ in columns)
     rows = []
@@ -153,5 +195,6 @@ def _page(name: str, translator: Translator, columns: list[tuple[str, list[Path]
     return (
         f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{style}</style><h1>{title}</h1>"
+        f"<p>{html.escape(told)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>\n"
     )

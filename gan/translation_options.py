@@ -26,6 +26,9 @@ class TranslationOptions:
     """Folder for the results page and its pictures (without --input)."""
     direction: Literal["AtoB", "BtoA"] | None = None
     """Default: as trained. A cycle_gan run can do both."""
+    scale: str | None = None
+    """trained (the default): pictures are resized for the network as far as in training, where that is more than 1.25
+    times larger or smaller, and back. native: never. Or a factor."""
     size: int | None = None
     """Translate at SIZE x SIZE pixels instead of the input's own size."""
     num_test: int | None = None

@@ -338,7 +338,7 @@ def test_workers_end_with_their_parent(ending: str, code: int) -> None:
     parent.stdout.close()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_to_the_process_group_is_left_to_the_parent(name: str) -> None:
     results = workers.map_in_workers(_pids, list(range(40)), 1)
     os.kill(next(results)["pid"], getattr(signal, name))

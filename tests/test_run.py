@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from datasets.errors import UserError
+from datasets.files import new_folder
 from gan.run import MetricsLog, RunFolder, open_run, read_records, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -374,3 +375,14 @@ def test_a_log_in_a_deleted_folder_is_one_warning(tmp_path: Path, capsys) -> Non
     log.append({"step": 2})
     assert log.offset == 0
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_users_file_in_an_output_folder_stays(tmp_path: Path) -> None:
+    """Whatever its name: `probe` was once deleted."""
+    for name in ("probe", ".probe", "probe.tmp"):
+        (tmp_path / name).write_text("mine")
+    with new_folder(tmp_path):
+        pass
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("probe", ".probe", "probe.tmp"), "mine"
+    )

@@ -40,7 +40,12 @@ def start(script: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subproc
 
 
 def test_the_first_signal_is_a_flag_and_the_step_goes_on() -> None:
-    for number, line in ((signal.SIGINT, AGAIN), (signal.SIGTERM, ONCE), (signal.SIGHUP, ONCE)):
+    for number, line in (
+        (signal.SIGINT, AGAIN),
+        (signal.SIGTERM, ONCE),
+        (signal.SIGHUP, ONCE),
+        (signal.SIGUSR1, ONCE),
+    ):
         process = start(LOOP)
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "step\n"

@@ -23,6 +23,7 @@ from training_support import (
     write_unaligned,
 )
 
+from datasets.images import to_picture, to_tensor
 from gan.translate import load_translator
 
 
@@ -94,6 +95,58 @@ def test_the_pixels_are_those_of_the_network(runs: Path, folder: Path, tmp_path:
         y = translator.network(x)[0].permute(1, 2, 0).numpy()
     written = np.asarray(Image.open(tmp_path / "out" / "plain.png"), np.float32)
     assert np.abs(written - (y + 1) * 127.5).max() <= 0.51
+
+
+@pytest.fixture
+def shrunk(tmp_path: Path) -> Path:
+    """A run whose training saw pictures of 60 x 40 pixels at 20 x 20: a third and a half of their size."""
+    untrained_run(tmp_path / "shrunk", sizes={"A": (60.0, 40.0), "B": (20.0, 20.0)})
+    picture(90, 44, 1).save(tmp_path / "x.png")
+    return tmp_path
+
+
+def translation(folder: Path, *flags: object) -> tuple[np.ndarray, str]:
+    outcome = run_on(folder / "shrunk", folder / "x.png", folder / "out", *flags)
+    assert outcome.code == 0, outcome.err
+    return np.asarray(Image.open(folder / "out" / "x.png"), int), outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "seen", "told"),
+    [
+        ([], (30, 22), "at the scale of training, 0.333 x 0.5"),
+        (["--scale", "trained"], (30, 22), "at the scale of training, 0.333 x 0.5"),
+        (["--scale", "native"], (90, 44), "at the pictures' own size"),
+        (["--scale", "0.5"], (45, 22), "at 0.5 times the pictures' size"),
+        (["--direction", "BtoA"], (90, 44), "near the size in training"),
+    ],
+)
+def test_a_picture_is_seen_at_the_scale_of_training(
+    shrunk: Path, flags: list[str], seen: tuple[int, int], told: str
+) -> None:
+    """Against Pillow's resize and the generator alone."""
+    found, err = translation(shrunk, *flags)
+    direction = "BtoA" if "BtoA" in flags else "AtoB"
+    translator = load_translator(shrunk / "shrunk" / "r", device="cpu", direction=direction)
+    image = Image.open(shrunk / "x.png").resize(seen, Image.Resampling.BICUBIC)
+    small = to_picture(translator(to_tensor(image)[None])[0])
+    assert np.array_equal(found, np.asarray(small.resize((90, 44), Image.Resampling.BICUBIC), int))
+    assert told in err
+
+
+def test_a_run_without_sizes_translates_as_it_is_and_says_so(runs: Path, tmp_path: Path) -> None:
+    picture(90, 44, 1).save(tmp_path / "x.png")
+    outcome = run_on(runs, tmp_path / "x.png", tmp_path / "out")
+    assert "does not know the size of its training pictures" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--scale", "native", "--size", "8"], ["--scale", "0"], ["--scale", "big"]]
+)
+def test_a_scale_that_cannot_be(shrunk: Path, flags: list[str]) -> None:
+    outcome = run_on(shrunk / "shrunk", shrunk / "x.png", shrunk / "out", *flags)
+    assert outcome.code == 2 and "--scale" in outcome.error
+    assert not (shrunk / "out").exists()
 
 
 def test_batches_write_the_pictures_of_one_by_one(runs: Path, folder: Path, tmp_path: Path) -> None:

@@ -326,6 +326,13 @@ def test_a_new_yardstick_makes_the_best_start_anew(runs: Path, flags: list[str])
     assert outcome.code == 0 and "starts anew" in outcome.err
 
 
+def test_renamed_runs_go_on(runs: Path) -> None:
+    (runs / "r").rename(runs / "renamed")
+    outcome = train("--name", "renamed", "--checkpoints_dir", runs, "--continue_train", "--n_epochs", 3)
+    assert outcome.code == 0, outcome.err
+    assert records(runs / "renamed")[-1]["epoch"] == 3
+
+
 def test_moved_runs_go_on(runs: Path) -> None:
     moved = runs.rename(runs.with_name("moved"))
     outcome = go_on(moved, "--n_epochs", 3)

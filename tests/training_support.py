@@ -136,13 +136,18 @@ def write_aligned(root: Path, count: int = 3, size: int = 20) -> Path:
     return root
 
 
-def untrained_run(runs: Path, *flags: object, epoch: int = 3) -> Path:
-    """The folder of run `r`, with a checkpoint of fresh weights as if after `epoch` epochs of two steps."""
+def untrained_run(
+    runs: Path, *flags: object, epoch: int = 3, sizes: dict[str, tuple[float, float]] | None = None
+) -> Path:
+    """The folder of run `r`, with a checkpoint of fresh weights as if after `epoch` epochs of two steps.
+
+    sizes: median sizes of the pictures that it was trained on.
+    """
     arguments = ["--dataroot", "none", "--name", "r", "--checkpoints_dir", runs, "--dry_run", *TINY, *flags]
     options, _ = parse_train([str(argument) for argument in arguments])
     trainer = build_trainer(options)
     stored = stored_dict(options)
-    state = capture(trainer, Position(epoch + 1, 0, 2 * epoch), stored, 0, ["none 0 0"])
+    state = capture(trainer, Position(epoch + 1, 0, 2 * epoch), stored, 0, ["none 0 0"], sizes or {})
     run = RunFolder.at(runs, "r")
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_options(stored)
