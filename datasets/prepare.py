@@ -1,10 +1,10 @@
-"""Data sets from the net, from archives and from folders.
+"""Download, join, split and check data sets.
 
-python -m datasets.prepare download maps                      a known set, verified and safely unpacked
-python -m datasets.prepare download maps --from_archive FILE  the same from a file at hand
-python -m datasets.prepare join --a DIR --b DIR --output DIR  pairs of equal stem to side-by-side A|B files
-python -m datasets.prepare split --input DIR --output DIR     side-by-side files to A/ and B/
-python -m datasets.prepare check DIR [--skip_bad]             is it usable, and what is in it
+python -m datasets.prepare download maps                      fetch a known set, verify it, unpack it safely
+python -m datasets.prepare download maps --from_archive FILE  the same from a local archive
+python -m datasets.prepare join --a DIR --b DIR --output DIR  join pairs of equal stem to side-by-side A|B files
+python -m datasets.prepare split --input DIR --output DIR     split side-by-side files to A/ and B/
+python -m datasets.prepare check DIR [--skip_bad]             check a folder and say what is in it
 """
 
 import json
@@ -25,7 +25,7 @@ from datasets.download import discard, fetch
 from datasets.errors import UserError, run_command
 from datasets.files import refuse_occupied, sha256_of, whole_folder
 
-if TYPE_CHECKING:  # these bring torch, and --help should answer at once
+if TYPE_CHECKING:  # these import torch, and --help should answer at once
     from datasets.check import ScanReport
     from datasets.layouts import Sources
 
@@ -37,10 +37,10 @@ MOST_SHOWN = 5  # sizes or modes in a line
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A public data set: `counts` are its pictures by folder; aligned folders hold side-by-side files.
+    """A public data set. `counts` are its pictures by folder; folders of aligned sets hold side-by-side files.
 
-    Counts are those of the published sets. Hashes of the archives are not published; source.json records the one of
-    each download, to compare a later one with (`--sha256`).
+    The counts are those of the published sets. Hashes of the archives are not published. source.json records the hash
+    of each download, so that a later download can be compared with it (`--sha256`).
     """
 
     url: str
@@ -73,8 +73,8 @@ KNOWN_SETS: dict[str, KnownSet] = {
     "vangogh2photo": _unaligned("vangogh2photo", "A paintings, B photos", 400, 6287, 400, 751),
 }
 _NAME_HELP = (
-    "a known set, or your own name for what --url or --from_archive gives. Known sets (for the terms of use see "
-    "their authors' pages): " + "; ".join(f"{name} ({known.note})" for name, known in KNOWN_SETS.items())
+    "name of a known set, or your own name for the set of --url or --from_archive. Known sets (their authors' pages "
+    "state the terms of use): " + "; ".join(f"{name} ({known.note})" for name, known in KNOWN_SETS.items())
 )
 
 
@@ -86,17 +86,17 @@ def download(
     url: str | None = None,
     timeout: float = 30.0,
 ) -> list[str]:
-    """Fetch a known data set, verify its counts, unpack it safely.
+    """Fetch a known data set, verify its counts, and unpack it safely.
 
     Args:
-        output: new or empty folder; without it data/NAME
-        from_archive: tar, tar.gz or zip to use instead of the net; it is left as it is
+        output: new or empty folder (default: data/NAME)
+        from_archive: tar, tar.gz or zip to use instead of a download; it is not changed
         sha256: refuse an archive with another SHA-256
-        url: fetch from this address
-        timeout: seconds without data after which the download is given up
+        url: address of the archive (default: that of the known set)
+        timeout: give up after this many seconds without data
     """
-    # The folder gets a source.json with address, bytes, SHA-256 and counts. A downloaded archive is removed once it is
-    # unpacked or found to be bad. After a UserError the folder is as it was before.
+    # source.json in the folder records address, bytes, SHA-256 and counts. A downloaded archive is removed after it was
+    # unpacked or found to be bad. A UserError leaves the folder as it was.
     output = output or Path("data") / name
     known = KNOWN_SETS.get(name)
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -120,7 +120,7 @@ def download(
         try:
             found = _unpack_verified(name, archive, address, output, counts, sha256)
         except UserError as error:
-            if error.subject != str(archive):  # the disk is to blame, so the download is kept
+            if error.subject != str(archive):  # the disk caused it, so the download is kept
                 raise
             discard(archive)
             raise UserError(address, error.reason, error.fix, error.details) from error
@@ -131,8 +131,8 @@ def download(
 def _unpack_verified(
     name: str, archive: Path, source: str, output: Path, counts: Mapping[str, int], wanted: str | None
 ) -> dict[str, int]:
-    """Verify an archive, unpack it to `output`; every fault of the archive is a UserError with it as subject."""
-    archive_kind(archive)  # calls an HTML page by its name, before a hash says only that it differs
+    """Verify an archive and unpack it to `output`. A UserError about the archive has it as subject."""
+    archive_kind(archive)  # names an HTML page as such; the hash would only say that it differs
     digest = sha256_of(archive)
     if wanted and digest != wanted.lower():
         reason = f"has SHA-256 {digest[:16]}..., wanted was {wanted[:16].lower()}..."
@@ -160,15 +160,15 @@ def _unpack_verified(
 
 
 def join_pairs(a: Path, b: Path, output: Path) -> list[str]:
-    """Join two folders of pictures, pairs by equal stem, to side-by-side A|B files.
+    """Join pairs of equal stem from two folders to side-by-side A|B files.
 
     Args:
-        a: pictures, or train/ val/ test/ with pictures; the output is arranged in the same way
-        b: their partners
-        output: new or empty folder, for PNG files
+        a: folder of pictures, or of train/ val/ test/ with pictures; the output has the same folders
+        b: folder of their partners
+        output: new or empty folder for the PNG files
     """
-    # Raises UserError for unmatched stems, pairs of different size, files that cannot be read, and folders without
-    # pictures; then nothing is written.
+    # Raises UserError for unmatched stems, pairs of different size, unreadable files, and folders without pictures.
+    # Then nothing is written.
     from datasets.images import load_image
     from datasets.layouts import match_pairs
     from datasets.transforms import side_by_side
@@ -176,7 +176,7 @@ def join_pairs(a: Path, b: Path, output: Path) -> list[str]:
     splits = _splits(a)
     if _splits(b) != splits:
         listed = [" ".join(found).replace(".", "none") for found in (splits, _splits(b))]
-        reason = f"other sub-folders than A: {listed[0]} in A, {listed[1]} in B"
+        reason = f"subfolders differ: {listed[0]} in A, {listed[1]} in B"
         raise UserError(b, reason, "both need the same of train, val, test")
     pairs = {split: match_pairs(a / split, b / split, a) for split in splits}
     count = sum(map(len, pairs.values()))
@@ -196,14 +196,14 @@ def join_pairs(a: Path, b: Path, output: Path) -> list[str]:
 
 
 def split_pairs(input: Path, output: Path) -> list[str]:
-    """Split side-by-side A|B files to two folders A and B.
+    """Split side-by-side A|B files into two folders A and B.
 
     Args:
-        input: side-by-side pictures, or train/ val/ test/ with them, which become A/train B/train and so on
-        output: new or empty folder, for PNG files
+        input: folder of side-by-side pictures, or of train/ val/ test/, which become A/train B/train and so on
+        output: new or empty folder for the PNG files
     """
-    # Raises UserError for odd widths, files that cannot be read, two files of one stem, and folders without pictures;
-    # then nothing is written.
+    # Raises UserError for odd widths, unreadable files, two files of one stem, and folders without pictures.
+    # Then nothing is written.
     from datasets.images import load_image
     from datasets.layouts import half, images_by_stem
 
@@ -222,7 +222,7 @@ def split_pairs(input: Path, output: Path) -> list[str]:
 
 
 def _splits(folder: Path) -> tuple[str, ...]:
-    """The split folders in a folder, or "." where its pictures lie in itself."""
+    """The split folders in a folder, or "." if the folder itself holds the pictures."""
     if not folder.is_dir():
         raise UserError(folder, "is a file" if folder.exists() else "no such folder", "a folder is needed")
     return tuple(name for name in SPLITS if (folder / name).is_dir()) or (".",)
@@ -240,21 +240,21 @@ def check_folder(
     """Check a data folder: counts, sizes, modes, unreadable files, unmatched pairs.
 
     Args:
-        folder: the root of the data set
-        dataset_mode: the layout, where it is not what the folders' names say
-        skip_bad: leave unusable files out instead of failing
+        folder: root of the data set
+        dataset_mode: layout of the folder; auto detects it
+        skip_bad: skip unusable files instead of failing
     """
-    # Every split is scanned as at the start of a training. A split that is not there is one of the lines. Raises
-    # UserError where no split is there and, when all have been scanned, where one is not usable.
+    # Every split is scanned as at the start of a training. A missing split is reported as a line. Raises UserError if
+    # no split exists, and after the last scan if a split is unusable.
     from datasets.check import scan
     from datasets.layouts import NoSplit, find_sources
 
     missing: list[UserError] = []
-    problems: dict[str, UserError] = {}  # by their line: a problem of the root is found for both splits
+    problems: dict[str, UserError] = {}  # by message: both splits find the same problem of the root
     for split in ("train", "test"):
         try:
             sources = find_sources(folder, split, dataset_mode)
-            # 2 pixels are what no network can do without; larger crops are a training's choice.
+            # Every network needs 2 pixels. A training may choose a larger crop.
             left, report = scan(sources, crop_size=2, preprocess="none", skip_bad=skip_bad)
         except NoSplit as error:
             missing.append(error)
@@ -266,7 +266,7 @@ def check_folder(
                 return
     if len(problems) > 1:
         details = [line for line, e in problems.items() for line in (line, *(f"  {d}" for d in e.details))]
-        raise UserError(folder, f"{len(problems)} problems", "mend them one by one", details)
+        raise UserError(folder, f"{len(problems)} problems", "fix them one by one", details)
     if problems or len(missing) == 2:
         raise [*problems.values(), *missing][0]
     yield from (f"not there: {error.reason}" for error in missing)
@@ -286,14 +286,14 @@ def _described(sources: "Sources", report: "ScanReport") -> Iterator[str]:
 
 
 def _most_frequent(counts: Mapping[str, int]) -> str:
-    """The most frequent first, with their numbers."""
+    """The most frequent keys with their counts, the most frequent first."""
     order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{name} ({count})" for name, count in order[:MOST_SHOWN])
     return shown + (f" and {len(order) - MOST_SHOWN} more" if len(order) > MOST_SHOWN else "")
 
 
 def main() -> None:
-    """Parse the command line, do it, print what came of it."""
+    """Parse the command line, run the command, print its lines."""
     commands: dict[str, Any] = {
         "download": download,
         "join": join_pairs,
@@ -303,7 +303,7 @@ def main() -> None:
     lines = tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="python -m datasets.prepare",
-        description="Data sets from the net, from archives and from folders.",
+        description="Download, join, split and check data sets.",
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )

@@ -1,4 +1,4 @@
-"""What is asked for, and the named protocol that follows from it. No torch is imported here: --help answers at once."""
+"""The options of the evaluation, and the protocol that follows from them. No torch here, so --help answers at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +13,20 @@ VERSION = "i2i-1"  # of the protocol: raised when the definition of any metric o
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Where the weights of the metrics' networks come from, and where they run."""
+    """Weights of the metric networks, and the device."""
 
     inception_weights: Path | None = None
     """Inception weights (pt_inception-2015-12-05-6726825d.pth). Default: I2I_WEIGHTS, the cache, a download."""
     lpips_weights: Path | None = None
     """AlexNet weights (alexnet-owt-7be5be79.pth). Default: I2I_WEIGHTS, the cache, a download."""
     allow_unverified: bool = False
-    """Take weights that are not the published ones; it stands in the protocol id."""
+    """Accept weights other than the published ones. The protocol id then says so."""
     offline: bool = False
-    """Download nothing (also: I2I_OFFLINE=1)."""
+    """Download nothing. I2I_OFFLINE=1 does the same."""
     cache_dir: Path | None = None
-    """Folder of weights and features that are kept. Default: I2I_CACHE, or ~/.cache/i2i."""
+    """Folder for downloaded weights and computed features. Default: I2I_CACHE, or ~/.cache/i2i."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
+    """auto: a CUDA GPU if there is one, else Apple's GPU, else the CPU."""
 
 
 @dataclass(frozen=True)
@@ -34,50 +34,50 @@ class EvaluateOptions(NetworkOptions):
     """FID, KID, LPIPS, PSNR, SSIM and L1 by a named protocol, of runs or of any two folders of pictures."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Runs of this program: folders, or names under --checkpoints_dir. Their test split is translated first."""
+    """Runs of this program: folders, or names under --checkpoints_dir. Their test split is translated."""
     fake: Path | None = None
-    """Folder of generated pictures (instead of runs)."""
+    """Folder of generated pictures, instead of runs."""
     real: Path | None = None
     """Folder of real pictures of the same domain."""
     input: Path | None = None
-    """Folder of the inputs that --fake was made from, matched by equal stem."""
+    """Folder of the inputs of the generated pictures, matched by equal stem."""
     paired: bool = False
-    """Every picture in --fake has its target, of equal stem, in --real."""
+    """Every picture in --fake has a target in --real with an equal stem."""
     size: int | None = None
-    """With folders: stretch all pictures to SIZE x SIZE. Default: use them as they are; all must have one size."""
+    """With folders: stretch all pictures to SIZE x SIZE. Default: as they are; all must have one size."""
     grey: bool = False
-    """With folders: compare all pictures in grey, as runs with one output channel are (another protocol id)."""
+    """With folders: compare all pictures in grey, like runs with one output channel. The protocol id says so."""
     metrics: str = ""
-    """Comma-separated: fid,fid_clean,kid,lpips,psnr,ssim,l1. Default: all that apply and whose weights can be had."""
+    """Comma-separated: fid,fid_clean,kid,lpips,psnr,ssim,l1. Default: all that apply and whose weights are found."""
     epoch: str = "last"
-    """Checkpoint of the runs: last, best, the number of a kept epoch, or several with commas."""
+    """Checkpoint of the runs: last, best, the number of a kept epoch, or several separated by commas."""
     test_mode: Literal["eval", "train"] = "eval"
-    """train: dropout and batch statistics on, the published Pix2Pix protocol."""
+    """train: use dropout and batch statistics, as the published Pix2Pix protocol does."""
     num_test: int | None = None
-    """Only the first so many test inputs, and their targets (another protocol id); FID and KID keep all reals."""
+    """Use at most this many test inputs and their targets. FID and KID use all reals. The protocol id says so."""
     dataroot: Path | None = None
-    """Where the runs' data is now, if it has been moved."""
+    """Folder of the runs' data, if it has moved."""
     baselines: bool = False
-    """Add what needs no learning: mean colour, affine colour map and colour table (paired runs)."""
+    """For runs with training pairs: add mean colour, affine colour map and colour table as rows."""
     bootstrap: int = 0
-    """Resamples for a 95 % interval of every metric; 0: none. 200 is plenty."""
+    """Number of resamples for the 95 % interval of every metric. 0: no interval. 200 are enough."""
     output: Path | None = None
-    """Folder for report.json, .md and .csv. Default: RUN/evaluation, else a folder in results/evaluation."""
+    """Folder of the report. Default: RUN/evaluation for one run, otherwise a folder in results/evaluation."""
     latex: bool = False
-    """Write report.tex as well."""
+    """Also write report.tex."""
     checkpoints_dir: Path = Path("checkpoints")
     """Folder of all runs."""
     no_cache: bool = False
-    """Keep no features on disk."""
+    """Do not store features on disk."""
     batch_size: int = 16
-    """Pictures that pass a network together."""
+    """Number of pictures in a batch of a metric network."""
     num_threads: int = 2
-    """Threads that decode pictures."""
+    """Number of threads that decode pictures."""
     debug: bool = False
-    """Show the traceback of an error as well."""
+    """Also show the traceback of an error."""
 
     def check(self) -> None:
-        """Refuse flags that do not go together or are out of range. Raises UserError."""
+        """Raise UserError for flags that exclude each other or are out of range."""
         if bool(self.runs) == bool(self.fake or self.real):
             raise UserError("evaluate", "name runs, or --fake and --real", "see --help")
         if bool(self.fake) != bool(self.real):
@@ -105,7 +105,7 @@ class EvaluateOptions(NetworkOptions):
         return found
 
     def variant(self) -> str:
-        """What is asked for beyond the defaults and makes other numbers, as a folder's name: `epoch-5-train`."""
+        """The choices that change the numbers and are not the defaults, as a folder's name: `epoch-5-train`."""
         wanted = self.epochs()
         parts = [f"epoch-{epoch}" if epoch.isdecimal() else epoch for epoch in wanted if wanted != ["last"]]
         parts += [] if self.test_mode == "eval" else [self.test_mode]
@@ -117,12 +117,12 @@ class EvaluateOptions(NetworkOptions):
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that moves a number and is not the pictures themselves: only numbers of equal ids may be compared.
+    """Everything that changes a number, except the pictures. Only numbers of equal ids may be compared.
 
-    size: side that all pictures are stretched to, or "WxH" where they are used as they are. mode: how outputs were
-    made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of pictures. first: at most
-    so many test inputs, None for all; reals are never cut. verified: all weights are the published ones. colours: what
-    outputs and reals are compared in: "RGB", "L" (grey), or domain A's and domain B's where they differ, as in "L-RGB".
+    size: side in pixels that all pictures are stretched to, or "WxH" where they are used as they are. mode: how outputs
+    were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of pictures. first: at
+    most this many test inputs, None for all; all reals are used. verified: all weights are the published ones. colours:
+    how outputs and reals are compared: "RGB", "L" (grey), or those of domains A and B if they differ, as in "L-RGB".
     """
 
     size: str
@@ -147,13 +147,13 @@ class Protocol:
 
     @property
     def smallest_side(self) -> int:
-        """Of the compared pictures, in pixels."""
+        """Smallest side of the compared pictures, in pixels."""
         return min(int(side) for side in self.size.split("x"))
 
     def sentences(self) -> list[str]:
-        """What the id stands for, in words."""
+        """The protocol in sentences."""
         if "x" in self.size:
-            size = f"all pictures are {self.size} pixels and used as they are"
+            size = f"all pictures have {self.size} pixels and are used as they are"
         else:
             size = f"all pictures stretched to {self.size}x{self.size} pixels (PIL bicubic, no crop, no flip)"
         made = {
@@ -169,10 +169,10 @@ class Protocol:
             seen = f"outputs and real images compared {words[self.colours]}"
         which = "all" if self.first is None else f"the first {self.first}"
         if self.mode == "files":
-            counted = [f"fakes: {which} pictures of their folder", "reals: all pictures of theirs, never cut"]
+            counted = [f"fakes: {which} pictures of their folder", "reals: all pictures of their folder"]
         else:
             only = "" if self.first is None else " only"
             reals = "reals: all test pictures of the target domain, through the same resize"
             counted = [f"outputs of {which} test inputs{only}", reals]
-        warning = [] if self.verified else ["WEIGHTS NOT VERIFIED: these numbers compare with no others"]
+        warning = [] if self.verified else ["WEIGHTS NOT VERIFIED: do not compare these numbers with others"]
         return [size, made, seen, *counted, *warning]

@@ -1,4 +1,4 @@
-"""What train.py prints around a training: the plan before it, the commands to continue after it."""
+"""The messages of train.py: the plan before a training, the commands that resume or use the run after it."""
 
 import shlex
 
@@ -10,7 +10,7 @@ from gan.step import Trainer
 
 
 def plan(options: TrainOptions, trainer: Trainer, data: TrainingData) -> str:
-    """The plan of a training as a block of lines, with what is worth knowing about its data."""
+    """The plan of a training as a block of lines, with notes about its data."""
     run = RunFolder.at(options.run.checkpoints_dir, options.run.name)
     model, epochs = options.model, options.schedule.epochs
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in trainer.networks.items()}
@@ -35,7 +35,7 @@ def plan(options: TrainOptions, trainer: Trainer, data: TrainingData) -> str:
 
 
 def nothing_left(run: RunFolder, position: Position, schedule: ScheduleGroup) -> str:
-    """All epochs are done, perhaps more than the schedule asks for now: how to train ten more."""
+    """All epochs of the schedule are done, or even more. The line says how to train ten more."""
     done = position.epoch - 1
     more = max(1, done + 10 - schedule.n_epochs_decay)
     return (
@@ -45,7 +45,7 @@ def nothing_left(run: RunFolder, position: Position, schedule: ScheduleGroup) ->
 
 
 def end(run: RunFolder, position: Position, signal: int | None, finished: bool) -> str:
-    """How a training ended, and the command that continues from there."""
+    """How a training ended, and the command for the next step."""
     if signal:
         return f"stopped at step {position.step}; saved. To resume:\n  {resume_command(run)}"
     if not finished:

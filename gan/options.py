@@ -1,8 +1,8 @@
 """Every option of training: name, type, default, meaning. Typed, frozen, checked once, stored in the checkpoint.
 
-Flags are flat (`--batch_size 4`); the nested groups only order the help page. The defaults written here are those of
-CycleGAN; MODEL_DEFAULTS holds what each model's paper changes. This file imports no torch, so `train.py --help`
-answers at once.
+Flags are flat (`--batch_size 4`). The nested groups only order the help page. The defaults written here are those of
+CycleGAN; MODEL_DEFAULTS holds the defaults of other models. This file imports no torch, so `train.py --help` answers
+at once.
 """
 
 import dataclasses
@@ -19,39 +19,41 @@ Model = Literal["cycle_gan", "pix2pix"]
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Which run, and where it lives."""
+    """Name and place of the run."""
 
     name: str = ""
-    """Name of the run: everything is kept in CHECKPOINTS_DIR/NAME. Default: DATAROOT_MODEL_NORM."""
+    """Name of the run. CHECKPOINTS_DIR/NAME holds everything of it. Default: FOLDER_MODEL_NORM, FOLDER being the last
+    part of --dataroot."""
     checkpoints_dir: str = "checkpoints"
     """Folder of all runs."""
     continue_train: bool = False
-    """Resume the run of this name. Its options are read from the run and need not be repeated."""
+    """Resume the run of this name with the options that are stored there."""
     override: bool = False
-    """With --continue_train: accept options or data that change what is trained."""
+    """With --continue_train: accept options or data that change what is trained. The best value starts anew if the
+    change affects it."""
     dry_run: bool = False
-    """Print the plan (networks, parameters, data, steps, files), write nothing and stop."""
+    """Print the plan (networks, parameters, data, steps, files) and stop without writing anything."""
     seed: int = 0
-    """Seed of weights, data order, augmentation, dropout and image pool."""
+    """Seed of the weights, data order, augmentation, dropout and image pool."""
     deterministic: bool = False
-    """Only deterministic algorithms on a GPU (slower). CPU runs are reproducible without it."""
+    """Use only deterministic algorithms on a GPU (slower). CPU runs are reproducible without it."""
     config: str = ""
-    """YAML file of options (`flag: value`), such as a run's options.yaml. Flags on the command line win over it."""
+    """YAML file of options (`flag: value`), such as a run's options.yaml. Flags on the command line override it."""
     debug: bool = False
-    """Show the traceback of an error as well."""
+    """Also show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class DataGroup:
-    """The pictures and how they are cut."""
+    """The pictures, and how they become training crops."""
 
     dataroot: str = ""
     """Folder of pictures: trainA+trainB, train/ of side-by-side A|B, or A/train+B/train. Required."""
     dataset_mode: Literal["auto", "aligned", "paired", "unaligned"] = "auto"
-    """Layout of the folder; auto detects it."""
+    """Layout of the folder. auto detects it."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """AtoB: the folder's domain A is the input. A cycle_gan run learns both directions; test.py then takes this one by
-    default."""
+    """AtoB: the folder's domain A is the input. A cycle_gan run learns both directions; this one is then the default of
+    test.py."""
     batch_size: int = 1
     """Images per step."""
     load_size: int = 286
@@ -65,22 +67,23 @@ class DataGroup:
     flip: bool = True
     """Mirror pictures at random."""
     value_range: str = ""
-    """LOW,HIGH in the files' own numbers: what becomes black and white; what is outside is clipped. auto: the least and
-    largest value of the training pictures. Default: all that the number format can hold."""
+    """LOW,HIGH in the files' own numbers: LOW becomes black, HIGH white, values outside are clipped. auto: the least
+    and largest value of the training pictures. Default: the full range of the number format."""
     value_range_A: str = ""
-    """--value_range for domain A of the folder alone."""
+    """--value_range for domain A of the folder only."""
     value_range_B: str = ""
-    """--value_range for domain B of the folder alone."""
+    """--value_range for domain B of the folder only."""
     serial_batches: bool = False
-    """Take the pictures in the order of their names, without shuffling."""
+    """Take the pictures in the order of their names instead of shuffling them."""
     num_threads: int = 2
-    """Worker processes that decode pictures; 0 decodes in the training process."""
+    """Number of worker processes that decode pictures. 0 decodes in the training process."""
     max_dataset_size: int | None = None
     """Use at most N pictures of each domain."""
     skip_bad: bool = False
-    """Leave out unreadable pictures instead of stopping, and list them in the log."""
+    """Skip unreadable pictures instead of stopping. run.log lists them."""
     val_count: int = 8
-    """Fixed validation pictures (samples and validation loss), a seeded slice of the training split."""
+    """Number of validation pictures, for samples and metrics. The seed chooses them from the training split; they stay
+    the same."""
     val_holdout: bool = False
     """Keep the validation pictures out of training."""
 
@@ -92,16 +95,17 @@ class ModelGroup:
     model: Model = "cycle_gan"
     """Unpaired (cycle_gan) or paired (pix2pix) translation."""
     norm: NormName = "instance"
-    """Normalization of the generator. nc_ms: normalized convolution with moment shortcut. pix2pix: batch."""
+    """Normalization in the generator. nc_ms: normalized convolution, moment shortcut. Default for pix2pix: batch."""
     base_norm: BaseNormName | None = None
-    """Norm of the layers that --norm does not change, and of the discriminators. Default: --norm itself where it is
-    instance, batch or none; none with nc; otherwise instance for cycle_gan, batch for pix2pix."""
+    """Norm of the layers that --norm does not change, and of the discriminators. Default: --norm itself if it is
+    instance, batch or none; none with nc; otherwise instance for cycle_gan and batch for pix2pix. With nc, the
+    discriminators use instance for cycle_gan and batch for pix2pix."""
     netG: GeneratorName = "resnet_9blocks"
-    """Generator. pix2pix: unet_256."""
+    """Generator. Default for pix2pix: unet_256."""
     netD: DiscriminatorName = "basic"
-    """Discriminator: 70x70 PatchGAN (basic), PatchGAN of --n_layers_D, or pixel."""
+    """Discriminator. basic: 70x70 PatchGAN. n_layers: PatchGAN with --n_layers_D layers. pixel: single pixels."""
     n_layers_D: int = 3
-    """Layers of the n_layers discriminator."""
+    """Number of stride-2 layers of the n_layers discriminator."""
     ngf: int = 64
     """Generator channels at full resolution."""
     ndf: int = 64
@@ -111,61 +115,62 @@ class ModelGroup:
     output_nc: Literal[1, 3] = 3
     """Channels of the output (of domain B for cycle_gan)."""
     dropout: bool = False
-    """Dropout in the generator. pix2pix: on."""
+    """Dropout in the generator. Default for pix2pix: on."""
     init_type: InitName = "normal"
-    """Initial weights."""
+    """Distribution of the initial weights."""
     init_gain: float = 0.02
     """Scale of the initial weights."""
     nc_backend: Literal["auto", "reference", "direct", "cuda"] = "auto"
-    """Implementation of the normalized convolution; auto picks the fastest that works."""
+    """Implementation of the normalized convolution. auto chooses the fastest that works."""
 
 
 @dataclass(frozen=True)
 class LossGroup:
-    """What is minimised."""
+    """The losses."""
 
     gan_mode: Literal["vanilla", "lsgan", "wgangp", "hinge"] = "lsgan"
-    """Adversarial loss. pix2pix: vanilla."""
+    """Adversarial loss. Default for pix2pix: vanilla."""
     lambda_A: float = 10.0
     """Weight of the cycle A -> B -> A."""
     lambda_B: float = 10.0
     """Weight of the cycle B -> A -> B."""
     lambda_identity: float = 0.5
-    """Weight of the identity loss, relative to the cycle loss; 0 disables it."""
+    """Weight of the identity loss relative to the cycle loss. 0 disables it."""
     lambda_L1: float = 100.0
     """Weight of the L1 distance to the target (pix2pix)."""
     lambda_gp: float = 10.0
-    """Weight of the gradient penalty of wgangp. The rest of the discriminator's loss counts half."""
+    """Weight of the gradient penalty of wgangp. The rest of the discriminator's loss is halved."""
     pool_size: int = 50
-    """Past translations kept for the discriminator. pix2pix: 0."""
+    """Number of past translations kept for the discriminator. Default for pix2pix: 0."""
 
 
 @dataclass(frozen=True)
 class ScheduleGroup:
-    """How long, and how fast."""
+    """Length of the training, and the learning rate."""
 
     n_epochs: int = 100
     """Epochs at the initial learning rate."""
     n_epochs_decay: int = 100
-    """Epochs after them, over which the linear policy lowers the learning rate to zero."""
+    """Further epochs. The linear policy lowers the learning rate to zero over them."""
     lr: float = 2e-4
     """Initial learning rate of Adam."""
     beta1: float = 0.5
     """First momentum of Adam."""
     lr_policy: Literal["linear", "step", "cosine", "constant"] = "linear"
-    """How the learning rate changes over the epochs."""
+    """Learning rate over the epochs. linear: constant for --n_epochs, then down to 0. step: a tenth after every
+    --lr_decay_iters epochs. cosine: down half a period over all epochs."""
     lr_decay_iters: int = 50
-    """Epochs between the drops of the step policy, each to a tenth."""
+    """Epochs between two drops of the step policy."""
 
     @property
     def epochs(self) -> int:
         return self.n_epochs + self.n_epochs_decay
 
     def learning_rate(self, epoch: int) -> float:
-        """Learning rate of an epoch (from 1): a pure function, so there is nothing to store or restore.
+        """Learning rate of an epoch (from 1). It is a pure function, so nothing is stored or restored.
 
         linear is the schedule of both papers: constant for n_epochs, then a line that would reach 0 one epoch after
-        the last. step divides by ten every lr_decay_iters epochs. cosine falls along half a period.
+        the last. step divides by ten every lr_decay_iters epochs. cosine falls along half a period over all epochs.
         """
         progress = (epoch - 1) / self.epochs
         factors = {
@@ -179,46 +184,47 @@ class ScheduleGroup:
 
 @dataclass(frozen=True)
 class DeviceGroup:
-    """Where and in which precision it runs."""
+    """Device and precision."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
+    """auto: a CUDA GPU if there is one, else Apple's GPU, else the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 uses autocast; patch statistics and losses stay float32."""
+    """bf16 uses autocast. Patch statistics and losses stay float32."""
     channels_last: bool = False
     """Channels-last memory format (often faster on a GPU)."""
     compile: bool = False
-    """torch.compile the networks (minutes at the start, faster afterwards)."""
+    """Compile the networks with torch.compile (takes minutes at the start)."""
 
 
 @dataclass(frozen=True)
 class OutputGroup:
-    """What is written, and how often."""
+    """What is written and how often."""
 
     save_epoch_freq: int = 1
-    """Epochs between checkpoints; the last epoch is always saved."""
+    """Epochs between checkpoints. The last epoch is always saved."""
     save_step_freq: int = 0
-    """Steps between checkpoints within an epoch; 0 saves at the end of epochs only."""
+    """Steps between checkpoints within an epoch. 0: only at the end of epochs."""
     keep: int = 2
-    """Number of checkpoints kept beside the best one."""
+    """Number of newest checkpoints to keep, besides the best one."""
     best_by: str | None = None
-    """Metric that chooses the best checkpoint, for example val_l1 or fid. pix2pix: val_l1."""
+    """Metric that chooses the best checkpoint, for example fid. Default for pix2pix: val_l1."""
     eval_every: int = 0
-    """Epochs between metric evaluations on the validation pictures; 0 disables them."""
+    """Epochs between metric evaluations on the validation pictures. 0 disables them."""
     eval_metrics: str = "fid,kid,lpips,psnr,ssim,l1"
     """Metrics of --eval_every, separated by commas."""
     print_freq: int = 100
-    """Steps between lines of metrics.jsonl."""
+    """Steps between records of losses in metrics.jsonl. The end of an epoch adds one."""
     display_freq: int = 400
-    """Steps between sample pictures. They are also drawn at the end of every epoch."""
+    """Steps between sample pictures. The end of an epoch adds some."""
 
 
 @dataclass(frozen=True)
 class ViewerGroup:
-    """Live view in Visdom. The page index.html in the run's folder is always written."""
+    """Live view in Visdom. The page index.html in the run's folder is written in any case."""
 
     visdom: Literal["auto", "on", "off", "offline"] = "auto"
-    """auto: use a Visdom server that answers; on: start one if none answers; offline: record for a later replay."""
+    """auto: use a Visdom server that answers. on: start one if none answers. offline: send nothing;
+    `python -m gan.viewers NAME` replays the run later. off: no Visdom."""
     visdom_server: str = "http://localhost"
     """Address of the Visdom server."""
     visdom_port: int = 8097
@@ -228,16 +234,16 @@ class ViewerGroup:
     visdom_env: str = ""
     """Visdom environment. Default: the run's name."""
     visdom_username: str = ""
-    """Login of the server."""
+    """User name for the server."""
     visdom_password: str = ""
-    """Password; better set in the environment as VISDOM_PASSWORD. Never stored."""
+    """Password for the server. Never stored. The environment variable VISDOM_PASSWORD is safer."""
     visdom_keep: bool = False
-    """Leave a server that this run started running."""
+    """Keep the server that this run started."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """All of them."""
+    """All options of a training."""
 
     run: RunGroup = field(default_factory=RunGroup)
     data: DataGroup = field(default_factory=DataGroup)
@@ -260,7 +266,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "best_by": "val_l1",
     },
 }
-"""What differs from the defaults above."""
+"""Defaults that differ from those above, by model."""
 
 BASE_NORM = {"cycle_gan": "instance", "pix2pix": "batch"}
 """Norm of the layers that a `--norm` such as nc_ms does not change."""
@@ -283,7 +289,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval_every": (0, 2**40), "print_freq": (1, 2**40), "display_freq": (1, 2**40), "visdom_port": (1, 65535),
     "seed": (0, 2**32 - 1),  # NumPy takes no more
 }  # fmt: skip
-"""Least and largest value of every number whose range is closed."""
+"""Smallest and largest value of every number with a closed range."""
 
 
 def model_defaults(model: str) -> TrainOptions:
@@ -301,7 +307,7 @@ def resolve(options: TrainOptions) -> TrainOptions:
         value_range(options, domain)
     implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
     if implied and model.base_norm not in (None, implied):
-        reason = f"--norm {model.norm} has no place for the base norm {model.base_norm}"
+        reason = f"--norm {model.norm} does not use the base norm {model.base_norm}"
         raise UserError("--base_norm", reason, f"leave it out or use {implied}")
     flat = to_dict(options)
     flat["base_norm"] = model.base_norm or implied or BASE_NORM[model.model]
@@ -312,12 +318,12 @@ def resolve(options: TrainOptions) -> TrainOptions:
 
 
 def discriminator_norm(options: TrainOptions) -> str:
-    """Discriminators use the base norm; with `nc`, which has none, the model's default."""
+    """The base norm; with `nc`, which has none, the model's default."""
     return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
 
 
 def value_range(options: TrainOptions, domain: str) -> tuple[float, float] | Literal["auto"] | None:
-    """What becomes black and white in the folder's domain A or B; None: all that the number format can hold.
+    """The values that become black and white in the folder's domain A or B. None: the full range of the number format.
 
     Raises UserError naming the flag.
     """
@@ -348,17 +354,17 @@ def default_name(options: TrainOptions) -> str:
 
 
 def to_dict(options: TrainOptions) -> dict[str, Any]:
-    """Flat name -> value, in the order of the help page; plain types only."""
+    """Name -> value, flat, in the order of the help page. Plain types only."""
     return {name: value for group in dataclasses.asdict(options).values() for name, value in group.items()}
 
 
 def stored_dict(options: TrainOptions) -> dict[str, Any]:
-    """What options.yaml and checkpoints hold: no secrets, nothing that belongs to one call only."""
+    """The options that options.yaml and checkpoints hold: no secrets, and no option of a single call."""
     return {name: value for name, value in to_dict(options).items() if name not in NEVER_STORED}
 
 
 def from_dict(flat: Mapping[str, Any]) -> TrainOptions:
-    """Inverse of `to_dict`. A missing name gets its model's default, an unknown one is ignored."""
+    """Inverse of `to_dict`. A missing name gets the model's default; an unknown name is ignored."""
     flat = current_names(flat)
     flat = MODEL_DEFAULTS.get(flat.get("model", "cycle_gan"), {}) | flat
     groups = {}
@@ -392,7 +398,7 @@ def changes_that_matter(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 
 
 def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
-    """Names that --eval_metrics writes. A cycle_gan run has no targets; its figures exist per direction and as mean."""
+    """Metrics that --eval_metrics computes. A cycle_gan run has no targets, but two directions and a mean."""
     flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
     if flat["model"] == "pix2pix":
         return ["val_l1", *flags]
@@ -400,7 +406,7 @@ def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
 
 
 def _check_ranges(flat: Mapping[str, Any]) -> None:
-    """Ranges that types cannot say. NaN fails every comparison, so it is refused too."""
+    """Ranges that types cannot express. NaN fails every comparison, so it is refused too."""
     if not flat["dataroot"]:
         raise UserError("--dataroot", "is required", "name the folder that holds your pictures")
     for name, (low, high) in RANGES.items():
@@ -416,7 +422,7 @@ def _check_ranges(flat: Mapping[str, Any]) -> None:
 
 def _check_combinations(flat: Mapping[str, Any]) -> None:
     """Options that contradict each other."""
-    if "@" in flat["visdom_server"]:  # only a login has one, and options are stored and shown
+    if "@" in flat["visdom_server"]:  # only a login holds one; options are stored and shown
         fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
         raise UserError("--visdom_server", "holds a login", fix)
     if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
@@ -429,10 +435,10 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
         reason = "the gradient penalty of wgangp cannot be compiled"
         raise UserError("--compile", reason, "leave one of them out")
     if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:
-        raise UserError("--lambda_identity", "needs domains of equal channels", "set it to 0")
+        raise UserError("--lambda_identity", "needs --input_nc and --output_nc to be equal", "set it to 0")
     best = flat["best_by"]
     if best == "val_l1" and flat["model"] == "cycle_gan":
-        reason = "val_l1 needs pairs, which cycle_gan has not"
+        reason = "val_l1 needs pairs, and cycle_gan has none"
         raise UserError("--best_by", reason, "use fid with --eval_every N")
     if best in (None, "val_l1"):
         return

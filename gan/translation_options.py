@@ -1,4 +1,4 @@
-"""The options of test.py: which run, which pictures, where to. What the networks are comes from the checkpoint."""
+"""The options of test.py: the run, the pictures and the output. The checkpoint defines the networks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,33 +13,33 @@ class TranslationOptions:
     checkpoints_dir: str = "checkpoints"
     """Folder of all runs."""
     epoch: str = "last"
-    """Checkpoint: last, best, or the number of an epoch that is kept."""
+    """Checkpoint: last, best, or the number of a kept epoch."""
     input: str = ""
-    """Picture or folder of pictures (and the folders below it) to translate. Default: the test split of the run's data,
-    with a results page."""
+    """Picture, or folder of pictures and subfolders, to translate. Default: the test split of the run's data, with a
+    results page."""
     output: str = ""
-    """Folder for the translations of --input; each keeps its folder, its name and its size. For one picture also a name
-    that ends in .png."""
+    """Folder for the translations of --input. Each keeps its subfolder, name and size. For one picture, a file name
+    that ends in .png is allowed too."""
     dataroot: str = ""
-    """Where the run's data is now, if it has been moved (without --input)."""
+    """Folder of the run's data, if it has moved (without --input)."""
     results_dir: str = "results"
     """Folder for the results page and its pictures (without --input)."""
     direction: Literal["AtoB", "BtoA"] | None = None
-    """Default: as trained. A cycle_gan run can do both."""
+    """Direction of the translation. Default: that of the training. A cycle_gan run has learned both."""
     scale: str | None = None
-    """trained (the default): pictures are resized for the network as far as in training, where that is more than 1.25
-    times larger or smaller, and back. native: never. Or a factor."""
+    """trained (default): translate at the scale of training and resize back, if that scale differs from 1 by more than
+    a factor of 1.25. native: translate at the picture's own size. FACTOR: translate at this scale and resize back."""
     size: int | None = None
-    """Translate at SIZE x SIZE pixels instead of the input's own size."""
+    """Translate at SIZE x SIZE pixels, and write this size."""
     num_test: int | None = None
-    """Only the first so many pictures."""
+    """Translate at most this many pictures."""
     batch_size: int = 1
-    """Pictures of equal size translated together."""
+    """Number of pictures of equal size that are translated together."""
     test_mode: Literal["eval", "train"] = "eval"
-    """train: dropout and batch statistics on, the published Pix2Pix protocol."""
+    """train: use dropout and batch statistics, as the published Pix2Pix protocol does."""
     skip_bad: bool = False
-    """Leave out unreadable pictures instead of stopping."""
+    """Skip unreadable pictures instead of stopping."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a CUDA GPU if there is one, then Apple's, else the CPU."""
+    """auto: a CUDA GPU if there is one, else Apple's GPU, else the CPU."""
     debug: bool = False
-    """Show the traceback of an error as well."""
+    """Also show the traceback of an error."""

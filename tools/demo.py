@@ -1,8 +1,8 @@
-"""`make demo`: the whole program on data that it draws itself, in minutes on two CPU cores and without a GPU.
+"""`make demo`: run the whole program on drawn data, in minutes on two CPU cores without a GPU.
 
-A small Pix2Pix learns from pairs to draw the street map of an aerial photo. A small CycleGAN learns to turn summer into
-winter and back without pairs: the towns that it sees in winter are others than those that it sees in summer. Pairs that
-it never saw tell how good it is. The commands are those that a user would type.
+A small Pix2Pix learns from pairs to draw the street map of an aerial photo. A small CycleGAN learns without pairs to
+turn summer into winter and back: its winter towns differ from its summer towns. Pairs that it never saw measure the
+result. The commands are those that a user would type.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SEASONS = "--count 100 --size 128 --extent 128 --task winter"
 
 
 class Direction(NamedTuple):
-    """One way in which a run translates."""
+    """One direction in which a run translates."""
 
     run: str
     direction: str
@@ -45,14 +45,14 @@ DIRECTIONS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.demo", description="Train, translate, evaluate: see it work."
+        prog="python -m tools.demo", description="Train, translate and evaluate on drawn data."
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the towns and the trainings (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the towns and the trainings (default: 0)")
     options = parser.parse_args()
     start, output, seed = time.monotonic(), options.output, f"--seed {options.seed}"
     if output.exists():
-        sys.exit(f"error: {output}: an earlier demo is there (remove it to start afresh: rm -r {output})")
+        sys.exit(f"error: {output}: an earlier demo is there (to start again, remove it: rm -r {output})")
     folder = shlex.quote(str(output))
     run(f"-m datasets.synthetic {TOWNS} {seed} --output {folder}/towns")
     run(f"-m datasets.synthetic {SEASONS} {seed} --layout unaligned --output {folder}/seasons")
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def run(arguments: str) -> None:
-    """One command as a user would type it, shown before it runs; where it fails, the demo ends with its exit code."""
+    """Show and run a command as a user would type it. If it fails, the demo ends with its exit code."""
     print(f"\n$ python {arguments}", flush=True)
     code = subprocess.run([sys.executable, *shlex.split(arguments)], check=False).returncode
     if code:
@@ -85,12 +85,12 @@ def run(arguments: str) -> None:
 
 
 def write_page(folder: Path, trained: float) -> Path:
-    """The page of both runs: results, test pictures, samples over time. trained: seconds that the trainings took."""
-    from gan.viewers.report_page import Figure, Table, make_report_page  # torch: not for --help
+    """Write the page of both runs: results, test pictures, samples over time. trained: seconds of training."""
+    from gan.viewers.report_page import Figure, Table, make_report_page  # imports torch: not for --help
 
     rows = [row for direction in DIRECTIONS for row in results(folder, direction)]
     columns = ("task", "by", "PSNR (dB)", "SSIM", "L1")
-    about = "Baselines are fitted on training pairs. They know colours and no shapes. The CycleGAN has seen no pairs."
+    about = "Baselines are fitted on training pairs. They know colours but no shapes. The CycleGAN has seen no pairs."
     figures = [Figure(direction.caption, test_grid(folder, direction)) for direction in DIRECTIONS]
     intro = (
         "A small Pix2Pix and a small CycleGAN with normalized convolution and moment shortcut, trained for "
@@ -102,7 +102,7 @@ def write_page(folder: Path, trained: float) -> Path:
 
 
 def results(folder: Path, wanted: Direction) -> Iterator[tuple[str, ...]]:
-    """Rows of the table: what the run reaches in one direction, and the baselines."""
+    """Rows of the table: the metrics of the run in one direction, and of the baselines."""
     report = folder / "evaluation" / wanted.run / "report.json"
     for row in json.loads(report.read_text(encoding="utf-8"))["rows"]:
         if row["direction"] == wanted.direction:
@@ -112,7 +112,7 @@ def results(folder: Path, wanted: Direction) -> Iterator[tuple[str, ...]]:
 
 
 def test_grid(folder: Path, wanted: Direction, count: int = 6) -> Path:
-    """A labelled grid of the first test pictures, from what test.py wrote."""
+    """Draw a labelled grid of the first test pictures that test.py wrote."""
     import torch
 
     from datasets.images import load_image, to_tensor
