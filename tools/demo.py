@@ -48,7 +48,9 @@ def main() -> None:
         prog="python -m tools.demo", description="Train, translate and evaluate on drawn data."
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the towns and the trainings (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the towns and the trainings (default: 0)"
+    )
     options = parser.parse_args()
     start, output, seed = time.monotonic(), options.output, f"--seed {options.seed}"
     if output.exists():
