@@ -22,15 +22,13 @@ class RunGroup:
     """Name and place of the run."""
 
     name: str = ""
-    """Name of the run. CHECKPOINTS_DIR/NAME holds everything of it. Default: FOLDER_MODEL_NORM, FOLDER being the last
-    part of --dataroot."""
+    """Name of the run. CHECKPOINTS_DIR/NAME holds everything of it. Default: DATAROOT_MODEL_NORM."""
     checkpoints_dir: str = "checkpoints"
     """Folder of all runs."""
     continue_train: bool = False
     """Resume the run of this name with the options that are stored there."""
     override: bool = False
-    """With --continue_train: accept options or data that change what is trained. The best value starts anew if the
-    change affects it."""
+    """With --continue_train: accept options or data that change what is trained."""
     dry_run: bool = False
     """Print the plan (networks, parameters, data, steps, files) and stop without writing anything."""
     seed: int = 0
@@ -52,8 +50,8 @@ class DataGroup:
     dataset_mode: Literal["auto", "aligned", "paired", "unaligned"] = "auto"
     """Layout of the folder. auto detects it."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """AtoB: the folder's domain A is the input. A cycle_gan run learns both directions; this one is then the default of
-    test.py."""
+    """AtoB: the folder's domain A is the input.
+    A cycle_gan run learns both directions; this one is then the default of test.py."""
     batch_size: int = 1
     """Images per step."""
     load_size: int = 286
@@ -67,8 +65,8 @@ class DataGroup:
     flip: bool = True
     """Mirror pictures at random."""
     value_range: str = ""
-    """LOW,HIGH in the files' own numbers: LOW becomes black, HIGH white, values outside are clipped. auto: the least
-    and largest value of the training pictures. Default: the full range of the number format."""
+    """LOW,HIGH in the files' own numbers: LOW becomes black, HIGH white, values outside are clipped.
+    auto: the least and largest value of the training pictures. Default: the full range of the number format."""
     value_range_A: str = ""
     """--value_range for domain A of the folder only."""
     value_range_B: str = ""
@@ -82,8 +80,7 @@ class DataGroup:
     skip_bad: bool = False
     """Skip unreadable pictures instead of stopping. run.log lists them."""
     val_count: int = 8
-    """Number of validation pictures, for samples and metrics. The seed chooses them from the training split; they stay
-    the same."""
+    """Number of fixed validation pictures, for samples and metrics. The seed chooses them from the training split."""
     val_holdout: bool = False
     """Keep the validation pictures out of training."""
 
@@ -97,9 +94,9 @@ class ModelGroup:
     norm: NormName = "instance"
     """Normalization in the generator. nc_ms: normalized convolution, moment shortcut. Default for pix2pix: batch."""
     base_norm: BaseNormName | None = None
-    """Norm of the layers that --norm does not change, and of the discriminators. Default: --norm itself if it is
-    instance, batch or none; none with nc; otherwise instance for cycle_gan and batch for pix2pix. With nc, the
-    discriminators use instance for cycle_gan and batch for pix2pix."""
+    """Norm of the layers that --norm does not change, and of the discriminators.
+    Default: --norm itself if it is instance, batch or none; otherwise instance for cycle_gan, batch for pix2pix.
+    With nc, it is none in the generator."""
     netG: GeneratorName = "resnet_9blocks"
     """Generator. Default for pix2pix: unet_256."""
     netD: DiscriminatorName = "basic"
@@ -157,8 +154,8 @@ class ScheduleGroup:
     beta1: float = 0.5
     """First momentum of Adam."""
     lr_policy: Literal["linear", "step", "cosine", "constant"] = "linear"
-    """Learning rate over the epochs. linear: constant for --n_epochs, then down to 0. step: a tenth after every
-    --lr_decay_iters epochs. cosine: down half a period over all epochs."""
+    """Learning rate over the epochs. linear: constant for --n_epochs, then down to 0.
+    step: a tenth after every --lr_decay_iters epochs. cosine: down half a period over all epochs."""
     lr_decay_iters: int = 50
     """Epochs between two drops of the step policy."""
 
@@ -223,8 +220,8 @@ class ViewerGroup:
     """Live view in Visdom. The page index.html in the run's folder is written in any case."""
 
     visdom: Literal["auto", "on", "off", "offline"] = "auto"
-    """auto: use a Visdom server that answers. on: start one if none answers. offline: send nothing;
-    `python -m gan.viewers NAME` replays the run later. off: no Visdom."""
+    """auto: use a Visdom server that answers. on: start one if none answers. off: no Visdom.
+    offline: send nothing; `python -m gan.viewers NAME` replays the run later."""
     visdom_server: str = "http://localhost"
     """Address of the Visdom server."""
     visdom_port: int = 8097

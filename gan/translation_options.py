@@ -15,11 +15,11 @@ class TranslationOptions:
     epoch: str = "last"
     """Checkpoint: last, best, or the number of a kept epoch."""
     input: str = ""
-    """Picture, or folder of pictures and subfolders, to translate. Default: the test split of the run's data, with a
-    results page."""
+    """Picture, or folder of pictures and subfolders, to translate.
+    Default: the test split of the run's data, with a results page."""
     output: str = ""
-    """Folder for the translations of --input. Each keeps its subfolder, name and size. For one picture, a file name
-    that ends in .png is allowed too."""
+    """Folder for the translations of --input. Each keeps its subfolder, name and size.
+    For one picture, a file name that ends in .png is allowed too."""
     dataroot: str = ""
     """Folder of the run's data, if it has moved (without --input)."""
     results_dir: str = "results"
@@ -27,8 +27,8 @@ class TranslationOptions:
     direction: Literal["AtoB", "BtoA"] | None = None
     """Direction of the translation. Default: that of the training. A cycle_gan run has learned both."""
     scale: str | None = None
-    """trained (default): translate at the scale of training and resize back, if that scale differs from 1 by more than
-    a factor of 1.25. native: translate at the picture's own size. FACTOR: translate at this scale and resize back."""
+    """trained (default): translate at the scale of training and resize back, if it is more than 1.25 times off.
+    native: translate at the picture's own size. FACTOR: translate at this scale and resize back."""
     size: int | None = None
     """Translate at SIZE x SIZE pixels, and write this size."""
     num_test: int | None = None
