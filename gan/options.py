@@ -96,7 +96,7 @@ class ModelGroup:
     base_norm: BaseNormName | None = None
     """Norm of the layers that --norm does not change, and of the discriminators.
     Default: --norm itself if it is instance, batch or none; otherwise instance for cycle_gan, batch for pix2pix.
-    With nc, it is none in the generator."""
+    With nc, the generator has none."""
     netG: GeneratorName = "resnet_9blocks"
     """Generator. Default for pix2pix: unet_256."""
     netD: DiscriminatorName = "basic"
