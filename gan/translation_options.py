@@ -27,7 +27,7 @@ class TranslationOptions:
     direction: Literal["AtoB", "BtoA"] | None = None
     """Direction of the translation. Default: that of the training. A cycle_gan run has learned both."""
     scale: str | None = None
-    """trained (default): translate at the scale of training and resize back, if that scale differs from 1 by a factor > 1.25.
+    """trained (default): translate at the scale of training and resize back, where training resized by over 1.25 times.
     native: translate at the picture's own size. FACTOR: translate at this scale and resize back."""
     size: int | None = None
     """Translate at SIZE x SIZE pixels, and write this size."""
