@@ -231,6 +231,9 @@ class ViewerGroup:
     """Login of the server."""
     visdom_password: str = ""
     """Password; better set in the environment as VISDOM_PASSWORD. Never stored."""
+    visdom_controls: bool = False
+    """Show buttons that save, sample and stop also on a server that this run has not started: whoever reaches it can
+    press them."""
     visdom_keep: bool = False
     """Leave a server that this run started running."""
 
