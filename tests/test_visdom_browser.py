@@ -109,7 +109,7 @@ def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
         training = run_python(
             "train.py", "--dataroot", str(data), "--checkpoints_dir", str(tmp_path), "--name", "seen",
             "--device", "cpu", *small.split(), *often.split(), "--visdom", "auto",
-            "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port),
+            "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port), "--visdom_controls",
         )  # fmt: skip
         try:
             wait_until(lambda: "seen" in server.ask("env_state") or training.poll() is not None)

@@ -117,7 +117,7 @@ def test_clicks_in_the_controls_pane_reach_the_loop(tmp_path, server, act):
 def test_a_server_that_was_there_before_steers_only_where_asked(tmp_path, server, act):
     with Viewers([Visdom("auto", "http://127.0.0.1", server.port)]) as viewers:
         viewers.start(FakeRun(tmp_path, "watched").info)
-        wait_until(lambda: server.shows("watched", "about"))
+        wait_until(lambda: "watched" in server.ask("env_state") and server.shows("watched", "about"))
         for button in range(3):
             click = {
                 "event_type": "PropertyUpdate",
