@@ -118,6 +118,15 @@ def test_a_server_that_was_there_before_steers_only_where_asked(tmp_path, server
     with Viewers([Visdom("auto", "http://127.0.0.1", server.port)]) as viewers:
         viewers.start(FakeRun(tmp_path, "watched").info)
         wait_until(lambda: "watched" in server.ask("env_state") and server.shows("watched", "about"))
+        assert not server.shows("watched", "controls")
+        buttons = [{"type": "button", "name": name, "value": name} for name in "abc"]  # made by somebody else
+        server.ask(
+            "events",
+            win="controls",
+            eid="watched",
+            data=[{"type": "properties", "content": buttons}],
+            opts={},
+        )
         for button in range(3):
             click = {
                 "event_type": "PropertyUpdate",
@@ -129,7 +138,6 @@ def test_a_server_that_was_there_before_steers_only_where_asked(tmp_path, server
         viewers.record(train_record(1))
         wait_until(lambda: server.shows("watched", "losses_adversarial"))
         assert viewers.commands() == set()
-        assert not server.shows("watched", "controls")
 
 
 def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, act, monkeypatch):
