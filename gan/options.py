@@ -234,6 +234,8 @@ class ViewerGroup:
     """User name for the server."""
     visdom_password: str = ""
     """Password for the server. Never stored. The environment variable VISDOM_PASSWORD is safer."""
+    visdom_controls: bool = False
+    """Show the buttons also on a server that this run has not started. Whoever reaches that server can press them."""
     visdom_keep: bool = False
     """Keep the server that this run started."""
 

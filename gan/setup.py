@@ -227,6 +227,7 @@ def choose_viewers(options: TrainOptions, data: TrainingData) -> list[Viewer]:
                 username=wanted.visdom_username,
                 password=wanted.visdom_password or os.environ.get("VISDOM_PASSWORD", ""),
                 keep=wanted.visdom_keep,
+                controls=wanted.visdom_controls,
             )
         )
     return viewers

@@ -78,7 +78,7 @@ def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training
     run = FakeRun(tmp_path, "long")
     errors: list[str] = []
     with real_server(tmp_path / "server") as server, chromium() as browser:
-        viewers = Viewers([Visdom("auto", "http://127.0.0.1", server.port)])
+        viewers = Viewers([Visdom("auto", "http://127.0.0.1", server.port, controls=True)])
         viewers.start(run.info)
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.set_default_timeout(PATIENCE)
@@ -109,7 +109,7 @@ def test_a_training_is_seen_in_visdom_and_on_its_page(tmp_path):
         training = run_python(
             "train.py", "--dataroot", str(data), "--checkpoints_dir", str(tmp_path), "--name", "seen",
             "--device", "cpu", *small.split(), *often.split(), "--visdom", "auto",
-            "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port),
+            "--visdom_server", "http://127.0.0.1", "--visdom_port", str(server.port), "--visdom_controls",
         )  # fmt: skip
         try:
             wait_until(lambda: "seen" in server.ask("env_state") or training.poll() is not None)

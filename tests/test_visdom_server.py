@@ -37,7 +37,7 @@ def act(server) -> Callable[..., None]:
 
 
 def watching(server: RealServer, env: str = "") -> Viewers:
-    return Viewers([Visdom("auto", "http://127.0.0.1", server.port, env=env)])
+    return Viewers([Visdom("auto", "http://127.0.0.1", server.port, env=env, controls=True)])
 
 
 def picture_of(content: dict[str, str]) -> np.ndarray:
@@ -112,6 +112,32 @@ def test_clicks_in_the_controls_pane_reach_the_loop(tmp_path, server, act):
             assert asked == {command}
             asked.clear()
         assert viewers.commands() == set(), "every click is heard once"
+
+
+def test_a_server_that_was_there_before_steers_only_where_asked(tmp_path, server, act):
+    with Viewers([Visdom("auto", "http://127.0.0.1", server.port)]) as viewers:
+        viewers.start(FakeRun(tmp_path, "watched").info)
+        wait_until(lambda: "watched" in server.ask("env_state") and server.shows("watched", "about"))
+        assert not server.shows("watched", "controls")
+        buttons = [{"type": "button", "name": name, "value": name} for name in "abc"]  # made by somebody else
+        server.ask(
+            "events",
+            win="controls",
+            eid="watched",
+            data=[{"type": "properties", "content": buttons}],
+            opts={},
+        )
+        for button in range(3):
+            click = {
+                "event_type": "PropertyUpdate",
+                "target": "controls",
+                "eid": "watched",
+                "value": "clicked",
+            }
+            act(cmd="forward_to_vis", data={**click, "propertyId": button})
+        viewers.record(train_record(1))
+        wait_until(lambda: server.shows("watched", "losses_adversarial"))
+        assert viewers.commands() == set()
 
 
 def test_a_pane_that_somebody_closes_comes_back_whole(tmp_path, server, act, monkeypatch):

@@ -51,7 +51,8 @@ class Visdom(Viewer):
     mode: auto uses a server that answers, now or later; on starts one on this machine if none does, and stops it at
     the end unless `keep`; offline sends nothing (`python -m gan.viewers RUN` plays the run's files later); off is
     silent. The password may come from the environment variable VISDOM_PASSWORD instead, the name from
-    VISDOM_USERNAME. A user name without a password is one warning, and no login is sent.
+    VISDOM_USERNAME. A user name without a password is one warning, and no login is sent. controls: buttons that steer
+    the training also on a server that this run has not started, where others may click them.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Visdom(Viewer):
         username: str = "",
         password: str = "",
         keep: bool = False,
+        controls: bool = False,
     ) -> None:
-        self._mode, self._env, self._keep = mode, env, keep
+        self._mode, self._env, self._keep, self._controls = mode, env, keep, controls
         self._address = Address(server, port, base_url)
         self._login = login_of(username, password)
         self._thread: threading.Thread | None = None
@@ -241,7 +243,7 @@ class Visdom(Viewer):
             self._start_over()
 
     def _push(self, client: "VisdomClient", save: bool) -> None:
-        send_news(client, self._run, self._board, with_controls=client.connections > 0)
+        send_news(client, self._run, self._board, with_controls=client.connections > 0 and self._is_steered)
         if save or self._board.epoch > self._saved_epoch:
             client.save([self._env])
             self._saved_epoch = self._board.epoch
@@ -249,10 +251,15 @@ class Visdom(Viewer):
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         """Take what was clicked. Called in the package's thread."""
-        if command := command_of(event, self._env):
+        if self._is_steered and (command := command_of(event, self._env)):
             self._commands.append(command)
         elif event.get("event_type") == "close" and event.get("eid") == self._env:
             self._closed_panes.append(str(event.get("target")))
+
+    @property
+    def _is_steered(self) -> bool:
+        """Whether clicks are obeyed: those on our own server, which only this machine reaches, or as asked for."""
+        return self._controls or (self._server is not None and self._server.is_running)
 
     def _lost(self, reason: Unreachable) -> None:
         """Note the outage, report it once, and try again later: after 1, 2, 4, ... 60 seconds."""

@@ -19,6 +19,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 CONNECT_TIMEOUT = 3.0
@@ -34,6 +35,7 @@ START_LIMIT = 3
 START_SECONDS = 45.0
 """How long a server that was started may take until it answers (its own download of scripts included)."""
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 STOP_SECONDS = 2.0
 PORTS_TRIED = 20
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +67,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        return self.host in ("localhost", "127.0.0.1", "::1")
+        return self.host in LOOPBACK_NAMES
 
     @property
     def origin(self) -> str:
@@ -309,14 +311,33 @@ def main(arguments: list[str]) -> None:
             print(f"the download of the page's scripts took more than {DOWNLOAD_SECONDS} s", flush=True)
     for unused in ("torch", "openTSNE"):  # Visdom's client alone uses them: seconds and 500 MB
         sys.modules[unused] = None  # type: ignore[assignment]
+    import tornado.web
     import visdom.server.app
     from visdom.server.run_server import main as serve
 
+    tornado.web.RequestHandler.prepare = refuse_foreign  # type: ignore[assignment, method-assign]
     visdom.server.app.tornado_settings["autoreload"] = False  # else it starts anew when a source file changes
     if hasattr(visdom.server.app, "DEFAULT_MAX_IMAGE_HISTORY"):  # Visdom 0.3 keeps 4 unless told
         visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
     sys.argv = ["visdom", *arguments]
     serve()
+
+
+def refuse_foreign(handler: Any) -> None:
+    """Answer 403 to a page of another origin, which could stop the training and run scripts in Visdom's page.
+
+    handler: tornado's, of a page, a request or a socket. The name in Host must be this machine's (a page elsewhere may
+    have a name that leads here), the port may be a tunnel's. An Origin must equal Host; programs send none.
+    """
+    import tornado.web
+
+    host, origin = handler.request.host, handler.request.headers.get("Origin")
+    try:
+        is_ours = urlsplit(f"//{host}").hostname in LOOPBACK_NAMES
+    except ValueError:
+        is_ours = False
+    if not is_ours or (origin is not None and urlsplit(origin).netloc != host):
+        raise tornado.web.HTTPError(403)
 
 
 def _end_with_starter() -> None:
