@@ -45,6 +45,11 @@ ValueRange = tuple[float, float]
 WantedRange = ValueRange | Literal["auto"] | None
 """auto: the least and largest value of the training pictures; None: what the number format can hold."""
 
+Part = Literal["whole", "left", "right"]
+"""Of a side-by-side picture."""
+
+HALVES: tuple[Part, Part] = ("left", "right")
+
 
 @dataclass(frozen=True)
 class ImageInfo:
@@ -99,14 +104,14 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
     return picture
 
 
-def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
+def inspect_image(path: Path, wanted: WantedRange = None, part: Part = "whole") -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
     value_range = None if wanted == "auto" else wanted
     with naming_problems(path):
-        content = _read(path)
+        content = _part(_read(path), part)
         pixels, full = content.pixels, content.full
         if wanted == "auto" and isinstance(pixels, np.ndarray):
             lowest, highest = _extremes(_visible(pixels), path)
@@ -204,6 +209,17 @@ def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> 
             part[..., -1] = pixels[strip, :, -1] * (255.0 / full)
         scaled[strip] = np.rint(part.clip(0, 255))
     return Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
+
+
+def _part(content: _Content, part: Part) -> _Content:
+    if part == "whole":
+        return content
+    pixels = content.pixels
+    width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
+    left, right = (width // 2, width) if part == "right" else (0, max(width // 2, 1))
+    if isinstance(pixels, Image.Image):
+        return content._replace(pixels=pixels.crop((left, 0, right, height)))
+    return content._replace(pixels=pixels[:, left:right])
 
 
 def _visible(pixels: np.ndarray) -> np.ndarray:

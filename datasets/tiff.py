@@ -48,8 +48,9 @@ class TiffContent(NamedTuple):
 def read_tiff(path: Path, pixel_limit: int, side_limit: int) -> TiffContent | None:
     """The values of a file's first page, or None for a kind of TIFF that Pillow reads.
 
-    pixel_limit: bounds height times width, and what is decoded at a time; side_limit: height and width. Raises UserError for a file that is too
-    large or of a kind that is not read; whatever else tifffile raises stands for a damaged file.
+    pixel_limit: bounds height times width, and what is decoded at a time; side_limit: height and width.
+    Raises UserError for a file that is too large or of a kind that is not read; whatever else tifffile raises stands
+    for a damaged file.
     """
     from tifffile import TiffFile  # a fifth of a second, only for those who have TIFFs
 

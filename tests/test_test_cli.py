@@ -302,6 +302,22 @@ def test_data_that_has_gone_or_moved(tmp_path: Path) -> None:
     assert len(list((tmp_path / "results" / "r" / "test_last_AtoB" / "images").iterdir())) == 4
 
 
+def test_a_plain_folder_is_read_with_the_value_range_of_its_domain(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (16, 16), (50, 50, 50)).save(tmp_path / "plain" / "x.png")
+    ranges = ("--value_range_A", "0,100", "--value_range_B", "0,200")
+    untrained_run(tmp_path / "runs", "--dataroot", write_unaligned(tmp_path / "data"), *ranges)
+    for direction, domain, expected in (("AtoB", "A", 128), ("BtoA", "B", 64)):
+        outcome = split(
+            tmp_path / "runs", tmp_path, "--dataroot", tmp_path / "plain", "--direction", direction
+        )
+        assert outcome.code == 0, outcome.err
+        with Image.open(
+            tmp_path / "r" / f"test_last_{direction}" / "images" / f"x_real_{domain}.png"
+        ) as seen:
+            assert seen.getpixel((0, 0)) == (expected,) * 3
+
+
 # --- runs and checkpoints
 
 

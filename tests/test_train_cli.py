@@ -326,6 +326,15 @@ def test_a_new_yardstick_makes_the_best_start_anew(runs: Path, flags: list[str])
     assert outcome.code == 0 and "starts anew" in outcome.err
 
 
+def test_moved_data_keep_the_best(runs: Path, tmp_path: Path) -> None:
+    known = last_state(runs / "r")
+    moved = tmp_path / "moved"
+    moved.symlink_to(yaml.safe_load((runs / "r" / "options.yaml").read_text())["dataroot"])
+    outcome = go_on(runs, "--n_epochs", 3, "--dataroot", moved, "--override")
+    assert outcome.code == 0 and "starts anew" not in outcome.err
+    assert known["position"]["best"] is not None
+
+
 def test_renamed_runs_go_on(runs: Path) -> None:
     (runs / "r").rename(runs / "renamed")
     outcome = train("--name", "renamed", "--checkpoints_dir", runs, "--continue_train", "--n_epochs", 3)
