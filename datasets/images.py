@@ -208,7 +208,7 @@ def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> 
         if colours is not pixels:
             part[..., -1] = pixels[strip, :, -1] * (255.0 / full)
         scaled[strip] = np.rint(part.clip(0, 255))
-    return Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
+    return Image.fromarray(scaled[..., 0] if pixels.shape[2] == 1 else scaled)
 
 
 def _part(content: _Content, part: Part) -> _Content:

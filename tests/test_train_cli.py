@@ -335,6 +335,16 @@ def test_moved_data_keep_the_best(runs: Path, tmp_path: Path) -> None:
     assert known["position"]["best"] is not None
 
 
+def test_the_same_command_goes_on_with_the_range_that_auto_has_found(aligned: Path, tmp_path: Path) -> None:
+    flags = ("--value_range_A", "auto", "--n_epochs", 1)
+    assert pix2pix(aligned, tmp_path, *flags).code == 0
+    options = tmp_path / "r" / "options.yaml"
+    found = yaml.safe_load(options.read_text())["value_range_A"]
+    outcome = go_on(tmp_path, *flags[:2], "--n_epochs", 2)
+    assert outcome.code == 0, outcome.err
+    assert "," in found and yaml.safe_load(options.read_text())["value_range_A"] == found
+
+
 def test_renamed_runs_go_on(runs: Path) -> None:
     (runs / "r").rename(runs / "renamed")
     outcome = train("--name", "renamed", "--checkpoints_dir", runs, "--continue_train", "--n_epochs", 3)
