@@ -17,7 +17,7 @@ from PIL import Image
 from datasets import check
 from datasets.check import changes, scan
 from datasets.errors import UserError
-from datasets.images import WantedRange, load_image
+from datasets.images import Part, WantedRange, load_image
 from datasets.layouts import find_sources
 
 
@@ -261,9 +261,9 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
     reads = []
     original = check._read
 
-    def counted(path: Path, wanted: WantedRange) -> check.FileRecord:
+    def counted(path: Path, wanted: WantedRange, part: Part) -> check.FileRecord:
         reads.append(path)
-        return original(path, wanted)
+        return original(path, wanted, part)
 
     monkeypatch.setattr(check, "_read", counted)
     look(unaligned)
@@ -276,7 +276,7 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
 
 
 def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any) -> None:
-    def interrupt(path: Path, wanted: WantedRange) -> check.FileRecord:
+    def interrupt(path: Path, wanted: WantedRange, part: Part) -> check.FileRecord:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(check, "_read", interrupt)

@@ -149,6 +149,20 @@ def test_a_scale_that_cannot_be(shrunk: Path, flags: list[str]) -> None:
     assert not (shrunk / "out").exists()
 
 
+def test_a_scale_for_which_there_is_no_memory_names_the_flag(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    picture(20, 16, 1).save(tmp_path / "in" / "x.png")
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", no_memory)
+    outcome = run_on(runs, tmp_path / "in", tmp_path / "out", "--scale", 100)
+    assert outcome.code == 1 and "out of memory at 2000x1600 pixels (give a smaller --scale" in outcome.error
+
+
 def test_batches_write_the_pictures_of_one_by_one(runs: Path, folder: Path, tmp_path: Path) -> None:
     assert run_on(runs, folder, tmp_path / "one").code == 0
     assert run_on(runs, folder, tmp_path / "three", "--batch_size", 3).code == 0
