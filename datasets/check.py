@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from datasets.errors import UserError, file_error
 from datasets.files import ahead, cores
-from datasets.images import ImageInfo, ValueRange, WantedRange, inspect_image
+from datasets.images import HALVES, ImageInfo, Part, ValueRange, WantedRange, inspect_image
 from datasets.layouts import Sources, left_out, name_below
 from datasets.transforms import Augmentation, Preprocess, Size, half_size
 
@@ -126,10 +126,16 @@ def scan(
     wanted = dict(zip("AB", sources.ranges, strict=True))
     sides = {"B" if sources.is_swapped else "A": sources.a, "A" if sources.is_swapped else "B": sources.b}
     ranges = {path: wanted[domain] for domain, files in sides.items() for path in files}
-    if sources.layout == "aligned":  # one file holds both
-        ranges = dict.fromkeys(ranges, "auto" if "auto" in wanted.values() else wanted["A"])
+    has_two_ranges = sources.layout == "aligned" and any(wanted.values())
+    if has_two_ranges:  # one file holds both; the values of each half are looked at below
+        ranges = dict.fromkeys(ranges, "auto")
     records = survey(sorted(ranges), ranges)
+    by_domain = dict.fromkeys("AB", records)
     errors: dict[Path, UserError] = {}
+    if has_two_ranges:
+        for domain, part in zip("AB", HALVES, strict=True):
+            by_domain[domain] = survey(sorted(ranges), dict.fromkeys(ranges, wanted[domain]), part)
+            errors |= {path: record.error for path, record in by_domain[domain].items() if record.error}
     for path, record in records.items():
         try:
             _refuse_unusable(path, record, sources, augmentation)
@@ -152,7 +158,11 @@ def scan(
     found = {path: info for path, record in records.items() if path in used and (info := record.info)}
     infos = list(found.values())
     values = {
-        domain: _value_use([(path, found[path]) for path in files if path in found], wanted[domain], sources)
+        domain: _value_use(
+            [(path, info) for path in files if path in found and (info := by_domain[domain][path].info)],
+            wanted[domain],
+            sources,
+        )
         for domain, files in sorted(sides.items())
         if files
     }
@@ -221,31 +231,33 @@ def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:
     return info.highest - info.lowest < _FLAT * (high - low)
 
 
-def survey(files: Sequence[Path], ranges: Mapping[Path, WantedRange]) -> dict[Path, FileRecord]:
+def survey(
+    files: Sequence[Path], ranges: Mapping[Path, WantedRange], part: Part = "whole"
+) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
-    records = ahead(lambda path: _remembered(path, ranges[path]), files, depth=64, threads=cores())
+    records = ahead(lambda path: _remembered(path, ranges[path], part), files, depth=64, threads=cores())
     bar = tqdm(records, total=len(files), unit="file", desc="scan", leave=False, disable=None)
     return dict(zip(files, bar, strict=True))
 
 
-_memory: dict[tuple[Path, int, int, WantedRange], FileRecord] = {}
+_memory: dict[tuple[Path, int, int, WantedRange, Part], FileRecord] = {}
 
 
-def _remembered(path: Path, wanted: WantedRange) -> FileRecord:
+def _remembered(path: Path, wanted: WantedRange, part: Part) -> FileRecord:
     try:
         state = path.stat()
     except OSError:
-        return _read(path, wanted)
-    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted)
+        return _read(path, wanted, part)
+    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted, part)
     if key not in _memory:
-        _memory[key] = _read(path, wanted)
+        _memory[key] = _read(path, wanted, part)
     return _memory[key]
 
 
-def _read(path: Path, wanted: WantedRange) -> FileRecord:
+def _read(path: Path, wanted: WantedRange, part: Part) -> FileRecord:
     info, error = None, None
     try:
-        info = inspect_image(path, wanted)
+        info = inspect_image(path, wanted, part)
     except UserError as unusable:
         error = unusable
     size = crc = 0

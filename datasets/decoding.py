@@ -110,6 +110,8 @@ def foreign_content(head: bytes, wanted: str) -> str:
     """
     if not head:
         return "is empty (zero bytes)"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):  # Pillow knows AVIF, so it is not one it could read
+        return "is an AVIF file, truncated or damaged"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for sign, what in _TEXT_SIGNS.items():
         if text.startswith(sign) or (sign == b"<svg" and sign in text):

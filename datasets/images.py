@@ -34,7 +34,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import IMAGE_EXTENSIONS, PIXEL_LIMIT, decoded, naming_problems
+from datasets.decoding import IMAGE_EXTENSIONS, PIXEL_LIMIT, SIDE_LIMIT, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
 from datasets.tiff import MAGIC, read_tiff
@@ -45,6 +45,11 @@ ValueRange = tuple[float, float]
 WantedRange = ValueRange | Literal["auto"] | None
 """auto: the least and largest value of the training pictures; None: what the number format can hold."""
 
+Part = Literal["whole", "left", "right"]
+"""Of a side-by-side picture."""
+
+HALVES: tuple[Part, Part] = ("left", "right")
+
 
 @dataclass(frozen=True)
 class ImageInfo:
@@ -54,7 +59,7 @@ class ImageInfo:
     mode: str  # Pillow's name of what is in the file
     conversion: str  # the rule of the table that applies, "" for plain grey and RGB
     frames: int
-    lowest: float  # of all colour values, in the file's own numbers; of the composited 8 bits where there is alpha
+    lowest: float  # of all colour values, in the file's own numbers; where there is alpha, as composited on 8 bits
     highest: float
     full: float  # white in these numbers
     clipped: int  # colour values outside the value range
@@ -99,20 +104,27 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
     return picture
 
 
-def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
+def inspect_image(path: Path, wanted: WantedRange = None, part: Part = "whole") -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
     value_range = None if wanted == "auto" else wanted
     with naming_problems(path):
-        content = _read(path)
+        content = _part(_read(path), part)
         pixels, full = content.pixels, content.full
-        if wanted != "auto" or isinstance(pixels, Image.Image) or pixels.shape[2] in (2, 4):
+        if wanted == "auto" and isinstance(pixels, np.ndarray):
+            lowest, highest = _extremes(_visible(pixels), path)
+        else:
             picture = _to_8_bit(content, value_range, path)
             if picture.mode in ("LA", "RGBA"):
-                pixels, full = _to_channels(picture, 3), 255.0
-        lowest, highest = _extremes(pixels, path)
+                lowest, highest = _extremes(_to_channels(picture, 3), path)
+                full = 255.0
+                if value_range:  # back to the file's own numbers
+                    low, high = value_range
+                    lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
+            else:
+                lowest, highest = _extremes(pixels, path)
         clipped = _count_outside(content.pixels, value_range) if value_range else 0
         size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
     return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
@@ -121,7 +133,7 @@ def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
 def _read(path: Path) -> _Content:
     with path.open("rb") as file:
         is_tiff = file.read(4) in MAGIC
-    if is_tiff and (found := read_tiff(path, PIXEL_LIMIT)):
+    if is_tiff and (found := read_tiff(path, PIXEL_LIMIT, SIDE_LIMIT)):
         names = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
         channels = found.values.shape[2]
         if found.is_palette:
@@ -196,7 +208,26 @@ def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> 
         if colours is not pixels:
             part[..., -1] = pixels[strip, :, -1] * (255.0 / full)
         scaled[strip] = np.rint(part.clip(0, 255))
-    return Image.fromarray(np.squeeze(scaled))
+    return Image.fromarray(scaled[..., 0] if pixels.shape[2] == 1 else scaled)
+
+
+def _part(content: _Content, part: Part) -> _Content:
+    if part == "whole":
+        return content
+    pixels = content.pixels
+    width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
+    left, right = (width // 2, width) if part == "right" else (0, max(width // 2, 1))
+    if isinstance(pixels, Image.Image):
+        return content._replace(pixels=pixels.crop((left, 0, right, height)))
+    return content._replace(pixels=pixels[:, left:right])
+
+
+def _visible(pixels: np.ndarray) -> np.ndarray:
+    """The colours (H, W, C) of a picture; where it has alpha those that are not quite transparent, (N, C)."""
+    if pixels.shape[2] in (1, 3):
+        return pixels
+    seen = pixels[..., -1] > 0
+    return pixels[seen, :-1] if seen.any() else pixels[..., :-1]
 
 
 def _extremes(pixels: Image.Image | np.ndarray, path: Path) -> ValueRange:

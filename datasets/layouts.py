@@ -93,7 +93,8 @@ def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int |
 def find_inputs(path: Path, output: Path) -> list[Path]:
     """The pictures to translate: the file itself, or those in the folder and in the folders below it, sorted.
 
-    Hidden folders, links to folders and `output` are left out. Raises UserError for no picture.
+    Hidden folders, links to folders, and `output` where it is below `path` are left out. Raises UserError for no
+    picture.
     """
     if not path.exists() and not path.is_symlink():
         raise UserError(path, "no such file or folder")
@@ -103,11 +104,13 @@ def find_inputs(path: Path, output: Path) -> list[Path]:
         path,
         *(below for below in sorted(path.rglob("*")) if below.is_dir() and not below.is_symlink()),
     ]
+    written, given = output.resolve(), path.resolve()
+    is_below = written != given and written.is_relative_to(given)
     seen = [
         folder
         for folder in folders
         if not any(part.startswith(".") for part in folder.relative_to(path).parts)
-        and (folder == path or not folder.resolve().is_relative_to(output.resolve()))
+        and not (is_below and folder.resolve().is_relative_to(written))
     ]
     return [picture for folder in seen for picture in find_images(folder)] or images_in(path)
 
@@ -152,11 +155,11 @@ def images_in(folder: Path) -> list[Path]:
 def left_out(folder: Path, but_folders: bool = False) -> str:
     """What a folder holds beside its pictures, in words; "" for nothing. Hidden files do not count.
 
-    but_folders: the folders in it are not left out.
+    but_folders: the folders in it are not left out, links to folders are.
     """
     others = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     others = [path for path in others if path.suffix.lower() not in IMAGE_EXTENSIONS]
-    folders = [path.name for path in others if path.is_dir() and not but_folders]
+    folders = [path.name for path in others if path.is_dir() and (path.is_symlink() or not but_folders)]
     files = [path for path in others if not path.is_dir()]
     parts = []
     if folders:

@@ -2,8 +2,8 @@
 
 tifffile reads the first page. Read are 1 to 64 bits a sample, integers and floating point, any byte order, planes
 together or apart, strips or tiles; grey (either polarity), RGB, palette and CMYK, with or without alpha; uncompressed,
-PackBits, LZW, Deflate, LZMA, Zstandard, WebP, JPEG, JPEG 2000, LERC. Pillow reads what needs libtiff: fax compression
-and YCbCr outside JPEG. The rest is refused by its name.
+PackBits, LZW, Deflate, LZMA, Zstandard, WebP, JPEG, JPEG 2000, LERC, fax. Pillow reads what needs libtiff: fax in two
+dimensions (Group 3), old JPEG and YCbCr outside JPEG. The rest is refused by its name.
 """
 
 import logging
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL.TiffImagePlugin import COMPRESSION_INFO
 
 from datasets.errors import UserError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
-_FAX, _JPEG, _OLD_JPEG = (2, 3, 4, 32771), 7, 6  # values of the tag Compression
+_FAX_3, _OLD_JPEG, _JPEG, _WORD_FAX = 3, 6, 7, 32771  # values of the tag Compression
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(
     7
 )  # of PhotometricInterpretation
@@ -44,22 +45,27 @@ class TiffContent(NamedTuple):
     pages: int
 
 
-def read_tiff(path: Path, pixel_limit: int) -> TiffContent | None:
+def read_tiff(path: Path, pixel_limit: int, side_limit: int) -> TiffContent | None:
     """The values of a file's first page, or None for a kind of TIFF that Pillow reads.
 
-    pixel_limit: bounds height times width, and what is decoded at a time. Raises UserError for a file that is too
-    large or of a kind that is not read; whatever else tifffile raises stands for a damaged file.
+    pixel_limit: bounds height times width, and what is decoded at a time; side_limit: height and width.
+    Raises UserError for a file that is too large or of a kind that is not read; whatever else tifffile raises stands
+    for a damaged file.
     """
     from tifffile import TiffFile  # a fifth of a second, only for those who have TIFFs
 
     with TiffFile(path, _multifile=False) as file:
         page: Any = file.pages.first
         compression = int(page.compression)
-        if compression in _FAX or compression == _OLD_JPEG:
+        is_two_dimensional = compression == _FAX_3 and page.tags.valueof("T4Options", 0) & 1
+        if is_two_dimensional or compression in (_WORD_FAX, _OLD_JPEG):
             return None
         if page.photometric == _YCBCR and compression != _JPEG:
+            if compression not in COMPRESSION_INFO:
+                reason = f"is a YCbCr TIFF with compression {compression}, not read"
+                raise UserError(path, reason, "save it as RGB")
             return None
-        kind = _refuse_what_is_not_read(page, path, pixel_limit)
+        kind = _refuse_what_is_not_read(page, path, pixel_limit, side_limit)
         values = _samples_last(page.asarray(maxworkers=1), page)
         full = float(2 ** (kind.bits - kind.is_signed) - 1) if kind.bits else 1.0
         if page.photometric == _PALETTE:
@@ -67,7 +73,7 @@ def read_tiff(path: Path, pixel_limit: int) -> TiffContent | None:
         elif page.photometric == _CMYK:
             values = _cmyk_to_rgb(values, full)
         elif page.photometric == _WHITE_IS_ZERO:
-            values[..., 0] = full - values[..., 0]
+            values[..., 0] = _inverted(values[..., 0], kind.bits - kind.is_signed)
         if page.extrasamples and page.photometric != _CMYK:
             _refuse_false_alpha(values, full, page, path)
         orientation = page.tags.valueof("Orientation", 1)
@@ -83,13 +89,16 @@ class _Numbers(NamedTuple):
     is_signed: bool
 
 
-def _refuse_what_is_not_read(page: "TiffPage", path: Path, pixel_limit: int) -> _Numbers:
+def _refuse_what_is_not_read(page: "TiffPage", path: Path, pixel_limit: int, side_limit: int) -> _Numbers:
     """The number format of a page that can be read. Raises UserError for another one."""
     from tifffile import TIFF
 
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     if height * width > pixel_limit or page.tilelength * page.tilewidth > 2 * pixel_limit:
         reason = f"claims {height * width / 1e6:.0f} megapixels, at most {pixel_limit // 1_000_000} are read"
+        raise UserError(path, reason, "scale it down")
+    if max(height, width) > side_limit:
+        reason = f"claims {width}x{height} pixels, at most {side_limit} a side are read"
         raise UserError(path, reason, "scale it down")
     if page.imagedepth > 1:
         raise UserError(
@@ -124,6 +133,13 @@ def _samples_last(values: np.ndarray, page: "TiffPage") -> np.ndarray:
     if page.axes == "YX":
         return values[:, :, None]
     return values.transpose(1, 2, 0) if page.axes == "SYX" else values
+
+
+def _inverted(grey: np.ndarray, bits: int) -> np.ndarray:
+    """White minus the value, in the values' own type: float64 holds neither 64-bit integers nor a large picture."""
+    if grey.dtype == bool:
+        return ~grey
+    return grey.dtype.type(2**bits - 1 if bits else 1) - grey
 
 
 def _count_pages(file: "TiffFile") -> int:

@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.decoding import FORMATS
-from datasets.errors import UserError, file_error, say
+from datasets.decoding import FORMATS, naming_problems
+from datasets.errors import UserError, say
 from datasets.files import sha256_of
-from datasets.images import WantedRange, find_images, load_image
+from datasets.images import Part, WantedRange, find_images, load_image
 from datasets.layouts import half
 from datasets.transforms import evaluation_resize
 
@@ -30,7 +29,6 @@ DECODING = 2  # raised when datasets.images turns a file into other pixels than 
 LEVELS = 32  # of each channel, in the baseline's table of colours
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
-Part = Literal["whole", "left", "right"]
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,10 @@ def folder_pictures(
     paths = find_images(folder)
     if not paths:
         raise UserError(folder, "no image in it", "name a folder with pictures directly in it")
-    roles = Counter(role_of(path)[1] for path in paths)
-    if len(roles) > 1 and any(count > 1 for role, count in roles.items() if role):
+    stems, found = zip(*map(role_of, paths), strict=True)
+    roles = Counter(found)
+    is_repeated = len(set(stems)) < len(stems) or any(count > 1 for role, count in roles.items() if role)
+    if len(roles) > 1 and is_repeated:
         taken = [role for role in wanted if role in roles]
         if len(taken) != 1:
             there = ", ".join(f"{count} {role or 'without a role'}" for role, count in sorted(roles.items()))
@@ -179,7 +179,7 @@ def require_one_size(pictures: Sequence[FilePicture]) -> tuple[int, int]:
 
 def all_stored_in_grey(pictures: Iterable[FilePicture]) -> bool:
     """True if every header says greyscale. Raises UserError naming a file that cannot be read."""
-    return all(_header(picture.path)[1] in ("1", "L", "LA", "I", "F", "I;16") for picture in pictures)
+    return all(_header(picture.path)[1].split(";")[0] in ("1", "L", "LA", "I", "F") for picture in pictures)
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
@@ -232,11 +232,9 @@ def set_hash(pictures: Iterable[Picture]) -> str:
 
 def content_of(path: Path) -> str:
     """SHA-256 of a file; remembered while the file keeps its size and time of change."""
-    try:
+    with naming_problems(path):  # a pipe would be waited for
         stat = path.stat()
         return _content_of(path, stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise file_error(error, path, "read") from error
 
 
 @lru_cache(maxsize=100_000)

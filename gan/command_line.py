@@ -71,6 +71,17 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
         flags = [*flags_of(stored | place, run.options), *flags]
         saved = stored_dict(from_dict(stored))
         given = _parse(flags)
+        if not given.run.override:  # "auto" was looked for when the run began
+            names = ("value_range_A", "value_range_B")
+            found = [name for name in names if saved[name] and getattr(given.data, name) == "auto"]
+            flags += [f"--{name}={saved[name]}" for name in found]
+            given = _parse(flags)
+        if (
+            saved["value_range"] == "auto" != given.data.value_range
+        ):  # what it has found would hide the new range
+            names = ("value_range_A", "value_range_B")
+            flags += [f"--{name}=" for name in names if getattr(given.data, name) == saved[name]]
+            given = _parse(flags)
         refuse_changes(run, changes_that_matter(saved, to_dict(given)), given.run.override, "options")
     elif given.run.name and not given.run.dry_run:
         refuse_existing(RunFolder.at(checkpoints_dir, given.run.name))

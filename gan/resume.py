@@ -13,9 +13,9 @@ from gan.state import Position, check_format, describe_difference, refuse_malfor
 from gan.step import Trainer
 
 YARDSTICK = frozenset(field.name for field in dataclasses.fields(DataGroup)) - {
-    "batch_size", "flip", "serial_batches", "num_threads"
+    "dataroot", "batch_size", "flip", "serial_batches", "num_threads"
 } | {"seed", "best_by", "input_nc", "output_nc"}  # fmt: skip
-"""Options that decide what the metric of the best checkpoint measures."""
+"""Options that decide what the metric of the best checkpoint measures. Files are compared, not where they are."""
 
 
 def resume(

@@ -159,7 +159,11 @@ def translate_pictures(
         own = image.size
         if scale != (1, 1):
             seen = [max(2, round(length * factor)) for length, factor in zip(own, scale, strict=True)]
-            image = image.resize((seen[0], seen[1]), Image.Resampling.BICUBIC)
+            try:
+                image = image.resize((seen[0], seen[1]), Image.Resampling.BICUBIC)
+            except MemoryError as error:
+                reason = f"out of memory at {seen[0]}x{seen[1]} pixels"
+                raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
         return image, picture[1], own
 
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:

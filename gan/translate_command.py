@@ -131,7 +131,10 @@ def translate_test_split(translator: Translator, options: TranslationOptions) ->
     sources = find_sources(
         Path(options.dataroot or data.dataroot), "test", data.dataset_mode, options.num_test
     )
-    sources = replace(sources, ranges=translator.value_ranges)
+    range_a, range_b = translator.value_ranges
+    if sources.layout == "folder":  # of the input's domain, whichever it is
+        range_a = range_b = range_b if translator.direction == "BtoA" else range_a
+    sources = replace(sources, ranges=(range_a, range_b))
     source, target = translator.direction.split("to")
     if translator.direction == "BtoA" and sources.layout != "folder":
         sources = sources.swapped()

@@ -17,7 +17,7 @@ from PIL import Image
 from datasets import check
 from datasets.check import changes, scan
 from datasets.errors import UserError
-from datasets.images import WantedRange, load_image
+from datasets.images import Part, WantedRange, load_image
 from datasets.layouts import find_sources
 
 
@@ -261,9 +261,9 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
     reads = []
     original = check._read
 
-    def counted(path: Path, wanted: WantedRange) -> check.FileRecord:
+    def counted(path: Path, wanted: WantedRange, part: Part) -> check.FileRecord:
         reads.append(path)
-        return original(path, wanted)
+        return original(path, wanted, part)
 
     monkeypatch.setattr(check, "_read", counted)
     look(unaligned)
@@ -276,7 +276,7 @@ def test_a_file_that_has_not_changed_is_read_once(unaligned: Path, monkeypatch: 
 
 
 def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any) -> None:
-    def interrupt(path: Path, wanted: WantedRange) -> check.FileRecord:
+    def interrupt(path: Path, wanted: WantedRange, part: Part) -> check.FileRecord:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(check, "_read", interrupt)
@@ -284,3 +284,20 @@ def test_ctrl_c_ends_the_scan_and_its_threads(unaligned: Path, monkeypatch: Any)
     with pytest.raises(KeyboardInterrupt):
         look(unaligned)
     assert set(threading.enumerate()) <= threads
+
+
+def test_the_halves_of_a_file_have_their_own_value_ranges(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    a = np.linspace(-100, 1000, 256).astype(np.int16).reshape(16, 16)
+    b = np.linspace(0, 30_000, 256).astype(np.int16).reshape(16, 16)
+    tifffile.imwrite(tmp_path / "train" / "x.tif", np.concatenate([a, b], 1))
+    sources, report = ranges(tmp_path, "auto")
+    assert sources.ranges == ((-100, 1000), None)
+    assert np.asarray(sources.load_a(0)).max() == 255
+    sources, report = ranges(tmp_path, (0.0, 1000.0), (0.0, 20_000.0))
+    for domain, half, limit in (("A", a, 1000), ("B", b, 20_000)):
+        outside = np.count_nonzero((half < 0) | (half > limit))
+        note = f"{domain}: {outside} values outside the value range 0,{limit} are clipped"
+        assert note in report.notes()
+    with pytest.raises(UserError, match="negative values"):
+        ranges(tmp_path, None, (0.0, 20_000.0))

@@ -1,5 +1,6 @@
 """One pass over the pictures: every one once, everything computed, nothing computed twice."""
 
+import os
 import sqlite3
 import weakref
 from collections.abc import Iterable
@@ -335,3 +336,16 @@ def test_real_network_rows_agree_with_pytorch_fid(tmp_path: Path, monkeypatch: p
         )  # fmt: skip
     ours = measurements.features("fid_clean", pictures).all()
     assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
+
+
+def test_a_results_page_of_one_picture_has_roles_too(results: Path) -> None:
+    for path in sorted(results.glob("00[12]_*")):
+        path.unlink()
+    row, _ = EvaluatedFolders(results, results).comparison(paired=False, first=None)
+    assert [picture.path.name for picture in row.fakes] == ["000_fake_B.png"]
+
+
+def test_a_pipe_among_the_pictures_is_not_waited_for(results: Path) -> None:
+    os.mkfifo(results / "x.png")
+    with pytest.raises(UserError, match="not a regular file"):
+        folder_pictures(results, 8, wanted=[""])

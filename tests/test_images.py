@@ -524,3 +524,9 @@ def test_profiles_and_comments_do_not_follow_into_written_files(tmp_path: Path) 
         save_png(load_image(path), tmp_path / "y.png")
         with Image.open(tmp_path / "y.png") as written:
             assert written.info == {}
+
+
+def test_a_cut_avif_is_not_called_a_video(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (32, 32), "red"), tmp_path / "x.avif")
+    path.write_bytes(path.read_bytes()[:60])
+    assert "is an AVIF file, truncated or damaged" in refusal(path)

@@ -209,3 +209,11 @@ def test_inputs_to_translate(tmp_path: Path) -> None:
         "no image"
         in refusal(lambda: find_inputs(tmp_path / "none", tmp_path / "out"), tmp_path / "none").reason
     )
+
+
+def test_inputs_below_the_output_folder_are_taken_and_links_to_folders_are_named(tmp_path: Path) -> None:
+    tree(tmp_path, "photos/a.png", "photos/sub/b.png", "elsewhere/c.png")
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    found = find_inputs(tmp_path / "photos", tmp_path)
+    assert [path.name for path in found] == ["a.png", "b.png"]
+    assert left_out(tmp_path / "photos", but_folders=True) == "1 folder (first: link)"

@@ -149,6 +149,20 @@ def test_a_scale_that_cannot_be(shrunk: Path, flags: list[str]) -> None:
     assert not (shrunk / "out").exists()
 
 
+def test_a_scale_for_which_there_is_no_memory_names_the_flag(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    picture(20, 16, 1).save(tmp_path / "in" / "x.png")
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", no_memory)
+    outcome = run_on(runs, tmp_path / "in", tmp_path / "out", "--scale", 100)
+    assert outcome.code == 1 and "out of memory at 2000x1600 pixels (give a smaller --scale" in outcome.error
+
+
 def test_batches_write_the_pictures_of_one_by_one(runs: Path, folder: Path, tmp_path: Path) -> None:
     assert run_on(runs, folder, tmp_path / "one").code == 0
     assert run_on(runs, folder, tmp_path / "three", "--batch_size", 3).code == 0
@@ -300,6 +314,22 @@ def test_data_that_has_gone_or_moved(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
     assert split(tmp_path / "runs", tmp_path / "results", "--dataroot", moved, "--num_test", 2).code == 0
     assert len(list((tmp_path / "results" / "r" / "test_last_AtoB" / "images").iterdir())) == 4
+
+
+def test_a_plain_folder_is_read_with_the_value_range_of_its_domain(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (16, 16), (50, 50, 50)).save(tmp_path / "plain" / "x.png")
+    ranges = ("--value_range_A", "0,100", "--value_range_B", "0,200")
+    untrained_run(tmp_path / "runs", "--dataroot", write_unaligned(tmp_path / "data"), *ranges)
+    for direction, domain, expected in (("AtoB", "A", 128), ("BtoA", "B", 64)):
+        outcome = split(
+            tmp_path / "runs", tmp_path, "--dataroot", tmp_path / "plain", "--direction", direction
+        )
+        assert outcome.code == 0, outcome.err
+        with Image.open(
+            tmp_path / "r" / f"test_last_{direction}" / "images" / f"x_real_{domain}.png"
+        ) as seen:
+            assert seen.getpixel((0, 0)) == (expected,) * 3
 
 
 # --- runs and checkpoints

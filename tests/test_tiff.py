@@ -1,5 +1,6 @@
 """TIFF in every number format that people meet, against rasterio's raw values (GDAL) and the rule in float64."""
 
+import contextlib
 import itertools
 import logging
 import subprocess
@@ -320,3 +321,68 @@ def test_the_library_writes_nothing_to_the_terminal(
     logging.getLogger("tifffile").warning("nothing of this kind")
     load_image(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_fax_writes_nothing_to_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.tif"
+    Image.fromarray(np.random.default_rng(0).random((64, 64)) < 0.5).save(path, compression="group4")
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        start, length = file.pages.first.dataoffsets[0], file.pages.first.databytecounts[0]
+    data[start + 20 : start + length] = bytes(length - 20)
+    path.write_bytes(data)
+    with contextlib.suppress(UserError):
+        load_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["uint64", "int64"])
+def test_white_is_zero_in_64_bits(tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
+    white = np.iinfo(name).max
+    grey = np.array([[0, white // 2, white]] * 3, name)
+    tifffile.imwrite(tmp_path / "x.tif", grey, photometric="miniswhite")
+    assert np.asarray(load_image(tmp_path / "x.tif", 1))[0].tolist() == [255, 128, 0]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (5, 1, 3), (1, 5), (1, 1)])
+def test_one_row_or_column_keeps_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = (np.arange(np.prod(shape)).reshape(shape) * 4000).astype(np.uint16)
+    photometric = "rgb" if len(shape) == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric=photometric, metadata=None)
+    picture = load_image(tmp_path / "x.tif", 3 if len(shape) == 3 else 1)
+    assert np.array_equal(np.asarray(picture), np.rint(array / 65535 * 255))
+
+
+def test_the_sides_of_a_tiff_are_limited(tmp_path: Path) -> None:
+    array = np.zeros((65_536, 2), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="minisblack", compression="zlib")
+    with pytest.raises(UserError, match="2x65536 pixels, at most 65535 a side"):
+        load_image(tmp_path / "x.tif")
+
+
+def test_ycbcr_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    array = np.zeros((16, 16, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="ycbcr", compression=33003)
+    with pytest.raises(UserError, match="is a YCbCr TIFF with compression 33003, not read"):
+        load_image(tmp_path / "x.tif")
+
+
+def test_an_automatic_range_beside_transparency_is_in_the_files_numbers(tmp_path: Path) -> None:
+    grey = np.linspace(100, 3000, 64).astype(np.uint16).reshape(8, 8)
+    alpha = np.full((8, 8), 65535, np.uint16)
+    alpha[0, 0] = grey[0, 0] = 0  # what is transparent does not count
+    array = np.stack([grey, alpha], 2)
+    tifffile.imwrite(
+        tmp_path / "x.tif",
+        array,
+        photometric="minisblack",
+        extrasamples=["unassalpha"],
+        planarconfig="contig",
+    )
+    info = inspect_image(tmp_path / "x.tif", "auto")
+    assert (info.lowest, info.highest, info.full) == (grey[0, 1], 3000, 65535)
+    known = inspect_image(tmp_path / "x.tif", (0, 60_000))
+    assert known.highest - known.lowest > 50_000  # with the white below what is transparent

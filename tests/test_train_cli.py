@@ -27,6 +27,8 @@ import train as program
 from datasets.errors import UserError
 from gan import loop, setup
 from gan.checkpoint import load_checkpoint
+from gan.command_line import parse_train
+from gan.options import value_range
 from gan.pix2pix import Pix2Pix
 from gan.run import RunFolder
 from gan.viewers import Record, RunInfo, Viewer
@@ -324,6 +326,34 @@ def test_other_data_on_resume_is_named_and_refused(aligned: Path, tmp_path: Path
 def test_a_new_yardstick_makes_the_best_start_anew(runs: Path, flags: list[str]) -> None:
     outcome = go_on(runs, "--n_epochs", 3, "--override", *flags)
     assert outcome.code == 0 and "starts anew" in outcome.err
+
+
+def test_moved_data_keep_the_best(runs: Path, tmp_path: Path) -> None:
+    known = last_state(runs / "r")
+    moved = tmp_path / "moved"
+    moved.symlink_to(yaml.safe_load((runs / "r" / "options.yaml").read_text())["dataroot"])
+    outcome = go_on(runs, "--n_epochs", 3, "--dataroot", moved, "--override")
+    assert outcome.code == 0 and "starts anew" not in outcome.err
+    assert known["position"]["best"] is not None
+
+
+def test_the_same_command_goes_on_with_the_range_that_auto_has_found(aligned: Path, tmp_path: Path) -> None:
+    flags = ("--value_range_A", "auto", "--n_epochs", 1)
+    assert pix2pix(aligned, tmp_path, *flags).code == 0
+    options = tmp_path / "r" / "options.yaml"
+    found = yaml.safe_load(options.read_text())["value_range_A"]
+    outcome = go_on(tmp_path, *flags[:2], "--n_epochs", 2)
+    assert outcome.code == 0, outcome.err
+    assert "," in found and yaml.safe_load(options.read_text())["value_range_A"] == found
+
+
+def test_a_new_range_replaces_what_auto_has_found(runs: Path) -> None:
+    path = runs / "r" / "options.yaml"
+    found = {"value_range": "auto", "value_range_A": "0,2999", "value_range_B": "0,70"}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | found))
+    flags = ["--name", "r", "--checkpoints_dir", str(runs), "--continue_train", "--override"]
+    options, _ = parse_train([*flags, "--value_range", "0,100", "--value_range_B", "0,50"])
+    assert (value_range(options, "A"), value_range(options, "B")) == ((0, 100), (0, 50))
 
 
 def test_renamed_runs_go_on(runs: Path) -> None:
