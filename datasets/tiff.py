@@ -120,6 +120,9 @@ def _refuse_what_is_not_read(page: "TiffPage", path: Path, pixel_limit: int, sid
         raise UserError(
             path, f"is a TIFF with compression {int(page.compression)}, not read", "save it without"
         )
+    if (size := height * width * samples * page.dtype.itemsize) > 8 * pixel_limit:
+        reason = f"claims {size // 1_000_000} MB of values, at most {8 * pixel_limit // 1_000_000} are read"
+        raise UserError(path, reason, "scale it down")
     if 0 in page.databytecounts:
         raise UserError(path, "lacks some of its strips or tiles", "replace or remove it")
     if page.dtype.kind == "f":

@@ -386,3 +386,11 @@ def test_an_automatic_range_beside_transparency_is_in_the_files_numbers(tmp_path
     assert (info.lowest, info.highest, info.full) == (grey[0, 1], 3000, 65535)
     known = inspect_image(tmp_path / "x.tif", (0, 60_000))
     assert known.highest - known.lowest > 50_000  # with the white below what is transparent
+
+
+def test_many_bytes_a_pixel_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    wide = np.broadcast_to(np.zeros((1, 1, 1)), (5000, 5000, 3))  # 25 megapixels of 24 bytes
+    tifffile.imwrite(path, wide, photometric="rgb", compression="zlib", metadata=None, tile=(256, 256))
+    with pytest.raises(UserError, match="claims 600 MB of values, at most 512"):
+        load_image(path)
