@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 _FAX_3, _OLD_JPEG, _JPEG, _WORD_FAX = 3, 6, 7, 32771  # values of the tag Compression
+_FAX = (2, _FAX_3, 4)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(
     7
 )  # of PhotometricInterpretation
@@ -52,13 +53,16 @@ def read_tiff(path: Path, pixel_limit: int, side_limit: int) -> TiffContent | No
     Raises UserError for a file that is too large or of a kind that is not read; whatever else tifffile raises stands
     for a damaged file.
     """
-    from tifffile import TiffFile  # a fifth of a second, only for those who have TIFFs
+    from tifffile import TIFF, TiffFile  # a fifth of a second, only for those who have TIFFs
 
     with TiffFile(path, _multifile=False) as file:
         page: Any = file.pages.first
         compression = int(page.compression)
         is_two_dimensional = compression == _FAX_3 and page.tags.valueof("T4Options", 0) & 1
-        if is_two_dimensional or compression in (_WORD_FAX, _OLD_JPEG):
+        is_left_to_pillow = (
+            compression in _FAX and compression not in TIFF.DECOMPRESSORS
+        )  # before tifffile 2026.3
+        if is_two_dimensional or is_left_to_pillow or compression in (_WORD_FAX, _OLD_JPEG):
             return None
         if page.photometric == _YCBCR and compression != _JPEG:
             if compression not in COMPRESSION_INFO:
