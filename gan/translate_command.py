@@ -66,26 +66,22 @@ def _factor(text: str) -> float:
 
 def chosen_scale(translator: Translator, options: TranslationOptions) -> tuple[tuple[float, float], str]:
     """The factors across and down for the network's input, and a line that says what is done."""
+    unchanged = (1.0, 1.0)
     if options.size:
-        return (1.0, 1.0), f"translated at {options.size} x {options.size} pixels"
+        return unchanged, f"translated at {options.size} x {options.size} pixels"
+    own = "translated at the pictures' own size"
     if options.scale == "native":
-        return (1.0, 1.0), "translated at the pictures' own size"
+        return unchanged, own
     if options.scale not in (None, "trained"):
         factor = _factor(options.scale)
         return (factor, factor), f"translated at {factor:g} times the pictures' size, then resized back"
-    across, down = translator.trained_scale
     if translator.median_size is None:
-        return (
-            1.0,
-            1.0,
-        ), "translated at the pictures' own size: this run does not know the size of its training pictures"
-    if all(1 / 1.25 <= factor <= 1.25 for factor in (across, down)):
-        return (1.0, 1.0), "translated at the pictures' own size, which is near the size in training"
+        return unchanged, f"{own}: this run does not know the size of its training pictures"
+    across, down = scale = translator.trained_scale
+    if all(1 / 1.25 <= factor <= 1.25 for factor in scale):
+        return unchanged, f"{own}, which is near the size in training"
     factors = f"{across:.3g} x {down:.3g}"
-    return (
-        across,
-        down,
-    ), f"translated at the scale of training, {factors}, then resized back (--scale native: not)"
+    return scale, f"translated at the scale of training, {factors}, then resized back (--scale native: not)"
 
 
 def translate_folder(translator: Translator, options: TranslationOptions) -> None:

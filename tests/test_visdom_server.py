@@ -36,6 +36,12 @@ def act(server) -> Callable[..., None]:
     return go
 
 
+def click(env: str, button: int) -> dict[str, object]:
+    """The event of a press on a button of the controls pane."""
+    pane = {"event_type": "PropertyUpdate", "target": "controls", "eid": env, "value": "clicked"}
+    return {**pane, "propertyId": button}
+
+
 def watching(server: RealServer, env: str = "") -> Viewers:
     return Viewers([Visdom("auto", "http://127.0.0.1", server.port, env=env, controls=True)])
 
@@ -101,13 +107,7 @@ def test_clicks_in_the_controls_pane_reach_the_loop(tmp_path, server, act):
             return command in asked
 
         for button, command in enumerate((SAVE, SAMPLE, STOP)):
-            event = {
-                "event_type": "PropertyUpdate",
-                "target": "controls",
-                "eid": "clicked",
-                "value": "clicked",
-            }
-            act(cmd="forward_to_vis", data={**event, "propertyId": button})
+            act(cmd="forward_to_vis", data=click("clicked", button))
             wait_until(lambda command=command: heard(command))
             assert asked == {command}
             asked.clear()
@@ -128,13 +128,7 @@ def test_a_server_that_was_there_before_steers_only_where_asked(tmp_path, server
             opts={},
         )
         for button in range(3):
-            click = {
-                "event_type": "PropertyUpdate",
-                "target": "controls",
-                "eid": "watched",
-                "value": "clicked",
-            }
-            act(cmd="forward_to_vis", data={**click, "propertyId": button})
+            act(cmd="forward_to_vis", data=click("watched", button))
         viewers.record(train_record(1))
         wait_until(lambda: server.shows("watched", "losses_adversarial"))
         assert viewers.commands() == set()
