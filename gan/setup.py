@@ -56,6 +56,7 @@ def generators(options: TrainOptions) -> dict[str, nn.Module]:
             norm=model.norm,
             base_norm=model.base_norm,
             dropout=model.dropout,
+            upsample=model.upsample,
             nc_backend=model.nc_backend,
         )
 

@@ -33,7 +33,8 @@ DISCRIMINATORS: dict[DiscriminatorName, Callable[..., Discriminator]] = {
 def build_generator(name: GeneratorName, **named: Any) -> Generator:
     """A generator with PyTorch's own initial weights; see `initialize`.
 
-    Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout, nc_backend. Raises ValueError for an
+    Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout, upsample,
+    nc_backend. Raises ValueError for an
     unknown name and for a norm that does not go with its base norm.
 
     >>> build_generator("resnet_6blocks", ngf=8, norm="nc_ms").size_multiple
