@@ -46,14 +46,14 @@ class Material(NamedTuple):
 
 
 MATERIALS = {  # from the ground up: what comes later is drawn on top
-    "yard": Material((140, 146, 78), 28, 36, map=(240, 235, 224), snow=94),
+    "yard": Material((140, 146, 78), 28, 36, map=(240, 235, 224), snow=100),
     "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226), snow=70),
-    "lawn": Material((112, 146, 62), 26, 24, map=(188, 226, 160), snow=94),
-    "stripe": Material((126, 158, 72), 26, 24, snow=94),
-    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134), snow=70),
+    "lawn": Material((112, 146, 62), 26, 24, map=(188, 226, 160), snow=100),
+    "stripe": Material((126, 158, 72), 26, 24, snow=100),
+    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134)),
     "parking": Material((78, 78, 82), 32, 12, map=(204, 204, 222)),
     "line": Material((214, 208, 190), 16, 0),
-    "bank": Material((112, 138, 64), 26, 30, map=(188, 226, 160), snow=94),
+    "bank": Material((112, 138, 64), 26, 30, map=(188, 226, 160), snow=100),
     "water": Material((48, 74, 72), 5, 12, map=(126, 190, 238)),
     "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=40),
     "street": Material((78, 78, 82), 32, 12, map=(255, 255, 255)),
@@ -62,14 +62,14 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "avenue": Material((78, 78, 82), 32, 12, map=(250, 196, 92)),
     "paint": Material((214, 208, 190), 16, 0),
     "car": Material((170, 172, 176), 10, 10, snow=20),
-    "crown": Material((48, 76, 42), 48, 20, snow=10),
-    "lit crown": Material((80, 114, 60), 40, 20, snow=25),
+    "crown": Material((48, 76, 42), 48, 20),
+    "lit crown": Material((80, 114, 60), 40, 20),
     "eave": Material((50, 46, 44), map=(158, 112, 90)),
-    "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134), snow=94),
+    "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134), snow=100),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
-# One red, and greys as asphalt is.
-ROOFS = ((164, 84, 62), (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82))
+# One brown, and greys as asphalt is.
+ROOFS = ((100, 82, 74), (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82))
 CARS = ((236, 236, 234), (40, 42, 46), (150, 36, 34), (52, 74, 120), (170, 172, 176))
 
 
