@@ -94,9 +94,10 @@ def labelled_grid(pictures: Mapping[str, list[Image.Image]]) -> Image.Image:
 
 def _font_for(captions: list[str], width: int) -> ImageFont.FreeTypeFont:
     """The largest font, from 7 pixels up to a sixteenth of the width, in which every caption fits."""
-    for size in range(max(11, width // 16), 6, -1):
+    size = max(11, width // 16)
+    while True:
         font = ImageFont.load_default(size)
         assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow >= 10.1 with FreeType, as every wheel has it
-        if all(font.getlength(caption) <= width for caption in captions):
-            break
-    return font
+        if size == 7 or all(font.getlength(caption) <= width for caption in captions):
+            return font
+        size -= 1
