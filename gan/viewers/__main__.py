@@ -6,12 +6,12 @@ With `--page` it writes the run's index.html anew instead, which needs no server
 import argparse
 from pathlib import Path
 
-from datasets.errors import RunError, UserError, run_command
+from datasets.errors import RunError, UserError, run_command, warn
 from gan.viewers import Record, RunInfo, shown_options, shown_records
 from gan.viewers.page import Page
 from gan.viewers.visdom import environment_name, login_of
 from gan.viewers.visdom_panes import Board
-from gan.viewers.visdom_server import Address, Unreachable, log_in
+from gan.viewers.visdom_server import BLANK, Address, Unreachable, is_blank, log_in
 
 
 def main() -> None:
@@ -47,6 +47,8 @@ def _play(arguments: argparse.Namespace, run: RunInfo, records: list[Record]) ->
         for send in Board(records).take_news(run, with_controls=False):
             send(client)
         client.save([env])
+        if is_blank(address):
+            warn(address.page(env), f"it stays blank: {BLANK}")
     except ImportError as error:
         raise RunError("visdom", "the package is not installed", "pip install visdom") from error
     except Unreachable as error:
