@@ -26,12 +26,16 @@ SAVE, SAMPLE, STOP = "save", "sample", "stop"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are text."""
+    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are text.
+
+    total_steps: of the whole training, 0 if that is not known.
+    """
 
     name: str
     folder: Path
     options: Mapping[str, Any]
     host: str = ""
+    total_steps: int = 0
 
 
 class Viewer:
