@@ -55,6 +55,7 @@ class Page(Viewer):
         self._clock = TimeLeft(run.total_steps)
         self._waiting = [_line(index, record) for index, record in enumerate(records)]
         self._write()
+        self._next_state = 0.0  # the first step is news
 
     def record(self, record: Record) -> None:
         self._waiting.append(_line(self._written + len(self._waiting), record))
@@ -69,7 +70,7 @@ class Page(Viewer):
 
     def close(self) -> None:
         total = self._run.total_steps
-        self._status = "ended" if self._at.get("step", total) >= total else "stopped"
+        self._status = "ended" if self._at.get("step", 0) >= total else "stopped"
         self._write()
 
     def _write(self) -> None:

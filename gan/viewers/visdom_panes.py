@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options
+from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options, sample_file
 
 if TYPE_CHECKING:  # it imports the visdom package
     from gan.viewers.visdom_client import VisdomClient
@@ -250,9 +250,9 @@ def caption_of(record: Record) -> str:
 
 def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Record) -> None:
     """Send the samples of one moment, to the slider or in place of the newest; nothing if their picture is gone."""
-    files = record["pictures"]
+    kind = GRID if GRID in record["pictures"] else next(iter(record["pictures"]))
     try:
-        with Image.open(run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))) as file:
+        with Image.open(sample_file(run.folder, record, kind)) as file:
             picture = file.convert("RGB")
     except OSError:
         return

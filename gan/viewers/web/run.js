@@ -30,7 +30,9 @@ class RunView {
     this.numbers = element("section", "tiles");
     const samples = this.section("Samples"), curves = this.section("Curves");
     this.samples = new Samples(samples, info.options, address);
-    this.hint = element("p", "hint", `The first values come at step ${info.options.print_freq ?? 1}.`);
+    const first = `The first values come at step ${info.options.print_freq}, or at the end of the first epoch.`;
+    this.hint = element("p", "hint", first);
+    this.hint.hidden = true;
     curves.append(this.hint);
     this.board = new Board(curves);
     this.events = this.section("Events");
