@@ -329,6 +329,39 @@ time.sleep(600)
 
 
 @needs_visdom
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to see descriptors")
+def test_a_worker_forked_at_the_worst_moment_holds_nothing_up(tmp_path, monkeypatch):
+    """Its copy of a pipe would keep Popen waiting until the worker ends, which may be an epoch later."""
+    workers, pipe = [], os.pipe
+
+    def pipe_and_fork() -> tuple[int, int]:
+        ends = pipe()
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            signal.pause()
+        return ends
+
+    monkeypatch.setattr(os, "pipe", pipe_and_fork)
+    server = LocalServer(tmp_path, Address(port=unused_port()), keep=False)
+    started: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(target=lambda: started.append(server._launch()), daemon=True)
+    try:
+        with (tmp_path / "held").open("w"):
+            thread.start()
+            thread.join(60)
+            assert workers and started, "the start waits for a worker"
+            held = {place.readlink() for place in Path(f"/proc/{started[0].pid}/fd").iterdir()}
+        assert tmp_path / "held" not in held, "a descriptor of the training went along"
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@needs_visdom
 def test_a_page_that_stays_blank_is_announced(tmp_path, watch, server, monkeypatch):
     """Also on a server that was there before: it is asked for its scripts."""
     monkeypatch.setattr(visdom, "is_blank", visdom_server.is_blank)
