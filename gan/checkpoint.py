@@ -15,8 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets.errors import UserError, error_from_os, warn
-from datasets.files import as_mib, free_space, remove_leftovers, replacing, sha256_of, write_atomically
+from datasets.decoding import foreign_content
+from datasets.errors import UserError, file_error, warn
+from datasets.files import (
+    as_mib,
+    free_space,
+    read_json,
+    remove_leftovers,
+    replacing,
+    require_file,
+    sha256_of,
+    write_atomically,
+)  # fmt: skip
 from gan.checkpoint_format import damaged, decode, encode, not_plain, raw_bytes, read_header
 from gan.zip_pickle import read_zip_pickle
 
@@ -56,10 +66,10 @@ def save_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        with replacing(path) as file:
-            file.write(header)
+        with replacing(path) as write:
+            write(header)
             for tensor in tensors:
-                file.write(raw_bytes(tensor))
+                write(raw_bytes(tensor))
         # best first: killed in between, resuming from the latest comes to this best again; the other way round
         # the resumed state would know of a best that no pointer names
         for name in (BEST, LATEST) if best else (LATEST,):
@@ -93,16 +103,19 @@ def load_file(path: Path) -> dict[str, Any]:
     Raises UserError, naming what is wrong: missing, folder, empty, incomplete, damaged, a page or pointer in
     place of the file, code in it.
     """
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "no such file"
-        raise UserError(path, kind, "name a checkpoint file")
+    require_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-        _refuse_other_files(path, head)
-        if head[:2] != b"PK":
-            return decode(path)
-        return read_zip_pickle(path, checksums=not _verify_by_sidecar(path))
+        if head[:2] == b"PK":
+            _verify_by_sidecar(path)
+            return read_zip_pickle(path)
+        if head[8:9] != b"{":
+            if head[:1] == b"\x80":
+                raise not_plain(path, "a raw pickle or a format older than torch 1.6")
+            if reason := foreign_content(head, "a plain-tensor checkpoint"):
+                raise damaged(path, reason)
+        return decode(path)
     except OSError as error:
         raise UserError(path, f"cannot be read: {error.strerror or error}") from error
 
@@ -151,17 +164,10 @@ def _of_epoch(folder: Path, epoch: int) -> Path:
 
 def _read_pointer(pointer: Path) -> Path:
     """The file that latest.json or best.json names, always in the pointer's own folder."""
-    try:
-        name = json.loads(pointer.read_bytes())["file"]
-        if not FILE_NAME.fullmatch(name):
-            raise ValueError(name)
-    except FileNotFoundError:
-        raise UserError(pointer, "is missing") from None
-    except OSError as error:
-        raise UserError(pointer, f"cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(pointer, "is damaged", "use another checkpoint") from None
-    return pointer.with_name(name)
+    match read_json(pointer):
+        case {"file": str(name)} if FILE_NAME.fullmatch(name):
+            return pointer.with_name(name)
+    raise UserError(pointer, "is damaged", "use another checkpoint")
 
 
 def _delete_others(folder: Path, step: int, keep: int) -> None:
@@ -208,28 +214,12 @@ def _read_sidecar(path: Path) -> str:
     return ""
 
 
-def _verify_by_sidecar(path: Path) -> bool:
-    """Compare the SHA-256 with that of a sidecar; False where there is none. UserError if they differ."""
+def _verify_by_sidecar(path: Path) -> None:
+    """Compare the SHA-256 with that of a sidecar, where there is one. Raises UserError if they differ."""
     # a save at a step that was saved before also names the file that it replaced
     allowed = re.findall(r"^(?:# replaces: )?([0-9a-f]{64}) ", _read_sidecar(path), re.M)
     if allowed and sha256_of(path) not in allowed:
         raise damaged(path, "checksum mismatch: the file is incomplete or has changed")
-    return bool(allowed)
-
-
-def _refuse_other_files(path: Path, head: bytes) -> None:
-    """Name what is found in place of a checkpoint; head: its first bytes."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        raise damaged(path, "is empty (0 bytes)")
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise UserError(path, "looks like an HTML page, not a checkpoint", "download the file itself")
-    if text.startswith(b"version https://git-lfs"):
-        raise UserError(path, "is a git-lfs pointer, not the checkpoint itself", "run `git lfs pull`")
-    if head[:1] == b"\x80" and head[8:9] != b"{":
-        raise not_plain(path, "a raw pickle or a format older than torch 1.6")
-    if len(head) > 8 and all(byte in b"\t\r\n\x0c\x1b" or 32 <= byte < 127 for byte in head):
-        raise not_plain(path, "a text file")
 
 
 def _not_saved(path: Path, error: OSError, need: int) -> UserError:
@@ -241,6 +231,4 @@ def _not_saved(path: Path, error: OSError, need: int) -> UserError:
     if error.errno == errno.EFBIG:
         reason = f"no space: need {as_mib(need)}, the file size limit is lower"
         return UserError(path, reason, "raise `ulimit -f`")
-    known = error_from_os(error, path)
-    reason = known.reason if known else error.strerror or str(error)
-    return UserError(path, f"cannot be written: {reason}", "check the disk")
+    return UserError(path, file_error(error, path, "written").reason, "check the place and the disk")
