@@ -194,11 +194,11 @@ def require_file(path: Path) -> None:
     """Raise UserError unless a path leads to a regular file. Opening anything else could wait for ever."""
     try:
         kind = path.stat().st_mode
-    except FileNotFoundError as error:
+    except FileNotFoundError:
         if path.is_symlink():
             reason = f"is a link to {path.readlink()}, which does not exist"
-            raise UserError(path, reason, "remove it") from error
-        raise UserError(path, "no such file") from error
+            raise UserError(path, reason, "remove it") from None
+        raise UserError(path, "no such file") from None
     except OSError as error:
         raise file_error(error, path, "read") from error
     if stat.S_ISDIR(kind):

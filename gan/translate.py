@@ -60,11 +60,9 @@ class Translator:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
 
         A size the network cannot take is padded (by reflection where the picture is large enough, else by its
-        edge) and cropped back. Raises ValueError below 2x2.
+        edge) and cropped back.
         """
         height, width = images.shape[2:]
-        if min(height, width) < 2:
-            raise ValueError(f"image is {width}x{height}, needs at least 2x2")
         with torch.inference_mode(), self.placement.autocast():
             output = self.network(pad_to_fit(self.placement.put(images), self.network))
         return output[:, :, :height, :width].float().cpu()

@@ -194,7 +194,7 @@ def test_what_a_killed_save_left_goes_with_the_next_save(tmp_path: Path) -> None
     ("damage", "said"),
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "incomplete: {less} of {size} bytes"),
-        (lambda p: p.write_bytes(b""), "is empty (0 bytes)"),
+        (lambda p: p.write_bytes(b""), "is empty (zero bytes)"),
         (lambda p: p.write_bytes(p.read_bytes() + b"x"), "wrong size: {more} of {size} bytes"),
         (lambda p: p.write_bytes(bytes([*p.read_bytes()[:-1], 1])), "checksum mismatch"),
         (lambda p: p.unlink(), "no such file"),
@@ -232,7 +232,7 @@ def test_a_garbage_pointer_falls_back(tmp_path: Path, capsys, content: bytes | N
     assert loaded(tmp_path) == 8
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert ("latest.json is missing" if content is None else "latest.json is damaged") in err
+    assert ("latest.json no such file" if content is None else "latest.json is damaged") in err
     if content is not None:
         with pytest.raises(UserError, match=r"best\.json: is damaged"):
             load_checkpoint(tmp_path, "best")
