@@ -58,8 +58,6 @@ def save_checkpoint(
     they belong to a course that was left by resuming from an older one. UserError if it cannot be written;
     what was there before is untouched then.
     """
-    if keep < 1 or step < 0 or epoch < 0:
-        raise ValueError(f"keep={keep} must be at least 1, step={step} and epoch={epoch} at least 0")
     header, tensors = encode(state, step=step, epoch=epoch)
     path = folder / f"ckpt-{step:08d}.safetensors"
     pointer = json.dumps({"file": path.name, "step": step, "epoch": epoch}).encode() + b"\n"

@@ -29,7 +29,16 @@ from gan.translate import (
 
 RUNS: dict[str, list[str]] = {
     "resnet": ["--norm", "nc_ms"],
-    "unet": ["--model", "pix2pix", "--netG", "unet_128", "--norm", "nc_ms", "--crop_size=128", "--load_size=128"],
+    "unet": [
+        "--model",
+        "pix2pix",
+        "--netG",
+        "unet_128",
+        "--norm",
+        "nc_ms",
+        "--crop_size=128",
+        "--load_size=128",
+    ],
 }
 
 
