@@ -112,31 +112,32 @@ def inspect_image(path: Path, wanted: WantedRange = None, part: Part = "whole") 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
     with naming_problems(path):
-        content = _read(path)
-        values, full, clipped = _values(content), content.full, 0
-        if part != "whole":
-            middle = values.shape[1] // 2
-            values = values[:, middle:] if part == "right" else values[:, : max(middle, 1)]
-        colours, has_alpha = _colours(values), values.shape[2] in (2, 4)
-        if wanted == "auto":
-            if has_alpha and (seen := values[..., -1] > 0).any():  # what is quite transparent does not count
-                colours = colours[seen]
-            lowest, highest = _extremes(colours, path)
-        else:
-            picture = _to_8_bit(values, full, wanted, path)
-            lowest, highest = _extremes(colours, path)
-            if has_alpha:
-                lowest, highest = _extremes(np.asarray(_to_channels(picture, 3)), path)
-                full = 255.0
-            if wanted:
-                low, high = wanted
-                clipped = int(np.count_nonzero((colours < low) | (colours > high)))
-                if has_alpha:  # back to the file's own numbers
-                    lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
-        height, width = values.shape[:2]
-    return ImageInfo(
-        (width, height), content.mode, content.conversion, content.frames, lowest, highest, full, clipped
-    )
+        return _info(_read(path), wanted, part, path)
+
+
+def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> ImageInfo:
+    values, full, clipped = _values(content), content.full, 0
+    height, width = values.shape[:2]
+    if part != "whole":
+        values = values[:, width // 2 :] if part == "right" else values[:, : max(width // 2, 1)]
+    colours, has_alpha = _colours(values), values.shape[2] in (2, 4)
+    if wanted == "auto":
+        if has_alpha and (seen := values[..., -1] > 0).any():  # what is quite transparent does not count
+            colours = colours[seen]
+        lowest, highest = _extremes(colours, path)
+    else:
+        picture = _to_8_bit(values, full, wanted, path)
+        lowest, highest = _extremes(colours, path)
+        if has_alpha:
+            lowest, highest = _extremes(np.asarray(_to_channels(picture, 3)), path)
+            full = 255.0
+        if wanted:
+            low, high = wanted
+            clipped = int(np.count_nonzero((colours < low) | (colours > high)))
+            if has_alpha:  # back to the file's own numbers
+                lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
+    size = (width, height)
+    return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
 
 
 def _read(path: Path) -> _Content:
@@ -204,9 +205,9 @@ def _to_8_bit(values: np.ndarray, full: float, value_range: ValueRange | None, p
         scaled = np.empty(values.shape, np.uint8)
         for rows in range(0, len(values), 64):  # in strips, or float64 would be eight times the picture
             strip = slice(rows, rows + 64)
-            part = (values[strip].astype(np.float64) - low) * (255.0 / (high - low))
+            part = (values[strip].astype(np.float64) - low) / (high - low) * 255
             if colours is not values:
-                part[..., -1] = values[strip, :, -1] * (255.0 / full)
+                part[..., -1] = values[strip, :, -1] / full * 255
             scaled[strip] = np.rint(part.clip(0, 255))
     return Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
 

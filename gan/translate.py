@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.errors import RunError, UserError, is_out_of_memory, say
+from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import ImageInfo, WantedRange, inspect_image, save_png, to_picture, to_tensor
+from datasets.images import WantedRange, save_png, to_picture, to_tensor
 from datasets.transforms import Augmentation
 from gan.checkpoint import load_checkpoint
 from gan.options import TrainOptions, channels, from_dict, value_range
@@ -212,36 +212,3 @@ def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
         if longer == names:
             return names
         names = longer
-
-
-def check_readable(inputs: Sequence[Path], skip_bad: bool, wanted: WantedRange = None) -> list[Path]:
-    """The inputs that can be decoded. UserError with all that cannot, unless they are to be skipped.
-
-    wanted: the value range they are read with. Prints what of the files is left out: further pages, clipped values.
-    """
-    infos: dict[Path, ImageInfo] = {}
-
-    def verdict(path: Path) -> str:
-        try:
-            infos[path] = inspect_image(path, wanted)
-            width, height = infos[path].size
-            return "" if min(width, height) >= 2 else f"{path}: image is {width}x{height}, needs at least 2x2"
-        except UserError as error:
-            return str(error)
-
-    verdicts = list(ahead(verdict, inputs, depth=32))
-    bad = [text for text in verdicts if text]
-    if bad and (not skip_bad or len(bad) == len(inputs)):
-        raise UserError(
-            "--input",
-            f"{len(bad)} of {len(inputs)} files cannot be translated",
-            "mend or remove them, or add --skip_bad",
-            bad,
-        )
-    if several := [path for path in inputs if path in infos and infos[path].frames > 1]:
-        count = infos[several[0]].frames
-        number = f"{len(several)} file{'s' * (len(several) > 1)}"
-        say(f"{number} with several frames or pages ({count} in {several[0]}): the first is used")
-    if clipped := sum(info.clipped for info in infos.values()):
-        say(f"{clipped} values outside the value range of the training are clipped")
-    return [path for path, text in zip(inputs, verdicts, strict=True) if not text]

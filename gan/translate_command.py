@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,12 @@ from PIL import Image
 from datasets.check import scan
 from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
-from datasets.images import load_image, save_png
-from datasets.layouts import find_inputs, find_sources, left_out
+from datasets.images import save_png
+from datasets.layouts import Sources, find_inputs, find_sources, left_out
 from gan.run import RunFolder
 from gan.translate import (
     Load,
     Translator,
-    check_readable,
     load_translator,
     output_names,
     translate_pictures,
@@ -106,7 +105,7 @@ def translate_folder(
     inputs = find_inputs(source, output)[:limit]
     root = source if source.is_dir() else source.parent
 
-    def targets(inputs: list[Path]) -> list[Path]:
+    def targets(inputs: Sequence[Path]) -> list[Path]:
         return [output / (only_name or name) for name in output_names(inputs, root)]
 
     same = output.exists() and output.resolve() == source.resolve()
@@ -117,14 +116,12 @@ def translate_folder(
         if text := left_out(folder, but_folders=True):
             say(f"left out: {folder}: {text}")
     with new_folder(output):
-        wanted = translator.value_ranges[translator.direction == "BtoA"]
-        inputs = check_readable(inputs, skip_bad, wanted)
-        pictures: list[tuple[Load, Path]] = []
-        for path, target in zip(inputs, targets(inputs), strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pictures.append((partial(load_image, path, translator.input_nc, wanted), target))
-        translate(pictures)
-    return len(pictures), output / only_name if only_name else output
+        sources = _readable(Sources("folder", root, ".", tuple(inputs), ()), translator, skip_bad)
+        files = targets(sources.a)
+        for folder in sorted({file.parent for file in files}):
+            folder.mkdir(parents=True, exist_ok=True)
+        _translate_inputs(sources, files, translator, translate)
+    return len(files), output / only_name if only_name else output
 
 
 def translate_test_split(
@@ -142,23 +139,13 @@ def translate_test_split(
     """
     data = translator.options.data
     sources = find_sources(Path(dataroot or data.dataroot), "test", data.dataset_mode, limit)
-    ranges, is_reversed = translator.value_ranges, translator.direction == "BtoA"
-    if sources.layout == "folder":  # of the input's domain, whichever it is
-        ranges = (ranges[is_reversed], ranges[is_reversed])
-    sources = replace(sources, ranges=ranges)
-    if is_reversed and sources.layout != "folder":
-        sources = sources.swapped()
-    if not sources.is_paired:
-        sources = replace(sources, b=())  # the other domain is not shown
     source, target = translator.direction.split("to")
     images = folder / "images"
     with new_folder(images):
-        sources, report = scan(sources, crop_size=2, independent=True, skip_bad=skip_bad)
-        for note in report.notes():
-            say(note)
+        sources = _readable(sources, translator, skip_bad)
         stems = [Path(name).stem for name in output_names(sources.a)]
         fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
-        translate([(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)])
+        _translate_inputs(sources, fakes, translator, translate)
 
     def copies(load: Callable[[int], Image.Image], side: str) -> list[Path]:
         files = [images / f"{stem}_real_{side}.png" for stem in stems]
@@ -170,6 +157,31 @@ def translate_test_split(
     if sources.is_paired:
         columns.append((f"target {target}", copies(sources.load_b, target)))
     return columns
+
+
+def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sources:
+    """The sources in the direction of the translation, with the value ranges of the training.
+
+    Prints what there is to say about the files. Raises UserError with all that cannot be read, unless they are to be
+    skipped.
+    """
+    if translator.direction == "BtoA":  # a plain folder holds the input's domain, whichever it is
+        sources = replace(sources, is_swapped=True) if sources.layout == "folder" else sources.swapped()
+    if not sources.is_paired:
+        sources = replace(sources, b=())  # the other domain is not shown
+    sources = replace(sources, ranges=translator.value_ranges)
+    sources, report = scan(sources, crop_size=2, independent=True, skip_bad=skip_bad)
+    if sources.layout == "folder":
+        report = replace(report, left_out=())
+    for note in report.notes():
+        say(note)
+    return sources
+
+
+def _translate_inputs(
+    sources: Sources, files: Sequence[Path], translator: Translator, translate: Translate
+) -> None:
+    translate([(partial(sources.load_a, i, translator.input_nc), file) for i, file in enumerate(files)])
 
 
 def _page(name: str, translator: Translator, told: str, columns: Columns) -> str:
