@@ -18,12 +18,8 @@ PIXEL_LIMIT = 64_000_000
 SIDE_LIMIT = 65_535  # pixels; decoders need memory for every row, however short
 
 
-def quiet_pillow() -> None:
-    """Leave out Pillow's remarks about odd metadata: what matters is checked and said here, by file name."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-quiet_pillow()
+# Pillow's remarks about odd metadata: what matters is checked and said here, by file name
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextlib.contextmanager

@@ -113,14 +113,11 @@ def as_mib(size: int) -> str:
 
 
 def free_space(folder: Path) -> int:
-    """Bytes free for this user on the file system of a folder or, where it is not made yet, of its nearest
-    parent.
-    """
+    """Bytes free for this user where a folder is or, before it is made, where its nearest parent is."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    status = os.statvfs(place)
-    return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(place).free
 
 
 @contextlib.contextmanager

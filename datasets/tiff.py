@@ -69,7 +69,10 @@ def read_tiff(path: Path) -> TiffContent | None:
         bits, is_signed = page.bitspersample, page.sampleformat == _SIGNED
         white = 1 if page.dtype.kind == "f" else 2 ** (bits - is_signed) - 1
         numbers = "floating point" if page.dtype.kind == "f" else f"{'signed ' * is_signed}{bits}-bit"
-        values = _samples_last(page.asarray(maxworkers=1), page)
+        values = page.asarray(maxworkers=1)
+        if page.axes == "SYX":  # planes apart
+            values = values.transpose(1, 2, 0)
+        values = np.atleast_3d(values)
         conversion = "" if numbers == "8-bit" else f"{numbers} {'grey' if values.shape[2] == 1 else 'RGB'}"
         if page.photometric == _PALETTE:
             values, white, conversion = _look_up(values, page.colormap), 255, "palette"
@@ -119,13 +122,6 @@ def _refuse_what_is_not_read(page: "TiffPage", path: Path) -> None:
         raise UserError(path, reason, "scale it down")
     if 0 in page.databytecounts:
         raise UserError(path, "lacks some of its strips or tiles", "replace or remove it")
-
-
-def _samples_last(values: np.ndarray, page: "TiffPage") -> np.ndarray:
-    """(H, W, C), whether the planes are together (YX, YXS) or apart (SYX) in the file."""
-    if page.axes == "YX":
-        return values[:, :, None]
-    return values.transpose(1, 2, 0) if page.axes == "SYX" else values
 
 
 def _count_pages(file: "TiffFile") -> int:

@@ -36,16 +36,32 @@ FILE_NAME = re.compile(r"ckpt-(\d{8,18})\.(safetensors|pt)")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint in a run's folder (not verified). epoch: None where it cannot be told."""
+    """A checkpoint file of a run's folder (not verified)."""
 
     path: Path
-    step: int
-    epoch: int | None
+
+    @property
+    def step(self) -> int:
+        return int(self.path.stem.removeprefix("ckpt-"))
+
+    @property
+    def epoch(self) -> int | None:
+        """None where it cannot be told."""
+        if self.path.suffix == ".pt":
+            found = re.search(r"^# epoch: (\d{1,18})$", _read_sidecar(self.path), re.M)
+            return int(found[1]) if found else None
+        with contextlib.suppress(UserError, OSError):
+            return int(read_header(self.path)[0]["epoch"])
+        return None
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
     """The checkpoints of a folder, newest first: by step number, not by clock."""
-    return [CheckpointInfo(path, _step(path), _epoch(path)) for path in _checkpoint_files(folder)]
+    try:
+        found = [CheckpointInfo(path) for path in folder.iterdir() if FILE_NAME.fullmatch(path.name)]
+    except OSError:
+        return []
+    return sorted(found, key=lambda info: info.step, reverse=True)
 
 
 def save_checkpoint(
@@ -131,7 +147,7 @@ def checkpoint_hash(path: Path) -> str:
 
 def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
     problems: list[str] = []
-    paths = _checkpoint_files(folder)
+    paths = [info.path for info in list_checkpoints(folder)]
     if not paths and not (folder / LATEST).exists():
         raise UserError(folder, "no checkpoint here", "check the run's name, or train it first")
     try:
@@ -174,35 +190,13 @@ def _delete_others(folder: Path, step: int, keep: int) -> None:
         best = _read_pointer(folder / BEST) if (folder / BEST).exists() else None
     except UserError:
         return  # a damaged pointer: any of them may be the best one
-    files = _checkpoint_files(folder)
-    stay = {*[path for path in files if _step(path) <= step][:keep], best}
+    kept = list_checkpoints(folder)
+    stay = {*[info.path for info in kept if info.step <= step][:keep], best}
     sidecars = (file for file in folder.glob("ckpt-*.pt.sha256") if FILE_NAME.fullmatch(file.stem))
-    for path in [*(path for path in files if path not in stay), *sidecars]:
+    for path in [*(info.path for info in kept if info.path not in stay), *sidecars]:
         with contextlib.suppress(OSError):
             if path.suffix != ".sha256" or not path.with_suffix("").exists():
                 path.unlink()
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoint files of a folder, newest first."""
-    try:
-        return sorted((p for p in folder.iterdir() if FILE_NAME.fullmatch(p.name)), key=_step, reverse=True)
-    except OSError:
-        return []
-
-
-def _step(path: Path) -> int:
-    match = FILE_NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def _epoch(path: Path) -> int | None:
-    if path.suffix == ".pt":
-        found = re.search(r"^# epoch: (\d{1,18})$", _read_sidecar(path), re.M)
-        return int(found[1]) if found else None
-    with contextlib.suppress(UserError, OSError):
-        return int(read_header(path)[0]["epoch"])
-    return None
 
 
 def _read_sidecar(path: Path) -> str:

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal, TypeVarTuple
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,8 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
 
 
 Load = Callable[[], Image.Image]
-Rest = TypeVarTuple("Rest")
+Sized = TypeVar("Sized", bound=tuple[Any, ...])
+"""A picture and what belongs to it."""
 
 
 def translate_pictures(
@@ -182,18 +184,11 @@ def translate_pictures(
             bar.update(len(batch))
 
 
-def same_size_batches(
-    pictures: Iterable[tuple[Image.Image, *Rest]], batch_size: int
-) -> Iterator[list[tuple[Image.Image, *Rest]]]:
+def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[list[Sized]]:
     """Neighbours of one size together, at most `batch_size` of them. A picture comes with what belongs to it."""
-    batch: list[tuple[Image.Image, *Rest]] = []
-    for picture in pictures:
-        if batch and (len(batch) == batch_size or picture[0].size != batch[0][0].size):
+    for _, neighbours in groupby(pictures, key=lambda entry: entry[0].size):
+        while batch := list(islice(neighbours, batch_size)):
             yield batch
-            batch = []
-        batch.append(picture)
-    if batch:
-        yield batch
 
 
 def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
