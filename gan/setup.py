@@ -25,7 +25,6 @@ from gan.step import Batch, Placement, Trainer, find_device
 from gan.viewers import RunInfo, Viewer, Viewers
 from gan.viewers.console import Console
 from gan.viewers.page import Page
-from gan.viewers.visdom import Visdom
 from models.build import build_discriminator, build_generator, initialize
 from models.normalized_conv import NormalizedConv2d
 
@@ -201,9 +200,9 @@ def build_viewers(options: TrainOptions, data: TrainingData, trainer: Trainer, r
     threads = f"{torch.get_num_threads()} threads"
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    info = RunInfo(
-        run.name, run.path, stored_dict(options), f"{platform.node()}, {device} ({card}), {versions}"
-    )
+    host = f"{platform.node()}, {device} ({card}), {versions}"
+    total_steps = options.schedule.epochs * data.steps_per_epoch
+    info = RunInfo(run.name, run.path, stored_dict(options), host, total_steps)
     viewers = Viewers(choose_viewers(options, data))
     try:
         viewers.start(info, read_records(run.metrics))
@@ -218,6 +217,8 @@ def choose_viewers(options: TrainOptions, data: TrainingData) -> list[Viewer]:
     viewers: list[Viewer] = [Page(), Console(options.schedule.epochs, data.steps_per_epoch)]
     wanted = options.viewer
     if wanted.visdom != "off":
+        from gan.viewers.visdom import Visdom  # nobody else needs what it loads
+
         viewers.append(
             Visdom(
                 mode=wanted.visdom,

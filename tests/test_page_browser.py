@@ -1,17 +1,24 @@
 """The page of a run in a real browser: opened from a file and over HTTP, while training, with a thousand epochs."""
 
+import dataclasses
 import functools
 import http.server
 import json
 import math
 import shutil
-import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pytest
 from browser_support import PATIENCE, chromium, screenshot
+from conftest import serving
+from PIL import Image
 from visdom_support import FakeRun, train_record, wait_until
 
 from gan.viewers import RunInfo
+from gan.viewers.__main__ import main as viewers_main
 from gan.viewers.page import Page
 from gan.viewers.report_page import Table, make_report_page
 
@@ -26,10 +33,10 @@ def browser():
 
 
 class Watched:
-    """A run with a page, and what a browser asked for and complained about while it showed it."""
+    """A page in a browser, what it asked for and complained about."""
 
-    def __init__(self, browser, folder, address: str, run: FakeRun, **context) -> None:
-        self.run, self.requests, self.complaints = run, [], []
+    def __init__(self, browser, address: str, **context) -> None:
+        self.requests, self.complaints = [], []
         self.context = browser.new_context(**context)
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
@@ -82,8 +89,8 @@ def run_and_page(tmp_path):
 def open_file(browser):
     opened = []
 
-    def go(run: FakeRun, **context) -> Watched:
-        watched = Watched(browser, run.folder, (run.folder / "index.html").as_uri(), run, **context)
+    def go(run: FakeRun, address: str = "", **context) -> Watched:
+        watched = Watched(browser, f"{address or run.folder.as_uri()}/index.html", **context)
         opened.append(watched)
         return watched
 
@@ -96,17 +103,11 @@ def open_file(browser):
 def brightness(watched: Watched) -> float:
     """Mean red value of the translated picture that is shown, 0 to 255."""
     watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
-    shot = watched.page.evaluate(
-        "() => { const image = gan.view.samples.after; return [image.naturalWidth, image.naturalHeight, image.src]; }"
+    wide, high, source = watched.page.evaluate(
+        "(({naturalWidth, naturalHeight, src}) => [naturalWidth, naturalHeight, src])(gan.view.samples.after)"
     )
-    assert shot[:2] == [64, 32], "two pictures of 32x32 side by side"
-    from urllib.parse import unquote, urlparse
-
-    import numpy as np
-    from PIL import Image
-
-    path = unquote(urlparse(shot[2]).path)
-    with Image.open(path) as picture:
+    assert (wide, high) == (64, 32), "two pictures of 32x32 side by side"
+    with Image.open(unquote(urlparse(source).path)) as picture:
         return float(np.asarray(picture)[..., 0].mean())
 
 
@@ -139,9 +140,6 @@ def test_arrow_keys_walk_through_the_epochs(run_and_page, open_file):
 
 
 def test_the_slider_uncovers_the_translated_picture(run_and_page, open_file, tmp_path):
-    import numpy as np
-    from PIL import Image
-
     watched = open_file(run_and_page[0], viewport={"width": 800, "height": 900})
     watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
     stage = watched.page.locator(".stage")
@@ -185,9 +183,26 @@ def test_hover_shows_the_logged_values_and_log_scale_works(run_and_page, open_fi
     wait_until(lambda: plot.screenshot() != before)
 
 
-def test_it_updates_itself_while_training(run_and_page, open_file):
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(params=["file", "http"])
+def address(request, run_and_page) -> Iterator[str]:
+    """Of the page's folder."""
+    folder = run_and_page[0].folder
+    if request.param == "file":
+        yield folder.as_uri()
+        return
+    handler = functools.partial(Quiet, directory=str(folder))
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as served:
+        yield served
+
+
+def test_it_updates_itself_while_training(run_and_page, open_file, address):
     run, page = run_and_page
-    watched = open_file(run)
+    watched = open_file(run, address)
     watched.wait(f"gan.view.samples.selected === {EPOCHS - 1}")
     watched.page.evaluate("window.sameDocument = true")
     log_epoch(run, page, EPOCHS + 1)
@@ -201,22 +216,65 @@ def test_it_updates_itself_while_training(run_and_page, open_file):
     )
     assert watched.page.evaluate("window.sameDocument"), "nothing was loaded anew"
     assert len(watched.curve("G_GAN")) == (EPOCHS + 2) * 8
+    assert all(url.startswith((address + "/", "data:")) for url in watched.requests)
     page.close()
     watched.wait("document.getElementById('status').textContent === 'ended'")
 
 
-def test_no_news_is_measured_by_the_pace_of_the_run(run_and_page, open_file):
-    run, _ = run_and_page
+def test_a_page_that_hears_nothing_says_so_and_one_of_a_stopped_run_how_to_resume(tmp_path, open_file):
+    run = FakeRun(tmp_path)
+    page = Page()
+    page.start(dataclasses.replace(run.info, total_steps=20), [])
+    page.progress(3, 1)
     watched = open_file(run)
     watched.wait("document.getElementById('status').textContent === 'training'")
+    assert "Step\n3" in watched.page.inner_text(".tiles") and "Time left" in watched.page.inner_text(".tiles")
+    assert "The first values come at step" in watched.page.inner_text("main")
+    assert not watched.page.get_by_text("Resume with").is_visible()
     news = (run.folder / "page" / "state.js").read_text()
     state = json.loads(news.removeprefix("gan.state(").removesuffix(");\n"))
     state["updated"] -= 2000
-    for pause, status in ((5, "quiet"), (900, "training")):  # 2000 s are long after 5 s, not after 900 s
-        (run.folder / "page" / "state.js").write_text(
-            f"gan.state({json.dumps({**state, 'longest_pause': pause})});\n"
-        )
-        watched.wait(f"document.getElementById('status').dataset.status === '{status}'")
+    (run.folder / "page" / "state.js").write_text(f"gan.state({json.dumps(state)});\n")
+    watched.wait("document.getElementById('status').textContent === 'no news for 33 min'")
+    page.close()
+    watched.wait("document.getElementById('status').textContent === 'stopped'")
+    assert "--continue_train" in watched.page.get_by_text("Resume with").inner_text()
+
+
+def test_pictures_are_legible_on_a_phone(tmp_path, open_file):
+    """Eight pictures: two of four columns fit beside each other, the others are a swipe away."""
+    run = FakeRun(tmp_path)
+    page = Page()
+    page.start(run.info, [])
+    page.record(run.samples(1, count=8))
+    phone = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    watched = open_file(run, viewport={"width": 390, "height": 800}, **phone)
+    watched.wait("gan.view.samples.after.naturalWidth === 128")
+    for view in watched.page.locator(".chip").all():
+        view.click()
+        if view.inner_text() == "everything":  # a column for each kind, at the same width
+            continue
+        assert watched.page.evaluate("gan.view.samples.stage.clientWidth / gan.view.samples.columns") >= 160
+    wide = watched.page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+    assert wide <= 390, "the page itself does not scroll sideways"
+    screenshot(watched.page, "page-phone", full_page=True)
+
+
+def test_two_runs_side_by_side(tmp_path, browser, monkeypatch, capsys):
+    for name in ("one", "two"):
+        make_run(tmp_path, 2, name)
+    monkeypatch.setattr("sys.argv", ["viewers", "compare", "one", "two", "--checkpoints_dir", str(tmp_path)])
+    viewers_main()
+    output = Path(capsys.readouterr().out.strip())
+    assert output == tmp_path / "compare-one-two.html"
+    watched = Watched(browser, output.as_uri(), viewport={"width": 1400, "height": 1000})
+    watched.wait("[...document.querySelectorAll('.stage img')].every(image => image.naturalWidth === 64)")
+    for part in ("section.run", ".stage", ".charts"):
+        first, second = (place.bounding_box() for place in watched.page.locator(part).all())
+        assert first["y"] == second["y"] and first["x"] + first["width"] <= second["x"], part
+    assert watched.complaints == []
+    screenshot(watched.page, "compare", full_page=True)
+    watched.context.close()
 
 
 def test_a_resumed_run_makes_an_open_page_start_over(run_and_page, open_file):
@@ -298,36 +356,6 @@ def test_it_fits_the_screen_and_follows_the_colour_scheme(width, scheme, run_and
     screenshot(watched.page, f"page-{scheme}-{width}", full_page=True)
 
 
-def test_over_http(run_and_page, browser):
-    run, page = run_and_page
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler.of(run.folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}/index.html"
-        watched = Watched(browser, run.folder, address, run)
-        watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
-        log_epoch(run, page, EPOCHS + 1)
-        watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 1}")
-        assert len(watched.curve("G_GAN")) == (EPOCHS + 1) * 8
-        assert all(
-            url.startswith((f"http://127.0.0.1:{server.server_port}/", "data:")) for url in watched.requests
-        )
-        assert watched.complaints == []
-        watched.context.close()
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    @classmethod
-    def of(cls, folder):
-        return functools.partial(cls, directory=str(folder))
-
-    def log_message(self, *_):
-        pass
-
-
 def test_a_hostile_name_is_only_text(tmp_path, open_file):
     name = "<img src=x onerror=window.hacked=1>'\"&#"
     run, _ = make_run(tmp_path, 2, name)
@@ -344,7 +372,7 @@ def test_the_report_works_without_its_runs(run_and_page, browser, tmp_path):
     table = Table("Results", ["run", "PSNR"], [["fake", 19.5]])
     path = make_report_page(tmp_path / "report.html", "Report", [run.folder], [table])
     shutil.rmtree(run.folder)
-    watched = Watched(browser, tmp_path, path.as_uri(), run, viewport={"width": 1280, "height": 1000})
+    watched = Watched(browser, path.as_uri(), viewport={"width": 1280, "height": 1000})
     watched.wait("document.querySelectorAll('.thumb').length === 10")
     watched.wait("[...document.querySelectorAll('.stage img')].every(image => image.naturalWidth === 64)")
     assert len(watched.page.query_selector_all(".chart")) == 5

@@ -7,6 +7,7 @@ Time-outs and pauses are shortened here; the slow test at the end uses the real 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,14 +24,13 @@ from visdom_training import (
     endless,
     give_up_soon,
     quicken,
-    silence,
     stub,
     watch_training,
 )
 
 from gan.viewers import visdom, visdom_server
 from gan.viewers.visdom import Visdom
-from gan.viewers.visdom_server import Address, Refused, Unreachable, exchange, log_in
+from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, exchange, log_in
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_not_a_visdom_server(fault, watch, monkeypatch):
 def test_an_answer_without_end_is_cut_off(monkeypatch):
     monkeypatch.setattr(visdom_server, "ANSWER_LIMIT", 5_000_000)
     with stub(endless) as port, pytest.raises(Unreachable, match="does not end"):
-        exchange(Address("127.0.0.1", port), "GET", "/", seconds=20.0)
+        exchange(Address("127.0.0.1", port), "GET", "/")
 
 
 def test_no_server(watch):
@@ -173,16 +173,20 @@ def stopped(server: RealServer, seconds: float, env: str = "watched") -> Callabl
 
 
 @needs_visdom
-def test_the_server_is_stopped_for_a_while(server, watch):
+def test_the_server_is_stopped_for_a_while(server, watch, monkeypatch):
     curve = lambda: list(server.curve("stopped", "losses_adversarial", "G_GAN"))
     viewer = Timed("auto", "http://127.0.0.1", server.port)
     stop = stopped(server, 1.5, "stopped")
 
     def stop_and_give_up_soon() -> None:
         stop()
-        viewer._client.seconds = 0.5
+        monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 0.5)
 
-    at = {20: stop_and_give_up_soon, 55: lambda: wait_until(lambda: len(curve()) >= 50)}
+    def wait() -> None:
+        monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 60.0)
+        wait_until(lambda: len(curve()) >= 50)
+
+    at = {20: stop_and_give_up_soon, 55: wait}
     lines = watch(viewer, at, "stopped")
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
     assert curve() == list(range(1, STEPS + 1))
@@ -219,22 +223,6 @@ def test_login(tmp_path, watch, monkeypatch):
             log_in(server.address, "ada", "wrong")
 
 
-@needs_visdom
-def test_a_queue_that_overflows_is_filled_up_from_the_log(server, watch, monkeypatch):
-    monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
-    lines = watch(Timed("auto", "http://127.0.0.1", server.port), name="overflow")
-    assert len(lines) == 1
-    assert list(server.curve("overflow", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-    assert len(server.panes("overflow")["history"]["content"]) == 3
-
-
-def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
-    monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
-    give_up_soon(monkeypatch)
-    with stub(silence) as port:
-        assert len(watch(Timed("auto", "http://127.0.0.1", port))) == 1
-
-
 def test_attempts_become_rare(monkeypatch, tmp_path, capsys):
     """1, 2, 4, ... 60 seconds between attempts, seen through a clock that runs fast."""
     monkeypatch.setattr(threading.Thread, "start", lambda self: None)
@@ -257,16 +245,12 @@ def test_a_fault_of_our_own_is_one_line_too(watch, monkeypatch):
     assert len(lines) == 1 and "visdom: stopped: ZeroDivisionError" in lines[0]
 
 
-def listening_addresses(port: int) -> list[str]:
-    """Addresses in state LISTEN on a port, from /proc/net."""
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(FileNotFoundError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                address, state = line.split()[1], line.split()[3]
-                if state == "0A" and int(address.rpartition(":")[2], 16) == port:
-                    found.append(address.rpartition(":")[0])
-    return found
+def listens_at(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def is_alive(pid: int) -> bool:
@@ -279,22 +263,22 @@ def is_alive(pid: int) -> bool:
 
 @needs_visdom
 @pytest.mark.parametrize("held", [False, True], ids=["port free", "port held by another program"])
-def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch, monkeypatch):
-    monkeypatch.setattr(visdom_server, "missing_scripts", list)  # the page is the browser test's concern
+def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch):
     seen: dict[str, object] = {}
 
     def look() -> None:
         server = viewer._server
         wait_until(lambda: viewer._reports._introduced)
         port = server.address.port
-        seen.update(port=port, pid=server._process.pid, addresses=listening_addresses(port))
+        seen.update(port=port, pid=server._process.pid)
+        seen["addresses"] = [listens_at(address, port) for address in ("127.0.0.1", "127.0.0.2")]
         wait_until(lambda: "losses_adversarial" in ask(server.address, "win_data", win=None, eid="watched"))
 
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(stub(answer("200 OK", b"hello"))) if held else unused_port()
         viewer = Timed("on", "http://localhost", port)
         lines = watch(viewer, {40: look})
-    assert seen["addresses"] == ["0100007F"], "127.0.0.1 and nothing else"
+    assert seen["addresses"] == [True, False], "127.0.0.1 and nothing else"
     assert (seen["port"] != port) == held
     assert len(lines) == 1 + held and lines[-1] == f"visdom: http://localhost:{seen['port']}/env/watched"
     assert not is_alive(seen["pid"]), "no orphan"
@@ -303,17 +287,12 @@ def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tm
 
 
 @needs_visdom
-def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
+def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch):
     """As when two trainings share the server of one of them, and that one ends."""
-    monkeypatch.setattr(visdom_server, "missing_scripts", list)
     other = RealServer(tmp_path / "server")
     other.start()
     curve = lambda: list(other.curve("watched", "losses_adversarial", "G_GAN"))
     viewer = Timed("on", "http://localhost", other.port)
-
-    def is_back() -> bool:
-        viewer.commands()  # the training's own thread starts the server
-        return len(curve()) > 24
 
     try:
         lines = watch(
@@ -321,7 +300,7 @@ def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkey
             {
                 20: lambda: wait_until(lambda: bool(curve())),
                 25: other.kill,
-                50: lambda: wait_until(is_back),
+                50: lambda: wait_until(lambda: len(curve()) > 24),
             },
         )
     finally:
@@ -338,7 +317,7 @@ from gan.viewers.visdom_server import Address, LocalServer
 server = LocalServer(Path({str(tmp_path)!r}), Address(port={unused_port()}), keep=False)
 server.start()
 print(server._process.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     training = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     pid = int(training.stdout.readline())
@@ -350,15 +329,74 @@ time.sleep(60)
 
 
 @needs_visdom
-def test_a_page_that_will_be_blank_is_announced(tmp_path, monkeypatch, capsys):
-    quicken(monkeypatch)
-    monkeypatch.setattr(visdom_server, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
-    viewer = Visdom("on", "http://localhost", unused_port())
-    viewer.start(FakeRun(tmp_path).info, [])
-    wait_until(lambda: viewer._reports._introduced)
-    viewer.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "blank" in lines[0] and lines[1].startswith("visdom: http://localhost:")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to see descriptors")
+def test_a_worker_forked_at_the_worst_moment_holds_nothing_up(tmp_path, monkeypatch):
+    """Its copy of a pipe would keep Popen waiting until the worker ends, which may be an epoch later."""
+    workers, pipe = [], os.pipe
+
+    def pipe_and_fork() -> tuple[int, int]:
+        ends = pipe()
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            signal.pause()
+        return ends
+
+    monkeypatch.setattr(os, "pipe", pipe_and_fork)
+    server = LocalServer(tmp_path, Address(port=unused_port()), keep=False)
+    started: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(target=lambda: started.append(server._launch()), daemon=True)
+    try:
+        with (tmp_path / "held").open("w"):
+            thread.start()
+            thread.join(60)
+            assert workers and started, "the start waits for a worker"
+            held = {place.readlink() for place in Path(f"/proc/{started[0].pid}/fd").iterdir()}
+        assert tmp_path / "held" not in held, "a descriptor of the training went along"
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@needs_visdom
+def test_a_page_that_stays_blank_is_announced(tmp_path, watch, server, monkeypatch):
+    """Also on a server that was there before: it is asked for its scripts."""
+    monkeypatch.setattr(visdom, "is_blank", visdom_server.is_blank)
+    monkeypatch.setattr(visdom_server, "PAGE_FILES", ("js/no-such-script.js", "css/style.css"))
+    lines = watch(Timed("auto", "http://127.0.0.1", server.port))
+    assert len(lines) == 2 and lines[0].endswith("/env/watched") and "stays blank" in lines[1]
+    monkeypatch.setattr(visdom_server, "PAGE_FILES", ("js/main.js",))
+    assert not visdom_server.is_blank(server.address)
+
+
+@needs_visdom
+def test_a_server_of_ours_that_dies_is_told_with_its_reason(watch, monkeypatch):
+    """Another program takes the port between our look at it and the server's start."""
+    monkeypatch.setattr(visdom, "GOODBYE_SECONDS", 0.1)
+    with stub(answer("200 OK", b"hello")) as port:
+        monkeypatch.setattr(visdom_server, "free_port", lambda wanted: port)
+        viewer = Timed("on", "http://localhost", port)
+        lines = watch(viewer, {40: lambda: wait_until(lambda: viewer._reports._reported is not None)})
+    assert "ended: error: [Errno" in lines[0] and "Address already in use" in lines[0]
+    assert len(lines) <= 2 and all("ended" in line for line in lines)
+
+
+def test_a_run_that_ends_before_its_server_answers_says_so_and_does_not_wait(watch, monkeypatch):
+    monkeypatch.setattr(visdom, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(LocalServer, "start", lambda self: threading.Event().wait())
+    [line] = watch(Timed("on", "http://localhost", unused_port()))
+    assert "ended before" in line and "nothing was sent" in line and "python -m gan.viewers" in line
+
+
+def test_who_has_not_asked_for_visdom_is_shown_the_page(tmp_path, capsys):
+    reports = visdom.Reports(tmp_path, is_asked_for=False)
+    reports.lost(Address(), Unreachable("Connection refused"), False)
+    reports.ended(Address())
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"watch this training in {tmp_path / 'index.html'}"
 
 
 def test_without_the_visdom_package_there_is_one_line(watch, monkeypatch):

@@ -19,17 +19,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import say
+from datasets.errors import say, warn
 from datasets.files import write_atomically
+from gan.run import RunFolder, resume_command
 from gan.viewers import Record, RunInfo, Viewer, public_options
+from gan.viewers.console import TimeLeft
 
 CHUNK = 250
 """Records a data file: what an open page loads again to see the newest one."""
 
-RETRY_AFTER = 5.0
-"""Seconds between attempts to write while the disk is full."""
-
 WEB = Path(__file__).parent / "web"
+STATE_SECONDS = 5.0
+"""Between two updates of page/state.js without a new record."""
+
 _SHARED_SCRIPTS = ("run.js", "curves.js", "samples.js")
 _SUBTITLE = ("model", "norm", "netG", "dataroot", "direction")
 
@@ -41,34 +43,38 @@ class Page(Viewer):
         self._waiting: list[str] = []  # records, as lines, that are not in a file yet
         self._written = 0
         self._laid_out = False
-        self._failed_at: float | None = None
-        self._generation = ""
-        self._longest_pause = 0.0  # seconds between two records: how long a page may wait for news
+        self._has_failed = False  # the last attempt to write
         self._status = "training"
+        self._at: dict[str, int] = {}  # the newest step and its epoch
+        self._next_state = 0.0
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         self._run = run
         self._generation = str(time.time_ns())  # an open page of an earlier start reloads itself
-        self._newest_at = time.monotonic()
+        self._begin = time.monotonic()
+        self._clock = TimeLeft(run.total_steps)
         self._waiting = [_line(index, record) for index, record in enumerate(records)]
         self._write()
+        self._next_state = 0.0  # the first step is news
 
     def record(self, record: Record) -> None:
-        now = time.monotonic()
-        self._longest_pause = max(self._longest_pause, now - self._newest_at)
-        self._newest_at = now
         self._waiting.append(_line(self._written + len(self._waiting), record))
         self._write()
 
+    def progress(self, step: int, epoch: int) -> None:
+        """Tell an open page where the training is, long before the first record, and that it is alive."""
+        self._at = {"step": step, "epoch": epoch}
+        self._clock.update(step)
+        if time.monotonic() >= self._next_state:
+            self._write()
+
     def close(self) -> None:
-        self._status = "ended"
-        self._failed_at = None  # one last attempt, whenever the last one was
+        total = self._run.total_steps
+        self._status = "ended" if self._at.get("step", 0) >= total else "stopped"
         self._write()
 
     def _write(self) -> None:
-        if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_AFTER:
-            return
-        failed_before = self._failed_at is not None
+        failed_before = self._has_failed
         try:
             if not self._laid_out:
                 self._lay_out()
@@ -76,13 +82,11 @@ class Page(Viewer):
                 self._append_to_chunk()
             self._write_state()
         except OSError as error:
-            self._failed_at = time.monotonic()
+            self._has_failed = True
             if not failed_before:
-                say(
-                    f"warning: {self._run.folder / 'index.html'} cannot be updated: {error.strerror or error}"
-                )
+                warn(self._run.folder / "index.html", f"cannot be updated: {error.strerror or error}")
         else:
-            self._failed_at = None
+            self._has_failed = False
             if failed_before:
                 say(f"note: {self._run.folder / 'index.html'} is up to date again")
 
@@ -111,12 +115,16 @@ class Page(Viewer):
         del self._waiting[: len(lines)]
 
     def _write_state(self) -> None:
+        self._next_state = time.monotonic() + STATE_SECONDS
         state = {
             "generation": self._generation,
             "records": self._written,
             "status": self._status,
-            "longest_pause": round(self._longest_pause, 1),
+            "resume": resume_command(RunFolder(self._run.folder)),
+            "elapsed": round(time.monotonic() - self._begin),
+            "left": self._clock.left() if self._status == "training" else None,
             "updated": round(time.time(), 1),
+            **self._at,
         }
         self._replace("page/state.js", f"gan.state({json.dumps(state)});\n")
 
@@ -131,20 +139,14 @@ def _line(index: int, record: Record) -> str:
 
 def _index(run: RunInfo) -> str:
     options = public_options(run.options)
-    info = {
-        "name": run.name,
-        "host": run.host,
-        "options": options,
-        "chunk": CHUNK,
-        "epochs": epochs_of(options),
-    }
-    return fill(
-        "page.html",
-        "live.js",
-        title=escape(run.name),
-        subtitle=escape(subtitle(options)),
-        run=embed(info),
-    )
+    data = embed({**about_run(run.name, options, run.host), "chunk": CHUNK})
+    return fill("page.html", "live.js", title=escape(run.name), subtitle=escape(subtitle(options)), run=data)
+
+
+def about_run(name: str, options: Mapping[str, Any], host: str = "") -> dict[str, Any]:
+    """What a page shows of a run beside its records."""
+    epochs = sum(int(options.get(key) or 0) for key in ("n_epochs", "n_epochs_decay"))
+    return {"name": name, "host": host, "options": options, "epochs": epochs}
 
 
 def fill(template: str, script: str, **texts: str) -> str:
@@ -170,8 +172,3 @@ def embed(data: Any) -> str:
 def subtitle(options: Mapping[str, Any]) -> str:
     """`pix2pix · nc_ms · unet_256 · ./data`: the options that tell runs apart."""
     return " · ".join(str(options[name]) for name in _SUBTITLE if options.get(name))
-
-
-def epochs_of(options: Mapping[str, Any]) -> int:
-    """Epochs the run was asked for, 0 if the options do not say."""
-    return int(options.get("n_epochs") or 0) + int(options.get("n_epochs_decay") or 0)

@@ -4,6 +4,7 @@ It needs no other file and no network.
 """
 
 import base64
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
+from tabulate import tabulate
 
-from gan.viewers import GRID, Record, public_options, shown_options, shown_records
-from gan.viewers.page import embed, epochs_of, fill, subtitle
+from gan.viewers import GRID, Record, public_options, sample_file, shown_options, shown_records
+from gan.viewers.page import about_run, embed, fill, subtitle
 
 MOMENTS = 10
 """Samples shown of one run: first, last, and evenly between."""
@@ -25,12 +27,13 @@ PNG_LIMIT = 60_000
 
 @dataclass(frozen=True)
 class Table:
-    """Results as rows of cells; a cell that reads as a number stands on the right."""
+    """Results as rows of cells; the first `texts` columns stand on the left, numbers on the right."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
+    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def make_report_page(
     tables: Sequence[Table] = (),
     figures: Sequence[Figure] = (),
     intro: str = "",
+    side_by_side: bool = False,
 ) -> Path:
     """Write the page to `output` and return it. `runs` are run folders (metrics.jsonl, samples/).
 
@@ -57,6 +61,7 @@ def make_report_page(
         "report.html",
         "report.js",
         title=escape(title),
+        kind="compare" if side_by_side else "",
         intro=f'<p class="sub">{escape(intro)}</p>' if intro else "",
         tables="\n".join(_table(table) for table in tables),
         figures="\n".join(_figure(figure) for figure in figures),
@@ -68,27 +73,13 @@ def make_report_page(
 
 
 def _table(table: Table) -> str:
-    texts = [["–" if value is None else str(value) for value in row] for row in table.rows]
-    numeric = [all(_is_number(row[i]) for row in texts) for i in range(len(table.columns))]
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = (' class="number"' if number else "" for number in numeric)
-        made = (f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(made)}</tr>"
-
-    head, body = line("th", table.columns), "\n".join(line("td", row) for row in texts)
+    sides = ["left" if index < table.texts else "right" for index in range(len(table.columns))]
+    grid = tabulate(
+        table.rows, table.columns, "html", missingval="–", disable_numparse=True, colalign=sides
+    )  # it escapes every cell
     note = f'<p class="hint">{escape(table.note)}</p>' if table.note else ""
-    grid = f"<table><thead>{head}</thead><tbody>\n{body}\n</tbody></table>"
     card = f'<div class="card wide"><div class="scroll">{grid}</div>{note}</div>'
     return f"<section><h2>{escape(table.title)}</h2>{card}</section>"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.split("±")[0].replace("dB", "").strip("%+ "))
-    except ValueError:
-        return text == "–"
-    return True
 
 
 def _figure(figure: Figure) -> str:
@@ -100,24 +91,17 @@ def _figure(figure: Figure) -> str:
 def _run(folder: Path) -> str:
     options = public_options(shown_options(folder))
     records = thinned(shown_records(folder))
-    files: dict[str, int] = {}
     blobs: dict[str, int] = {}  # fixed inputs are the same at every moment: they go in once
     for record in records:
         if record["kind"] == "samples":
-            record["pictures"].pop(GRID, None)  # would show everything a second time
-            for name in record["pictures"].values():
-                path = folder / record["folder"] / name
-                if path.is_file():
-                    files[f"{record['folder']}/{name}"] = blobs.setdefault(data_address(path), len(blobs))
-    info = {
-        "name": folder.name,
-        "host": "",
-        "options": options,
-        "epochs": epochs_of(options),
-        "records": records,
-        "files": files,
-        "blobs": list(blobs),
-    }
+            pictures = {}
+            for kind in record["pictures"].keys() - {GRID}:  # it would show everything a second time
+                with contextlib.suppress(OSError):
+                    blob = data_address(sample_file(folder, record, kind))
+                    pictures[kind] = blobs.setdefault(blob, len(blobs))
+            record["pictures"] = pictures
+    records = [record for record in records if record.get("pictures", True)]
+    info = {**about_run(folder.name, options), "records": records, "blobs": list(blobs)}
     return (
         f'<section class="run"><h2>{escape(folder.name)}</h2><p class="sub">{escape(subtitle(options))}</p>'
         f'<script type="application/json" class="run">{embed(info)}</script></section>'
