@@ -21,7 +21,7 @@ from datasets.towns import EXTENT, Town, draw
 from datasets.transforms import side_by_side
 
 Layout = Literal["aligned", "unaligned"]
-Task = Literal["map", "winter"]
+Task = Literal["map", "winter", "night"]
 
 ALLOWED = {
     "count": range(1, 100_001),

@@ -21,7 +21,7 @@ from PIL import Image
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Look = Literal["photo", "winter", "map"]
+Look = Literal["photo", "winter", "night", "map"]
 
 EXTENT = 256  # metres; the side of a town
 REACH = 190.0  # metres; roads cover |u|, |v| <= REACH, a little more than half the town's diagonal
@@ -66,6 +66,7 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "lit crown": Material((80, 114, 60), 40, 20),
     "eave": Material((50, 46, 44), map=(158, 112, 90)),
     "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134), snow=100),
+    "window": Material((214, 208, 190)),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
 # One brown, and greys as asphalt is.
@@ -249,6 +250,8 @@ class Town:
         self.put("eave", house.grown(0.8))
         self.put("roof", house, colour=colour, light=108, shadow=self.uniform(3.7, 6.7))
         self.put("roof", house.part(0.0, short / 4, long, short / 2), colour=colour, light=92)
+        for cell in house.grown(-1.5).cells(6.5, 6.5):
+            self.put("window", Box(cell.u, cell.v, 3.4, 3.4))
         u, v = plot.u - plot.width / 2, plot.v - plot.height / 2
         self._tree(u + self.uniform(2.0, 5.0), v + self.uniform(2.0, 5.0), self.uniform(2.0, 3.6))
 
@@ -259,9 +262,8 @@ class Town:
             self.put("eave", box.grown(0.8))
             self.put("roof", box, colour=colour, light=125, shadow=self.uniform(5.0, 10.0))
             self.put("roof", box.grown(-1.4), colour=colour)
-            for along in steps(box.width - 8.0, 12.0):
-                vent = Box(box.u + along + 2.0, box.v - box.height / 2 + 7.0, 3.0, 3.0)
-                self.put("roof", vent, colour=colour, light=140)
+            for cell in box.grown(-3.0).cells(8.0, 8.0):
+                self.put("window", Box(cell.u, cell.v, 4.0, 4.0))
 
     def _tree(self, u: float, v: float, radius: float) -> None:
         """A crown with a lit side, unless it would stand in water."""
@@ -356,7 +358,7 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
     for number, thing in enumerate(things[1:], 1):
         window, mask = pixels_of(thing, side, extent)
         plane[window][mask] = number
-        for share in (1 / 3, 2 / 3, 1.0) if thing.shadow else ():
+        for share in (1 / 3, 2 / 3, 1.0) if thing.shadow and look != "night" else ():
             window, mask = pixels_of(thing, side, extent, share * thing.shadow)
             shade[window] |= mask
     surfaces = np.array([surface(thing, look) for thing in things], np.int16)[plane]
@@ -378,6 +380,11 @@ def surface(thing: Thing, look: Look) -> tuple[int, ...] | None:
     material = MATERIALS[thing.material]
     if look == "map":
         return material.map and (*material.map, 0, 0)
+    if look == "night":
+        if thing.material == "window":
+            return 230, 184, 92, 0, 0
+        r, g, b = thing.colour or material.photo
+        return *(c * thing.light // 100 for c in (r // 5 + 6, g // 5 + 8, b // 4 + 18)), material.fine // 5, material.coarse // 5
     bare = 100 - material.snow if look == "winter" else 100
     mixed = (c * bare + s * (100 - bare) for c, s in zip(thing.colour or material.photo, SNOW, strict=True))
     swings = (
