@@ -15,9 +15,9 @@ from datasets.errors import UserError
 from gan.options import (
     TrainOptions,
     changes_that_matter,
+    check_name,
     current_names,
     from_dict,
-    model_defaults,
     resolve,
     stored_dict,
     to_dict,
@@ -55,36 +55,35 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
     Raises UserError for an unusable option file, a missing run, a run that exists already, and for options that change
     what a resumed run trains.
     """
-    given, flags, saved = _parse(argv), list(argv), None
+    given, flags = _parse(argv), list(argv)
     if given.run.config:
         flags = [*flags_of(read_yaml(Path(given.run.config)), given.run.config), *argv]
         given = _parse(flags)
-    checkpoints_dir = Path(given.run.checkpoints_dir)
-    if given.run.continue_train:
-        if not given.run.name and not given.data.dataroot:
-            raise UserError("--name", "is required with --continue_train", "name the run to resume")
-        run = RunFolder.at(checkpoints_dir, given.run.name or resolve(given).run.name)
-        if not run.options.is_file():
-            raise UserError(run.path, "no run to resume", "check --name and --checkpoints_dir")
-        stored = _known(run.read_options())
-        place = {"name": run.name, "checkpoints_dir": str(checkpoints_dir)}  # the folder may have been moved
-        flags = [*flags_of(stored | place, run.options), *flags]
-        saved = stored_dict(from_dict(stored))
-        given = _parse(flags)
-        if not given.run.override:  # "auto" was looked for when the run began
-            names = ("value_range_A", "value_range_B")
-            found = [name for name in names if saved[name] and getattr(given.data, name) == "auto"]
-            flags += [f"--{name}={saved[name]}" for name in found]
-            given = _parse(flags)
-        if (
-            saved["value_range"] == "auto" != given.data.value_range
-        ):  # what it has found would hide the new range
-            names = ("value_range_A", "value_range_B")
-            flags += [f"--{name}=" for name in names if getattr(given.data, name) == saved[name]]
-            given = _parse(flags)
-        refuse_changes(run, changes_that_matter(saved, to_dict(given)), given.run.override, "options")
-    elif given.run.name and not given.run.dry_run:
-        refuse_existing(RunFolder.at(checkpoints_dir, given.run.name))
+    runs = Path(given.run.checkpoints_dir)
+    if not given.run.continue_train:
+        if given.run.name and not given.run.dry_run:
+            refuse_existing(RunFolder(runs / check_name(given.run.name)))
+        return resolve(given), None
+    if not given.run.name and not given.data.dataroot:
+        raise UserError("--name", "is required with --continue_train", "name the run to resume")
+    run = RunFolder(runs / (check_name(given.run.name) if given.run.name else resolve(given).run.name))
+    if not run.options.is_file():
+        raise UserError(run.path, "no run to resume", "check --name and --checkpoints_dir")
+    known = (
+        to_dict(TrainOptions()) | OLD_SWITCHES
+    )  # another version of this program may have had other options
+    stored = {name: value for name, value in read_yaml(run.options).items() if name in known}
+    place = {"name": run.name, "checkpoints_dir": str(runs)}  # the folder may have been moved
+    flags = [*flags_of(stored | place, run.options), *flags]  # checks the stored values too
+    saved = stored_dict(from_dict(stored))
+    given = _parse(flags)
+    ranges = {name: (saved[name], getattr(given.data, name)) for name in ("value_range_A", "value_range_B")}
+    if not given.run.override:  # "auto" was looked for when the run began
+        flags += [f"--{name}={was}" for name, (was, now) in ranges.items() if was and now == "auto"]
+    if saved["value_range"] == "auto" != given.data.value_range:  # what it has found would hide the new range
+        flags += [f"--{name}=" for name, (was, now) in ranges.items() if was == now]
+    given = _parse(flags)
+    refuse_changes(run, changes_that_matter(saved, to_dict(given)), given.run.override, "options")
     return resolve(given), saved
 
 
@@ -120,14 +119,9 @@ def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
     return flags
 
 
-def _known(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the options that another version of this program had."""
-    return {name: value for name, value in stored.items() if name in to_dict(TrainOptions()) | OLD_SWITCHES}
-
-
 def _parse(argv: Sequence[str]) -> TrainOptions:
     """Parse twice: the first time to learn the model, the second time on top of its defaults."""
     description = "Train CycleGAN or Pix2Pix on a folder of pictures."
     first = parse_flags(TrainOptions, argv, "train.py", description)
-    default = model_defaults(first.model.model)
+    default = from_dict({"model": first.model.model})
     return parse_flags(TrainOptions, argv, "train.py", description, default)

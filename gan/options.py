@@ -15,6 +15,10 @@ from datasets.errors import UserError
 from models.names import BaseNormName, DiscriminatorName, GeneratorName, InitName, NormName
 
 Model = Literal["cycle_gan", "pix2pix"]
+RangeOption = tuple[float, float] | Literal["auto"] | None
+"""The values that become black and white. None: the full range of the number format."""
+
+LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,14 @@ class DataGroup:
     """Number of fixed validation pictures, for samples and metrics. The seed chooses them from the training split."""
     val_holdout: bool = False
     """Keep the validation pictures out of training."""
+
+    @property
+    def value_ranges(self) -> tuple[RangeOption, RangeOption]:
+        """What becomes black and white in the folder's domains A and B. Raises UserError naming the flag."""
+        return (
+            _value_range(self.value_range_A or self.value_range),
+            _value_range(self.value_range_B or self.value_range),
+        )
 
 
 @dataclass(frozen=True)
@@ -291,26 +303,21 @@ RANGES: dict[str, tuple[float, float]] = {
 """Smallest and largest value of every number with a closed range."""
 
 
-def model_defaults(model: str) -> TrainOptions:
-    """The options of a model before any flag is given."""
-    return from_dict({"model": model})
-
-
 def resolve(options: TrainOptions) -> TrainOptions:
     """Derive the base norm and the run's name where they are not given, and check every value.
 
-    Raises UserError naming the flag and what it allows.
+    The default name is FOLDER_MODEL_NORM. Raises UserError naming the flag and what it allows.
     """
     model = options.model
-    for domain in "AB":
-        value_range(options, domain)
+    _ = options.data.value_ranges  # raises where one cannot be read
     implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
     if implied and model.base_norm not in (None, implied):
         reason = f"--norm {model.norm} does not use the base norm {model.base_norm}"
         raise UserError("--base_norm", reason, f"leave it out or use {implied}")
     flat = to_dict(options)
     flat["base_norm"] = model.base_norm or implied or BASE_NORM[model.model]
-    flat["name"] = flat["name"] or default_name(options)
+    folder = flat["dataroot"].rstrip("/").rsplit("/", 1)[-1] or "run"
+    flat["name"] = check_name(flat["name"] or f"{folder}_{model.model}_{model.norm}")
     _check_ranges(flat)
     _check_combinations(flat)
     return from_dict(flat)
@@ -321,12 +328,21 @@ def discriminator_norm(options: TrainOptions) -> str:
     return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
 
 
-def value_range(options: TrainOptions, domain: str) -> tuple[float, float] | Literal["auto"] | None:
-    """The values that become black and white in the folder's domain A or B. None: the full range of the number format.
+def check_name(name: str) -> str:
+    """A run's name as it is, if it is one plain folder name; UserError otherwise."""
+    fix = "use a plain name such as maps_nc_ms"
+    if not name.strip():
+        raise UserError("--name", "is empty", fix)
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise UserError("--name", f"{name!r} is a path, not a name", fix)
+    if not name.isprintable() or name != name.strip():
+        raise UserError("--name", f"{name!r} has control characters or spaces around it", fix)
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError("--name", f"is longer than {LONGEST_NAME} bytes", fix)
+    return name
 
-    Raises UserError naming the flag.
-    """
-    text = getattr(options.data, f"value_range_{domain}") or options.data.value_range
+
+def _value_range(text: str) -> RangeOption:
     if text in ("", "auto"):
         return "auto" if text else None
     try:
@@ -344,12 +360,6 @@ def channels(options: TrainOptions, direction: str) -> tuple[int, int]:
     if model.model == "cycle_gan" and direction == "BtoA":
         return model.output_nc, model.input_nc
     return model.input_nc, model.output_nc
-
-
-def default_name(options: TrainOptions) -> str:
-    """FOLDER_MODEL_NORM."""
-    folder = options.data.dataroot.rstrip("/").rsplit("/", 1)[-1] or "run"
-    return f"{folder}_{options.model.model}_{options.model.norm}"
 
 
 def to_dict(options: TrainOptions) -> dict[str, Any]:

@@ -17,56 +17,29 @@ import yaml
 from datasets.errors import UserError, error_from_os, printable, set_log_file, warn
 from datasets.files import as_mib, free_space, new_folder, write_atomically
 
-LONGEST_NAME = 200  # bytes; most file systems allow 255
 
-
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Where everything of one run is."""
+    """Where everything of one run is, made or not."""
 
     path: Path
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def options(self) -> Path:
-        return self.path / "options.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "run.log"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.path / "run.lock"
-
-    @property
-    def page(self) -> Path:
-        return self.path / "index.html"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
+    def __post_init__(self) -> None:
+        self.name = self.path.name
+        self.options = self.path / "options.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "run.log"
+        self.lock_file = self.path / "run.lock"
+        self.page = self.path / "index.html"
 
     def sample_folder(self, step: int) -> Path:
         """Where the sample pictures of a step are."""
-        return self.samples / f"step-{step:08d}"
+        return self.path / "samples" / f"step-{step:08d}"
 
     @property
     def exists(self) -> bool:
         """Whether a training has been started here."""
         return self.options.exists() or any(self.path.glob("ckpt-*.*"))
-
-    @classmethod
-    def at(cls, checkpoints_dir: Path | str, name: str) -> "RunFolder":
-        """The run of this name, made or not; UserError for a name that is not one plain folder name."""
-        return cls(Path(checkpoints_dir) / check_name(name))
 
     def require_space(self, size: int) -> None:
         """UserError unless `size` bytes are free where the run is."""
@@ -79,10 +52,6 @@ class RunFolder:
         """Write options.yaml, whole or not at all (OSError). Plain types only (yaml.YAMLError otherwise)."""
         text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
         write_atomically(self.options, text.encode())
-
-    def read_options(self) -> dict[str, Any]:
-        """What options.yaml holds; UserError where it is missing or is not a plain mapping."""
-        return read_yaml(self.options)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -122,23 +91,20 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run(checkpoints_dir: str, name: str, *, is_new: bool) -> Iterator[RunFolder]:
+def open_run(run: RunFolder, *, is_new: bool) -> Iterator[None]:
     """Make a run's folder, lock it, and send tracebacks to its log. A start that fails leaves nothing behind.
 
     Raises UserError for a new run that exists already, a folder that cannot be written to, and a run that another
     training holds.
     """
-    run = RunFolder.at(checkpoints_dir, name)
     if is_new:
         refuse_existing(run)
     with new_folder(run.path), run.lock():
         try:
             if is_new:
-                refuse_existing(
-                    run
-                )  # again: another training may have come and gone before the lock was ours
+                refuse_existing(run)  # another training may have come and gone before the lock was ours
             set_log_file(run.log)
-            yield run
+            yield
         except BaseException:
             if not run.exists:  # no training came of it
                 set_log_file(None)
@@ -160,20 +126,6 @@ def _drop_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_locks)
-
-
-def check_name(name: str) -> str:
-    """A run's name as it is, if it is one plain folder name; UserError otherwise."""
-    fix = "use a plain name such as maps_nc_ms"
-    if not name.strip():
-        raise UserError("--name", "is empty", fix)
-    if name in (".", "..") or "/" in name or "\\" in name:
-        raise UserError("--name", f"{name!r} is a path, not a name", fix)
-    if not name.isprintable() or name != name.strip():
-        raise UserError("--name", f"{name!r} has control characters or spaces around it", fix)
-    if len(name.encode()) > LONGEST_NAME:
-        raise UserError("--name", f"is longer than {LONGEST_NAME} bytes", fix)
-    return name
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """The state of a training: what a checkpoint holds, weights into networks, random generators."""
 
 import contextlib
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,12 +76,6 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     ]:
         warn(where, f"not bit-identical from here on: {', '.join(changes)}")
     return Position(**state["position"])
-
-
-def checkpoint_size(trainer: Trainer) -> int:
-    """Bytes of a checkpoint, nearly: the weights and the two moments that Adam keeps of each."""
-    parameters = (p for network in trainer.networks.values() for p in network.parameters())
-    return 3 * sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _machine(trainer: Trainer) -> dict[str, Any]:
@@ -198,37 +191,12 @@ def plain_key(key: str) -> str:
     return ".".join(parts)
 
 
-def describe_difference(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str]
-) -> list[str]:
-    """The options among `names` that differ, as `norm: instance -> nc_ms` (was -> now)."""
-    return [
-        f"{name}: {_show(saved, name)} -> {_show(wanted, name)}"
-        for name in names
-        if _show(saved, name) != _show(wanted, name)
-    ]
-
-
-def _show(options: Mapping[str, Any], name: str) -> str:
-    value = options.get(name, "(not stored)")
-    if isinstance(value, tuple | list):  # a tuple that went through YAML is a list
-        return "[" + ", ".join(str(entry) for entry in value) + "]"
-    return str(value)
-
-
 def _describe(value: Any) -> str:
     if value is None:
         return "missing"
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return "x".join(str(n) for n in value.shape) or "a number"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (all devices); seed: 0 .. 2**32 - 1."""
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
@@ -274,18 +242,3 @@ def forked_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
-
-
-def use_deterministic(on: bool) -> None:
-    """Let torch use only algorithms that give the same bits every time, or whatever is fastest.
-
-    An operation without such an algorithm raises torch's RuntimeError, which names it. Call before CUDA is
-    used: cuBLAS reads its setting at its start.
-    """
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
-    # New memory is not filled with NaN: a slow check for bugs, which the tests turn on.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.deterministic = on
-    torch.backends.cudnn.benchmark = not on

@@ -1,10 +1,13 @@
-"""What CycleGAN and Pix2Pix share: where they run, and the shape of a training step."""
+"""What CycleGAN and Pix2Pix share: device, precision, seeds, and the shape of a training step."""
 
+import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +48,28 @@ def find_device(name: str) -> torch.device:
         there = ", ".join(kind for kind, yes in found.items() if yes)
         raise UserError("--device", f"{name} is not available here", f"available: {there}")
     return torch.device(name)
+
+
+def use_deterministic(on: bool) -> None:
+    """Let torch use only algorithms that give the same bits every time, or whatever is fastest.
+
+    An operation without such an algorithm raises torch's RuntimeError, which names it. Call before CUDA is
+    used: cuBLAS reads its setting at its start.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    # New memory is not filled with NaN: a slow check for bugs, which the tests turn on.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = not on
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices); seed: 0 .. 2**32 - 1."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 class StepResult(NamedTuple):

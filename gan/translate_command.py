@@ -15,7 +15,6 @@ from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
 from datasets.images import load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
-from gan.run import RunFolder
 from gan.translate import (
     Load,
     TestMode,
@@ -32,7 +31,7 @@ def run_test(options: TranslationOptions) -> int:
     """Check the options, then translate. Returns the exit code; raises UserError."""
     options.check()
     job = TranslationJob(
-        RunFolder.at(Path(options.checkpoints_dir), options.name).path,
+        Path(options.checkpoints_dir) / options.name,
         epoch=options.epoch,
         direction=options.direction,
         device=options.device,
@@ -142,7 +141,7 @@ class FolderTranslation:
             if text := left_out(folder, but_folders=True):
                 say(f"left out: {folder}: {text}")
         with new_folder(output):
-            wanted = translator.value_ranges[translator.direction == "BtoA"]
+            wanted = translator.options.data.value_ranges[translator.direction == "BtoA"]
             inputs = check_readable(inputs, job.skip_bad, wanted)
             pictures = [
                 (partial(load_image, path, translator.input_nc, wanted), target)
@@ -171,7 +170,7 @@ class SplitTranslation:
         job, translator = self.job, self.job.translator
         data = translator.options.data
         sources = find_sources(Path(self.dataroot or data.dataroot), "test", data.dataset_mode, job.limit)
-        range_a, range_b = translator.value_ranges
+        range_a, range_b = translator.options.data.value_ranges
         if sources.layout == "folder":  # of the input's domain, whichever it is
             range_a = range_b = range_b if translator.direction == "BtoA" else range_a
         sources = replace(sources, ranges=(range_a, range_b))

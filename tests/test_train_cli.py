@@ -25,10 +25,9 @@ from training_support import (
 
 import train as program
 from datasets.errors import UserError
-from gan import loop, setup
+from gan import loop, setup, start
 from gan.checkpoint import load_checkpoint
 from gan.command_line import parse_train
-from gan.options import value_range
 from gan.pix2pix import Pix2Pix
 from gan.run import RunFolder
 from gan.viewers import Record, RunInfo, Viewer
@@ -353,7 +352,7 @@ def test_a_new_range_replaces_what_auto_has_found(runs: Path) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | found))
     flags = ["--name", "r", "--checkpoints_dir", str(runs), "--continue_train", "--override"]
     options, _ = parse_train([*flags, "--value_range", "0,100", "--value_range_B", "0,50"])
-    assert (value_range(options, "A"), value_range(options, "B")) == ((0, 100), (0, 50))
+    assert options.data.value_ranges == ((0, 100), (0, 50))
 
 
 def test_renamed_runs_go_on(runs: Path) -> None:
@@ -377,7 +376,7 @@ def test_a_run_in_use_is_refused_and_stays_locked(aligned: Path, tmp_path: Path,
     with RunFolder(runs / "r").lock():
         outcome = go_on(runs, "--n_epochs", 3)
         assert outcome.code == 2 and holder in outcome.error
-    fresh = RunFolder.at(tmp_path / "fresh", "r")
+    fresh = RunFolder(tmp_path / "fresh" / "r")
     fresh.path.mkdir(parents=True)
     with fresh.lock():  # the other one is about to start: nothing is in its folder yet
         outcome = pix2pix(aligned, tmp_path / "fresh", "--n_epochs", 1)
@@ -547,7 +546,7 @@ def test_a_run_folder_that_is_deleted_comes_back_with_the_next_save(
             if step == 4:
                 shutil.rmtree(tmp_path / "r")
 
-    monkeypatch.setattr(setup, "choose_viewers", lambda *_: [Deleting()])
+    monkeypatch.setattr(start, "choose_viewers", lambda *_: [Deleting()])
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 3)
     assert outcome.code == 0, outcome.err
     assert load_checkpoint(tmp_path / "r", "last")[0]["position"]["step"] == 9
@@ -612,7 +611,7 @@ def test_viewers_that_fail_are_dropped_and_change_nothing(
     witness = Witness()
     methods = ("start", "record", "progress", "commands", "close")
     viewers = [*(Broken(method) for method in methods), witness]
-    monkeypatch.setattr(setup, "choose_viewers", lambda *_: viewers)
+    monkeypatch.setattr(start, "choose_viewers", lambda *_: viewers)
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 2)
     assert outcome.code == 0
     assert outcome.err.count("the viewer fell over") == len(methods)
@@ -629,7 +628,7 @@ def test_a_viewer_can_ask_to_save_sample_and_stop(
         def commands(self) -> set[str]:
             return next(self.asked, set())
 
-    monkeypatch.setattr(setup, "choose_viewers", lambda *_: [Asking()])
+    monkeypatch.setattr(start, "choose_viewers", lambda *_: [Asking()])
     outcome = pix2pix(aligned, tmp_path, "--n_epochs", 5)
     assert outcome.code == 0
     assert "stopped after epoch 1, as asked" in outcome.out and "--continue_train" in outcome.out
