@@ -15,14 +15,13 @@ from datasets.errors import UserError
 from gan.options import (
     TrainOptions,
     changes_that_matter,
-    check_name,
     current_names,
     from_dict,
     resolve,
     stored_dict,
     to_dict,
 )
-from gan.run import RunFolder, read_yaml, refuse_changes, refuse_existing
+from gan.run import RunFolder, check_name, read_yaml, refuse_changes, refuse_existing
 
 Options = TypeVar("Options")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out_of_memory_error, say
 from gan.checkpoint import list_checkpoints, save_checkpoint
@@ -15,7 +15,7 @@ from gan.options import TrainOptions, stored_dict
 from gan.run import MetricsLog, RunFolder
 from gan.setup import TrainingData
 from gan.signals import StopRequest
-from gan.state import Position, capture
+from gan.state import Position, capture, not_finite
 from gan.step import Batch, Trainer, set_learning_rate
 from gan.viewers import SAMPLE, SAVE, STOP, Viewers
 from gan.viewers.samples import save_samples
@@ -151,7 +151,9 @@ class Training:
     def save(self, best: bool = False, must: bool = False) -> bool:
         """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead."""
         at = self.position
-        require_finite_weights(self.trainer.networks, at.step, self.run)
+        for name, network in self.trainer.networks.items():  # a finite loss does not rule it out
+            if bad := not_finite(network.state_dict()):
+                raise _not_finite(f"{name}.{bad} after step {at.step}", self.run)
         scanned = self.data.report
         state = capture(self.trainer, at, self.stored, self.log.offset, scanned.listing, scanned.median_sizes)
         keep = self.options.output.keep
@@ -214,14 +216,6 @@ def finite_losses(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> di
         if not math.isfinite(value):
             raise _not_finite(f"loss {name} is {value} at step {step}", run)
     return dict(zip(losses, values, strict=True))
-
-
-def require_finite_weights(networks: Mapping[str, nn.Module], step: int, run: RunFolder) -> None:
-    """RunError if a weight is NaN or infinite, which a finite loss does not rule out; checked before a save."""
-    for name, network in networks.items():
-        for key, value in network.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise _not_finite(f"{name}.{key} is not finite after step {step}", run)
 
 
 def _not_finite(what: str, run: RunFolder) -> RunError:

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datasets.errors import UserError
+from gan.run import check_name
 from models.names import BaseNormName, DiscriminatorName, GeneratorName, InitName, NormName
 
 Model = Literal["cycle_gan", "pix2pix"]
 RangeOption = tuple[float, float] | Literal["auto"] | None
 """The values that become black and white. None: the full range of the number format."""
-
-LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -326,20 +325,6 @@ def resolve(options: TrainOptions) -> TrainOptions:
 def discriminator_norm(options: TrainOptions) -> str:
     """The base norm; with `nc`, which has none, the model's default."""
     return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
-
-
-def check_name(name: str) -> str:
-    """A run's name as it is, if it is one plain folder name; UserError otherwise."""
-    fix = "use a plain name such as maps_nc_ms"
-    if not name.strip():
-        raise UserError("--name", "is empty", fix)
-    if name in (".", "..") or "/" in name or "\\" in name:
-        raise UserError("--name", f"{name!r} is a path, not a name", fix)
-    if not name.isprintable() or name != name.strip():
-        raise UserError("--name", f"{name!r} has control characters or spaces around it", fix)
-    if len(name.encode()) > LONGEST_NAME:
-        raise UserError("--name", f"is longer than {LONGEST_NAME} bytes", fix)
-    return name
 
 
 def _value_range(text: str) -> RangeOption:

@@ -17,6 +17,8 @@ import yaml
 from datasets.errors import UserError, error_from_os, printable, set_log_file, warn
 from datasets.files import as_mib, free_space, new_folder, write_atomically
 
+LONGEST_NAME = 200  # bytes; most file systems allow 255
+
 
 @dataclass
 class RunFolder:
@@ -126,6 +128,20 @@ def _drop_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_locks)
+
+
+def check_name(name: str) -> str:
+    """A run's name as it is, if it is one plain folder name; UserError otherwise."""
+    fix = "use a plain name such as maps_nc_ms"
+    if not name.strip():
+        raise UserError("--name", "is empty", fix)
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise UserError("--name", f"{name!r} is a path, not a name", fix)
+    if not name.isprintable() or name != name.strip():
+        raise UserError("--name", f"{name!r} has control characters or spaces around it", fix)
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError("--name", f"is longer than {LONGEST_NAME} bytes", fix)
+    return name
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

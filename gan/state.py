@@ -157,30 +157,28 @@ def load_network(
     """
     own = {plain_key(key): (key, value) for key, value in network.state_dict().items()}
     given = {plain_key(key): value for key, value in state.items()}
+    here = {key: _describe(value) for key, (_, value) in own.items()}
+    there = {key: _describe(value) for key, value in given.items()}
     differences = [
-        f"{key} is {_describe(given.get(key))} there, {_describe(own[key][1] if key in own else None)} here"
-        for key in [*own, *(key for key in given if key not in own)]
-        if _describe(given.get(key)) != _describe(own[key][1] if key in own else None)
+        f"{key} is {there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
+        for key in here | there
+        if there.get(key) != here.get(key)
     ]
     if differences:
         left = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        raise UserError(
-            where,
-            f"does not fit this network: {'; '.join(differences[:SHOWN])}{left}",
-            "use the options it was trained with",
-        )
-    if check_finite:
-        require_finite(given, where=where)
+        reason = f"does not fit this network: {'; '.join(differences[:SHOWN])}{left}"
+        raise UserError(where, reason, "use the options it was trained with")
+    if check_finite and (reason := not_finite(given)):
+        raise UserError(where, reason, "use an earlier checkpoint")
     network.load_state_dict({own[key][0]: value for key, value in given.items()})
 
 
-def require_finite(state: Mapping[str, Tensor], *, where: str) -> None:
-    """UserError naming the first tensor that holds a NaN or an infinity."""
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """`KEY: 1 of 12 values are NaN or infinite` for the first such tensor, or nothing."""
     for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            reason = f"{key}: {bad} of {value.numel()} values are NaN or infinite"
-            raise UserError(where, reason, "use an earlier checkpoint")
+        if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())):
+            return f"{key}: {bad} of {value.numel()} values are NaN or infinite"
+    return ""
 
 
 def plain_key(key: str) -> str:
@@ -192,8 +190,6 @@ def plain_key(key: str) -> str:
 
 
 def _describe(value: Any) -> str:
-    if value is None:
-        return "missing"
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return "x".join(str(n) for n in value.shape) or "a number"

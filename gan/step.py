@@ -2,10 +2,11 @@
 
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -79,28 +80,24 @@ class StepResult(NamedTuple):
     images: dict[str, Tensor]
 
 
-class Trainer(Protocol):
-    """One way to train: `step` is all the loop needs to know of it."""
+@dataclass(frozen=True, kw_only=True)
+class Trainer(ABC):
+    """The networks of a model and what trains them, by name; `step` is all the loop needs to know of it."""
 
-    @property
-    def networks(self) -> dict[str, nn.Module]: ...
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    pools: dict[str, ImagePool]
+    placement: Placement
+    gan_mode: str
+    lambda_gp: float
 
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
-
-    @property
-    def pools(self) -> dict[str, ImagePool]: ...
-
-    @property
-    def placement(self) -> Placement: ...
-
+    @abstractmethod
     def step(self, batch: Batch) -> StepResult:
         """One update of all networks from a batch with "A" and "B"."""
-        ...
 
+    @abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a fixed batch in eval mode; changes nothing."""
-        ...
 
 
 def set_learning_rate(trainer: Trainer, lr: float) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datasets.errors import UserError
-from gan.options import check_name
+from gan.run import check_name
 
 
 @dataclass(frozen=True)

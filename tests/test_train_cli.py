@@ -1,6 +1,7 @@
 """train.py: what it writes, what it refuses, and what happens when its surroundings fail."""
 
 import json
+import os
 import resource
 import shutil
 from collections.abc import Iterator, Mapping
@@ -80,23 +81,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(aligned: Path, tmp_path: P
     assert outcome.code == 0, outcome.err
     assert not (tmp_path / "runs").exists()
     parameters = sum(p.numel() for p in load_networks(aligned, tmp_path)["G"].parameters())
-    for told in (
+    told = (
         "3 pairs",
         f"{parameters / 1e6:.3f} M",
         "4 epochs of 3 = 12",
         "nc_ms",
         str(tmp_path / "runs" / "r"),
-    ):
-        assert told in outcome.out, outcome.out
+    )
+    assert [text for text in told if text not in outcome.out] == []
 
 
 def load_networks(aligned: Path, tmp_path: Path) -> dict[str, torch.nn.Module]:
-    from gan.command_line import parse_train
-    from gan.setup import generators
-
-    return generators(
-        parse_train(["--dataroot", str(aligned), *TINY, "--model", "pix2pix", "--norm", "nc_ms"])[0]
-    )
+    flags = ["--dataroot", str(aligned), *TINY, "--model", "pix2pix", "--norm", "nc_ms"]
+    return setup.generators(parse_train(flags)[0])
 
 
 def test_the_files_of_a_run(trained: Path) -> None:
@@ -170,25 +167,14 @@ def test_another_seed_gives_other_weights(aligned: Path, trained: Path, tmp_path
 
 
 def test_cycle_gan_on_pairs_and_in_the_other_direction(aligned: Path, tmp_path: Path) -> None:
-    more = [
-        "--name",
-        "c",
-        "--checkpoints_dir",
-        tmp_path,
-        "--n_epochs",
-        1,
-        "--direction",
-        "BtoA",
-        "--val_holdout",
-    ]
-    outcome = train("--dataroot", aligned, *TINY, *more)
+    where = ["--dataroot", aligned, "--name", "c", "--checkpoints_dir", tmp_path]
+    outcome = train(*where, *TINY, "--n_epochs", 1, "--direction", "BtoA", "--val_holdout")
     assert outcome.code == 0, outcome.err
     assert set((records(tmp_path / "c")[0])["losses"]) == {
         "D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B",
     }  # fmt: skip
-    assert (
-        len([line for line in records(tmp_path / "c") if line["kind"] == "train"]) == 2
-    )  # one of 3 is held out
+    steps = [line for line in records(tmp_path / "c") if line["kind"] == "train"]
+    assert len(steps) == 2  # one of 3 is held out
 
 
 # --- what is refused
@@ -271,14 +257,6 @@ def test_an_edited_options_file_does_not_fool_a_resume(runs: Path) -> None:
     assert "  ngf: 2 -> 4" in outcome.err.splitlines()
     forced = go_on(runs, "--n_epochs", 3, "--override")
     assert forced.code == 2 and "ngf: 2 -> 4" in forced.error
-
-
-def test_another_model_is_refused_even_when_forced(runs: Path) -> None:
-    outcome = go_on(
-        runs, "--n_epochs", 3, "--override", "--model", "cycle_gan", "--best_by", "fid", "--eval_every", 0
-    )
-    assert outcome.code == 2
-    outcome.error  # noqa: B018  one line
 
 
 def test_override_goes_on_with_what_was_asked(runs: Path) -> None:
@@ -369,13 +347,8 @@ def test_moved_runs_go_on(runs: Path) -> None:
     assert records(moved / "r")[-1]["epoch"] == 3
 
 
-def test_a_run_in_use_is_refused_and_stays_locked(aligned: Path, tmp_path: Path, runs: Path) -> None:
-    import os
-
+def test_a_run_in_use_is_refused_and_stays_locked(aligned: Path, tmp_path: Path) -> None:
     holder = f"pid {os.getpid()} on "
-    with RunFolder(runs / "r").lock():
-        outcome = go_on(runs, "--n_epochs", 3)
-        assert outcome.code == 2 and holder in outcome.error
     fresh = RunFolder(tmp_path / "fresh" / "r")
     fresh.path.mkdir(parents=True)
     with fresh.lock():  # the other one is about to start: nothing is in its folder yet
@@ -470,7 +443,8 @@ def test_weights_that_are_no_numbers_are_never_saved(runs: Path, monkeypatch: py
     before = {name: content for name, content in tree(runs).items() if "ckpt" in name}
     outcome = go_on(runs, "--n_epochs", 3, "--override", "--save_step_freq", 1)
     assert outcome.code == 1
-    assert ".weight is not finite after step 7; last good checkpoint step 6" in outcome.error
+    assert ".weight: 1 of " in outcome.error
+    assert " values are NaN or infinite after step 7; last good checkpoint step 6" in outcome.error
     assert {name: content for name, content in tree(runs).items() if "ckpt" in name} == before
 
 
@@ -638,8 +612,6 @@ def test_a_viewer_can_ask_to_save_sample_and_stop(
 
 
 def test_metrics_of_the_caller_choose_the_best(aligned: Path, tmp_path: Path) -> None:
-    from gan.command_line import parse_train
-
     arguments = [
         "--dataroot", str(aligned), *TINY, "--model", "pix2pix", "--checkpoints_dir", str(tmp_path), "--name", "r",
         "--n_epochs", "4", "--best_by", "psnr", "--eval_every", "1", "--keep", "1",
