@@ -20,7 +20,6 @@ from gan.state import check_format, refuse_malformed, restore
 from gan.viewers import RunInfo, Viewer, Viewers
 from gan.viewers.console import Console
 from gan.viewers.page import Page
-from gan.viewers.visdom import Visdom
 
 YARDSTICK = frozenset(field.name for field in dataclasses.fields(DataGroup)) - {
     "dataroot", "batch_size", "flip", "serial_batches", "num_threads"
@@ -127,6 +126,8 @@ def choose_viewers(options: TrainOptions, steps_per_epoch: int) -> list[Viewer]:
     viewers: list[Viewer] = [Page(), Console(options.schedule.epochs, steps_per_epoch)]
     wanted = options.viewer
     if wanted.visdom != "off":
+        from gan.viewers.visdom import Visdom  # nobody else needs what it loads
+
         viewers.append(
             Visdom(
                 mode=wanted.visdom,
