@@ -1,4 +1,4 @@
-"""Command lines and option files become options; tyro parses them.
+"""Command lines and option files become checked options; tyro parses them.
 
 An option file, or the options of a run that is resumed, is turned into flags in front of the user's own. So every value
 passes the same type checks, and the last one wins. This file imports no torch.
@@ -13,11 +13,12 @@ import tyro
 
 from datasets.errors import UserError
 from gan.options import (
+    BASE_NORM,
+    RANGES,
     TrainOptions,
     changes_that_matter,
     current_names,
     from_dict,
-    resolve,
     stored_dict,
     to_dict,
 )
@@ -91,6 +92,26 @@ def parse_options(argv: Sequence[str]) -> TrainOptions:
     return resolve(_parse(argv))
 
 
+def resolve(options: TrainOptions) -> TrainOptions:
+    """Derive the base norm and the run's name where they are not given, and check every value.
+
+    The default name is FOLDER_MODEL_NORM. Raises UserError naming the flag and what it allows.
+    """
+    model = options.model
+    _ = options.data.value_ranges  # raises where one cannot be read
+    implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
+    if implied and model.base_norm not in (None, implied):
+        reason = f"--norm {model.norm} does not use the base norm {model.base_norm}"
+        raise UserError("--base_norm", reason, f"leave it out or use {implied}")
+    flat = to_dict(options)
+    flat["base_norm"] = model.base_norm or implied or BASE_NORM[model.model]
+    folder = flat["dataroot"].rstrip("/").rsplit("/", 1)[-1] or "run"
+    flat["name"] = check_name(flat["name"] or f"{folder}_{model.model}_{model.norm}")
+    _check_ranges(flat)
+    _check_combinations(flat)
+    return from_dict(flat)
+
+
 def flags_of(options: Mapping[str, Any], source: Path | str) -> list[str]:
     """Options of a file as the flags that set them. None means that the default holds.
 
@@ -124,3 +145,55 @@ def _parse(argv: Sequence[str]) -> TrainOptions:
     first = parse_flags(TrainOptions, argv, "train.py", description)
     default = from_dict({"model": first.model.model})
     return parse_flags(TrainOptions, argv, "train.py", description, default)
+
+
+def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
+    """Metrics that --eval_metrics computes. A cycle_gan run has no targets, but two directions and a mean."""
+    flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
+    if flat["model"] == "pix2pix":
+        return ["val_l1", *flags]
+    return [flag + side for flag in flags if flag not in ("psnr", "ssim", "l1") for side in ("", "_A", "_B")]
+
+
+def _check_ranges(flat: Mapping[str, Any]) -> None:
+    """Ranges that types cannot express. NaN fails every comparison, so it is refused too."""
+    if not flat["dataroot"]:
+        raise UserError("--dataroot", "is required", "name the folder that holds your pictures")
+    for name, (low, high) in RANGES.items():
+        if flat[name] is not None and not low <= flat[name] <= high:
+            allowed = f"{low} or more" if high > 65535 and flat[name] < low else f"{low} to {high}"
+            raise UserError(f"--{name}", f"is {flat[name]}", f"allowed: {allowed}")
+    for name in ("lr", "init_gain"):
+        if not 0 < flat[name] < float("inf"):
+            raise UserError(f"--{name}", f"is {flat[name]}", "allowed: greater than 0, finite")
+    if not 0 <= flat["beta1"] < 1:
+        raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
+
+
+def _check_combinations(flat: Mapping[str, Any]) -> None:
+    """Options that contradict each other."""
+    if "@" in flat["visdom_server"]:  # only a login holds one; options are stored and shown
+        fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
+        raise UserError("--visdom_server", "holds a login", fix)
+    if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
+        fix = "--n_epochs plus --n_epochs_decay must be at least 1"
+        raise UserError("--n_epochs", "no epoch to train", fix)
+    if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
+        reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
+        raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
+    if flat["compile"] and flat["gan_mode"] == "wgangp":
+        reason = "the gradient penalty of wgangp cannot be compiled"
+        raise UserError("--compile", reason, "leave one of them out")
+    if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:
+        raise UserError("--lambda_identity", "needs --input_nc and --output_nc to be equal", "set it to 0")
+    best = flat["best_by"]
+    if best == "val_l1" and flat["model"] == "cycle_gan":
+        reason = "val_l1 needs pairs, and cycle_gan has none"
+        raise UserError("--best_by", reason, "use fid with --eval_every N")
+    if best in (None, "val_l1"):
+        return
+    if best not in (known := _computed_metrics(flat)):
+        reason = f"{best} is not among the computed metrics"
+        raise UserError("--best_by", reason, f"allowed: {', '.join(known)}")
+    if not flat["eval_every"]:
+        raise UserError("--best_by", f"{best} is never computed", "add --eval_every N")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datasets.errors import UserError
-from gan.run import check_name
 from models.names import BaseNormName, DiscriminatorName, GeneratorName, InitName, NormName
 
 Model = Literal["cycle_gan", "pix2pix"]
@@ -302,26 +301,6 @@ RANGES: dict[str, tuple[float, float]] = {
 """Smallest and largest value of every number with a closed range."""
 
 
-def resolve(options: TrainOptions) -> TrainOptions:
-    """Derive the base norm and the run's name where they are not given, and check every value.
-
-    The default name is FOLDER_MODEL_NORM. Raises UserError naming the flag and what it allows.
-    """
-    model = options.model
-    _ = options.data.value_ranges  # raises where one cannot be read
-    implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
-    if implied and model.base_norm not in (None, implied):
-        reason = f"--norm {model.norm} does not use the base norm {model.base_norm}"
-        raise UserError("--base_norm", reason, f"leave it out or use {implied}")
-    flat = to_dict(options)
-    flat["base_norm"] = model.base_norm or implied or BASE_NORM[model.model]
-    folder = flat["dataroot"].rstrip("/").rsplit("/", 1)[-1] or "run"
-    flat["name"] = check_name(flat["name"] or f"{folder}_{model.model}_{model.norm}")
-    _check_ranges(flat)
-    _check_combinations(flat)
-    return from_dict(flat)
-
-
 def discriminator_norm(options: TrainOptions) -> str:
     """The base norm; with `nc`, which has none, the model's default."""
     return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
@@ -389,55 +368,3 @@ def changes_that_matter(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         for name, value in wanted.items()
         if name in saved and name not in MAY_CHANGE_ON_RESUME | NEVER_STORED and saved[name] != value
     ]
-
-
-def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
-    """Metrics that --eval_metrics computes. A cycle_gan run has no targets, but two directions and a mean."""
-    flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
-    if flat["model"] == "pix2pix":
-        return ["val_l1", *flags]
-    return [flag + side for flag in flags if flag not in ("psnr", "ssim", "l1") for side in ("", "_A", "_B")]
-
-
-def _check_ranges(flat: Mapping[str, Any]) -> None:
-    """Ranges that types cannot express. NaN fails every comparison, so it is refused too."""
-    if not flat["dataroot"]:
-        raise UserError("--dataroot", "is required", "name the folder that holds your pictures")
-    for name, (low, high) in RANGES.items():
-        if flat[name] is not None and not low <= flat[name] <= high:
-            allowed = f"{low} or more" if high > 65535 and flat[name] < low else f"{low} to {high}"
-            raise UserError(f"--{name}", f"is {flat[name]}", f"allowed: {allowed}")
-    for name in ("lr", "init_gain"):
-        if not 0 < flat[name] < float("inf"):
-            raise UserError(f"--{name}", f"is {flat[name]}", "allowed: greater than 0, finite")
-    if not 0 <= flat["beta1"] < 1:
-        raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
-
-
-def _check_combinations(flat: Mapping[str, Any]) -> None:
-    """Options that contradict each other."""
-    if "@" in flat["visdom_server"]:  # only a login holds one; options are stored and shown
-        fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
-        raise UserError("--visdom_server", "holds a login", fix)
-    if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
-        fix = "--n_epochs plus --n_epochs_decay must be at least 1"
-        raise UserError("--n_epochs", "no epoch to train", fix)
-    if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
-        reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
-        raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
-    if flat["compile"] and flat["gan_mode"] == "wgangp":
-        reason = "the gradient penalty of wgangp cannot be compiled"
-        raise UserError("--compile", reason, "leave one of them out")
-    if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:
-        raise UserError("--lambda_identity", "needs --input_nc and --output_nc to be equal", "set it to 0")
-    best = flat["best_by"]
-    if best == "val_l1" and flat["model"] == "cycle_gan":
-        reason = "val_l1 needs pairs, and cycle_gan has none"
-        raise UserError("--best_by", reason, "use fid with --eval_every N")
-    if best in (None, "val_l1"):
-        return
-    if best not in (known := _computed_metrics(flat)):
-        reason = f"{best} is not among the computed metrics"
-        raise UserError("--best_by", reason, f"allowed: {', '.join(known)}")
-    if not flat["eval_every"]:
-        raise UserError("--best_by", f"{best} is never computed", "add --eval_every N")

@@ -11,14 +11,13 @@ import yaml
 from training_support import ROOT, TINY, train, write_unaligned
 
 from datasets.errors import UserError
-from gan.command_line import flags_of, parse_train
+from gan.command_line import flags_of, parse_train, resolve
 from gan.options import (
     RANGES,
     TrainOptions,
     changes_that_matter,
     discriminator_norm,
     from_dict,
-    resolve,
     stored_dict,
     to_dict,
 )
