@@ -88,9 +88,7 @@ def test_a_full_disk_is_found_at_the_start(tmp_path: Path, monkeypatch) -> None:
 
 def test_space(tmp_path: Path, monkeypatch) -> None:
     run = RunFolder(tmp_path / "not" / "made")
-    status = os.statvfs(tmp_path)
-    blocks = {"f_bavail": 12, "f_frsize": 2**20}
-    monkeypatch.setattr(os, "statvfs", lambda path: mock.Mock(status, **blocks))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: mock.Mock(free=12 * 2**20))
     run.require_space(12 * 2**20)
     with pytest.raises(UserError, match=r"no space: need 324 MiB, free 12 MiB \(free some space"):
         run.require_space(324 * 2**20)
