@@ -158,6 +158,7 @@ class Training:
         state = capture(self.trainer, at, self.stored, self.log.offset, scanned.listing, scanned.median_sizes)
         keep = self.options.output.keep
         try:
+            self.run.require_ours()
             save_checkpoint(self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=keep, best=best)
             if not self.run.options.exists():  # the run's folder was deleted; now it can be resumed again
                 self.run.write_options(self.stored)

@@ -12,7 +12,7 @@ import torch
 from datasets.check import changes
 from datasets.errors import UserError, printable, say
 from datasets.files import remove_leftovers
-from gan.checkpoint import list_checkpoints, load_checkpoint
+from gan.checkpoint import delete_others, list_checkpoints, load_checkpoint
 from gan.loop import Training
 from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.run import read_records, refuse_changes, resume_command, run_command_line
@@ -83,6 +83,7 @@ def resume(training: Training) -> None:
             raise UserError(path, reason, "use the options it was trained with") from error
         raise
     log.truncate(state["metrics_bytes"])
+    delete_others(run.path, training.position.step, options.output.keep)  # what a kill in a save has left
     if other_data or any(saved.get(name) != wanted[name] for name in YARDSTICK):
         _forget_best(training)
 

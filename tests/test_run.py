@@ -15,9 +15,11 @@ from unittest import mock
 
 import pytest
 import yaml
+from training_support import TINY, tree, write_aligned
 
+import datasets.files
 from datasets.errors import UserError
-from datasets.files import new_folder
+from datasets.files import new_folder, whole_folder
 from gan.run import MetricsLog, RunFolder, check_name, open_run, read_records, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +31,8 @@ def make_run(checkpoints_dir: Path, name: str = "run") -> RunFolder:
     return run
 
 
-def start_run(checkpoints_dir: Path) -> None:
-    with open_run(RunFolder(checkpoints_dir / "run"), is_new=True):
+def start_run(checkpoints_dir: Path, name: str = "run") -> None:
+    with open_run(RunFolder(checkpoints_dir / name), is_new=True):
         pass
 
 
@@ -127,7 +129,7 @@ def test_a_second_training_is_refused_and_told_of_the_first(tmp_path: Path) -> N
     assert caught.value.exit_code == 2
     process.communicate("")
     with run.lock():
-        assert f"pid {os.getpid()} " in run.lock_file.read_text()
+        assert f"pid {os.getpid()} " in run.holder_file.read_text()
 
 
 def test_the_lock_is_free_after_kill_9_even_if_a_worker_lives_on(tmp_path: Path) -> None:
@@ -151,6 +153,37 @@ def test_a_lock_without_a_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_file_of_somebody_else_is_not_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "mine").write_text("mine")
+    run.lock_file.symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is a link"), run.lock():
+        pass
+    run.lock_file.unlink()
+    run.lock_file.write_text("mine")
+    run.holder_file.symlink_to(tmp_path / "mine")
+    with run.lock():
+        assert run.lock_file.read_text() == "mine"
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_files_that_a_new_run_would_overwrite_are_refused(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "index.html", "page", "samples", "latest.json", "best.json"):
+        run = make_run(tmp_path, name)
+        (run.path / name).symlink_to("nowhere")
+        with pytest.raises(UserError, match=f"holds {name}, which a training would overwrite"):
+            start_run(tmp_path, name)
+        assert [path.name for path in run.path.iterdir()] == [name]
+
+
+def test_a_failed_start_leaves_a_log_that_was_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.log.write_text("mine")
+    with pytest.raises(KeyError), open_run(run, is_new=True):
+        raise KeyError
+    assert {path.name: path.read_text() for path in run.path.iterdir()} == {"run.log": "mine"}
+
+
 def test_the_lock_within_one_process(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with run.lock():
@@ -168,14 +201,39 @@ def test_the_lock_within_one_process(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_system_without_locks_gives_a_warning(tmp_path: Path, monkeypatch, capsys) -> None:
-    def flock(*arguments: Any) -> None:
+def test_a_file_system_without_locks_gives_one_warning(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Whatever takes a lock: a run, a temporary file, a folder that is filled."""
+
+    def lock(descriptor: int, *, blocking: bool) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.flock", flock)
-    with make_run(tmp_path).lock():
-        pass
-    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(datasets.files, "lock_descriptor", lock)
+    datasets.files._warn_of_missing_locks.cache_clear()
+    with make_run(tmp_path).lock(), whole_folder(tmp_path / "filled") as folder:
+        (folder / "file").write_text("x")
+    assert (tmp_path / "filled" / "file").read_text() == "x"
+    assert capsys.readouterr().err == (
+        "warning: file locks: do not work here (No locks available); do not start a command twice on the same folder\n"
+    )
+
+
+def test_a_training_where_python_has_no_fcntl(tmp_path: Path) -> None:
+    """As on Windows, where this suite does not run: import and training on the CPU need neither it nor its signals."""
+    script = """
+        import runpy, signal, sys
+        sys.modules["fcntl"] = None
+        del signal.SIGHUP, signal.SIGUSR1
+        sys.argv = sys.argv[1:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    data = write_aligned(tmp_path / "data", 2)
+    flags = ["--dataroot", data, *TINY, "--model", "pix2pix", "--n_epochs", 1, "--checkpoints_dir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), ROOT / "train.py", *map(str, flags)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "fcntl is unavailable" in done.stderr and "done: 2 steps" in done.stdout
 
 
 # --- options.yaml ---
@@ -337,12 +395,12 @@ def test_a_log_in_a_deleted_folder_is_one_warning(tmp_path: Path, capsys) -> Non
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_users_file_in_an_output_folder_stays(tmp_path: Path) -> None:
-    """Whatever its name: `probe` was once deleted."""
-    for name in ("probe", ".probe", "probe.tmp"):
-        (tmp_path / name).write_text("mine")
-    with new_folder(tmp_path):
-        pass
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
-        ("probe", ".probe", "probe.tmp"), "mine"
-    )
+def test_a_users_files_in_an_output_folder_stay(tmp_path: Path) -> None:
+    """Whatever their names: `probe` was once deleted, `.NAME.partial` was emptied."""
+    for name in ("probe", ".probe", "probe.tmp", ".out.partial", ".out.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("mine")
+    before = tree(tmp_path)
+    with new_folder(tmp_path), whole_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("x")
+    assert tree(tmp_path) == before | {"out": b"", "out/new": b"x"}

@@ -70,7 +70,11 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 
 def without_lock(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    return {name: content for name, content in files.items() if not name.endswith(("run.lock", "run.log"))}
+    return {
+        name: content
+        for name, content in files.items()
+        if not name.endswith(("run.lock", "run.log", "run.holder"))
+    }
 
 
 # --- what is written
@@ -525,6 +529,40 @@ def test_a_run_folder_that_is_deleted_comes_back_with_the_next_save(
     assert outcome.code == 0, outcome.err
     assert load_checkpoint(tmp_path / "r", "last")[0]["position"]["step"] == 9
     assert go_on(tmp_path, "--n_epochs", 4).code == 0
+
+
+def test_a_run_folder_that_is_exchanged_spares_the_checkpoints_there(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(runs / "r", tmp_path / "other")
+    before = tree(other)
+
+    class Exchanging(Viewer):
+        def progress(self, step: int, epoch: int) -> None:
+            if step == 7:
+                (runs / "r").rename(tmp_path / "away")
+                (runs / "r").symlink_to(other)
+
+    monkeypatch.setattr(start, "choose_viewers", lambda *_: [Exchanging()])
+    outcome = go_on(runs, "--n_epochs", 3, "--keep", 1)
+    assert outcome.code == 2 and "is another folder now, with checkpoints of its own" in outcome.error
+    after = tree(other)
+    assert {name: after[name] for name in before if "ckpt" in name} == {
+        name: content for name, content in before.items() if "ckpt" in name
+    }
+
+
+def test_what_a_kill_in_a_save_has_left_is_removed_at_the_next_start(runs: Path) -> None:
+    newest = runs / "r" / "ckpt-00000006.safetensors"
+    for name in ("ckpt-00000007.safetensors", "ckpt-00000002.safetensors"):
+        shutil.copy(newest, newest.with_name(name))
+    (runs / "r" / "ckpt-00000001.pt.sha256").write_text("0" * 64)
+    assert go_on(runs, "--keep", 1).code == 0  # nothing is left to train
+    assert [path.name for path in (runs / "r").glob("ckpt-*")] == [newest.name]
+    (runs / "r" / "latest.json").write_text("damaged")
+    shutil.copy(newest, newest.with_name("ckpt-00000002.safetensors"))
+    assert go_on(runs, "--keep", 1).code == 0
+    assert len(list((runs / "r").glob("ckpt-*"))) == 2, "nothing is deleted where the pointer is damaged"
 
 
 def test_our_own_bugs_are_one_line_with_the_traceback_in_the_log(
