@@ -39,13 +39,14 @@ def train(
 
     run = RunFolder(Path(options.run.checkpoints_dir) / options.run.name)
     if options.run.dry_run:
-        print(start.plan(Training(options, run, build_trainer(options), build_data(options))))
+        trainer = build_trainer(options)
+        print(start.plan(Training(options, run, trainer, build_data(options, trainer.networks))))
         return 0
     tolerate_closed_stdout()
     with open_run(run, is_new=saved is None):
         trainer = build_trainer(options)
         run.require_space(2 * checkpoint_size(trainer))  # a new checkpoint is written before an old one goes
-        training = Training(options, run, trainer, build_data(options), evaluate)
+        training = Training(options, run, trainer, build_data(options, trainer.networks), evaluate)
         if saved is not None:
             start.resume(training)
             if training.position.epoch > options.schedule.epochs:

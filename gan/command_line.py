@@ -4,7 +4,12 @@ An option file, or the options of a run that is resumed, is turned into flags in
 passes the same type checks, and the last one wins. This file imports no torch.
 """
 
+import contextlib
 import difflib
+import io
+import itertools
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +31,40 @@ from gan.run import RunFolder, check_name, read_yaml, refuse_changes, refuse_exi
 
 Options = TypeVar("Options")
 
+FAMILIAR = {
+    "gpu_ids": "use --device cpu, or --device cuda with CUDA_VISIBLE_DEVICES",
+    "niter": "use --n_epochs",
+    "niter_decay": "use --n_epochs_decay",
+    "epoch_count": "leave it out: --continue_train goes on where the run has stopped",
+    "load_iter": "use --epoch with test.py; --continue_train takes the newest checkpoint",
+    "epoch": "use it with test.py; --continue_train takes the newest checkpoint",
+    "phase": "leave it out: train.py trains, test.py translates",
+    "isTrain": "leave it out: train.py trains, test.py translates",
+    "use_wandb": "leave it out: the run's index.html shows curves and samples, --visdom on as well",
+    "wandb_project_name": "leave it out: the run's index.html shows curves and samples, --visdom on as well",
+    "display_id": "use --visdom on, auto or off",
+    "display_server": "use --visdom_server",
+    "display_port": "use --visdom_port",
+    "display_env": "use --visdom_env",
+    "update_html_freq": "use --display_freq",
+    "no_html": "leave it out: index.html costs nothing",
+    "save_latest_freq": "use --save_step_freq",
+    "save_by_iter": "use --save_step_freq",
+    "loadSize": "use --load_size",
+    "fineSize": "use --crop_size",
+    "resize_or_crop": "use --preprocess",
+    "nThreads": "use --num_threads",
+    "which_direction": "use --direction",
+    "which_model_netG": "use --netG",
+    "which_model_netD": "use --netD",
+    "no_lsgan": "use --gan_mode vanilla",
+    "identity": "use --lambda_identity",
+    "how_many": "use --num_test",
+    "verbose": "use --dry_run, which prints the plan",
+    "suffix": "use --name",
+}
+"""Flags of the widely used implementation -> what to write here."""
+
 OLD_SWITCHES = {"no_flip": False, "no_dropout": False}
 """Names in option files of format 1; see `current_names`."""
 
@@ -37,16 +76,69 @@ def parse_flags(
     description: str,
     default: Options | None = None,
 ) -> Options:
-    """Flat flags with underscores; a wrong flag or value ends the process with its message and exit code 2."""
-    return tyro.cli(
-        options_type,
-        args=list(argv),
-        prog=prog,
-        description=description,
-        default=default or options_type(),
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    """Flat flags with underscores. Raises UserError for a wrong flag or value; --help ends the process."""
+    told = io.StringIO()
+    width = os.environ.get("COLUMNS", "")
+    if not {"-h", "--help"} & set(argv):
+        os.environ["COLUMNS"] = "10000"  # tyro tells an error in a box, which would break words
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                options_type,
+                args=list(argv),
+                prog=prog,
+                description=description,
+                default=default or options_type(),
+                use_underscores=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise _wrong_flag(told.getvalue(), list(argv), prog) from None
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if width:
+            os.environ["COLUMNS"] = width
+
+
+def _wrong_flag(told: str, argv: list[str], prog: str) -> UserError:
+    """What tyro tells in a box, in one line. Paragraphs are parted by rules; the first says what is wrong."""
+    lines = [line.strip("│| ") for line in told.splitlines()[1:]]
+    first = " ".join(itertools.takewhile(lambda line: set(line) - set("─-"), lines))
+    look = f"see {prog} --help"
+    if found := re.search(
+        r"invalid choice '(.*)' for argument '(--\w+)'. Expected one of \((.*?),?\)", first
+    ):
+        value, flag, choices = found.groups()
+        if (flag, value) == ("--lr_policy", "plateau"):
+            reason = "plateau is not built: the rate depends on the epoch alone, and cycle_gan has no metric"
+            return UserError(flag, reason, "use linear, step, cosine or constant")
+        allowed = re.findall(r"'([^']*)'", choices)
+        if "None" in allowed:  # of an optional choice, which tyro keeps in no order
+            allowed = sorted(set(allowed) - {"None"})
+        return UserError(flag, f"is {value}", f"allowed: {', '.join(allowed)}")
+    if found := re.search(r"Error parsing (--\w+): (.*)", first):
+        values = re.findall(r"'([^']*)'", found[2]) or ["no number that can be read"]
+        return UserError(found[1], f"is {values[-1]}", f"allowed: {'whole ' * ('int' in found[2])}numbers")
+    if found := re.search(r"Missing value for argument '(--\w+)'", first):
+        return UserError(found[1], "needs a value", look)
+    if found := re.search(r"Unrecognized options: (.*?)(?:, |$)", first):
+        unknown = found[1]
+        flag, name = unknown.partition("=")[0], unknown.lstrip("-").partition("=")[0]
+        given = (
+            [text for text in argv[: argv.index(unknown)] if text.startswith("-")] if unknown in argv else []
+        )
+        if not unknown.startswith("-") and given:
+            fix = "give a folder instead of *" if given[-1] in ("--input", "--dataroot") else look
+            return UserError(given[-1], f"takes one value, and {unknown} is one more", fix)
+        if name in FAMILIAR:
+            return UserError(flag, "is a flag of another program", FAMILIAR[name])
+        if prog == "test.py" and name in to_dict(TrainOptions()):
+            return UserError(flag, "is a flag of train.py", "leave it out: the run knows its networks")
+        close = next((f"did you mean {line.split()[0]}? " for line in lines if re.match(r"--\w", line)), "")
+        return UserError(flag, "unknown flag", close + look)
+    return UserError(prog, first or "cannot read the command line", look)
 
 
 def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | None]:

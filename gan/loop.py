@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out_of_memory_error, say
+from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out_of_memory_error, say, warn
 from gan.checkpoint import list_checkpoints, save_checkpoint
 from gan.options import TrainOptions, stored_dict
 from gan.run import MetricsLog, RunFolder
@@ -40,6 +40,7 @@ class Training:
     def __post_init__(self) -> None:
         self.log = MetricsLog(self.run.metrics)
         self.viewers, self.stop, self.skipped = Viewers([]), StopRequest(), 0
+        self._failing: set[str] = set()
         found = zip("AB", self.options.data.value_ranges, self.data.sources.ranges, strict=True)
         self.stored: dict[str, Any] = stored_dict(self.options) | {
             f"value_range_{domain}": f"{wanted[0]:.17g},{wanted[1]:.17g}"
@@ -133,7 +134,7 @@ class Training:
             try:
                 metrics |= self.evaluate(images)
             except (UserError, RuntimeError) as error:
-                say(f"warning: metrics not computed: {error}; training continues")
+                self._warn_once("metrics not computed", f"{error}; training continues")
         if metrics:
             self.record("metrics", metrics=metrics, **counts)
         return metrics
@@ -165,8 +166,9 @@ class Training:
         except (UserError, OSError) as error:
             if must or self.stop.requested:
                 raise
-            say(f"warning: checkpoint not saved: {error}; training continues, the next save tries again")
+            self._warn_once("checkpoint not saved", f"{error}; training continues, every save tries again")
             return False
+        self._failing.discard("checkpoint not saved")
         return True
 
     def _sample(self) -> dict[str, Tensor]:
@@ -176,11 +178,17 @@ class Training:
         try:
             pictures = save_samples(folder, images)
         except (OSError, UserError) as error:
-            say(f"warning: sample pictures not written: {error}; training continues")
+            self._warn_once("sample pictures not written", f"{error}; training continues")
             return images
         names = {kind: path.name for kind, path in pictures.items()}
         self.record("samples", folder=f"samples/{folder.name}", pictures=names)
         return images
+
+    def _warn_once(self, what: str, why: str) -> None:
+        """Warn of the first of a series of equal failures."""
+        if what not in self._failing:
+            warn(what, why)
+        self._failing.add(what)
 
     def record(self, kind: str, **content: Any) -> None:
         """Log a record with its step and epoch, and show it."""

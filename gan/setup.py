@@ -1,6 +1,6 @@
 """Options become objects: the one place where names turn into networks, optimisers, pools and data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,8 +136,14 @@ def _check_sizes(options: TrainOptions, networks: dict[str, nn.Module]) -> None:
         if crop % multiple or crop < least:
             what = options.model.netG if name.startswith("G") else f"--netD {options.model.netD}"
             least = max(least, multiple)
-            allowed = f"multiples of {multiple} from {least}" if multiple > 1 else f"{least} or more"
-            raise UserError("--crop_size", f"{crop} does not fit {what}", f"allowed: {allowed}")
+            fix = (
+                f"allowed: multiples of {multiple} from {least}"
+                if multiple > 1
+                else f"allowed: {least} or more"
+            )
+            if options.model.netG == "unet_256" and crop == 128:
+                fix = "use --netG unet_128 --load_size 143, or another crop: multiples of 256"
+            raise UserError("--crop_size", f"{crop} does not fit {what}", fix)
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,11 @@ class TrainingData:
         )
 
 
-def build_data(options: TrainOptions) -> TrainingData:
-    """Find, scan and cut the training split. UserError for anything that would stop the training later."""
+def build_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None = None) -> TrainingData:
+    """Find, scan and cut the training split. UserError for anything that would stop the training later.
+
+    networks: those that pictures must be large enough for.
+    """
     data, model, seed = options.data, options.model, options.run.seed
     independent = model.model == "cycle_gan"
     augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
@@ -197,6 +206,14 @@ def build_data(options: TrainOptions) -> TrainingData:
         independent=independent,
         skip_bad=data.skip_bad,
     )
+    least = max((getattr(network, "min_size", 1) for network in (networks or {}).values()), default=1)
+    halves = 2 if sources.layout == "aligned" else 1
+    small = [(w, h) for w, h in report.sizes if min(w // halves, h) < least]
+    if data.preprocess == "none" and small:  # any other value makes pictures of at least --crop_size
+        reason = (
+            f"none: the networks need {least}x{least} pixels, and a picture has {small[0][0]}x{small[0][1]}"
+        )
+        raise UserError("--preprocess", reason, "use resize_and_crop, or remove small pictures")
     for entry in report.bad:
         log_text(f"left out: {printable(entry)}")
     everything = partial(

@@ -109,7 +109,9 @@ def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers
         f"{platform.node()}, {device} ({card}), torch {torch.__version__}, Python {platform.python_version()}"
     )
     info = RunInfo(run.name, run.path, stored_dict(training.options), host)
-    viewers = Viewers(choose_viewers(training.options, training.data.steps_per_epoch))
+    at, steps = training.position, training.data.steps_per_epoch
+    more_steps = at.step - (at.epoch - 1) * steps - at.batches  # than epochs of this data have
+    viewers = Viewers(choose_viewers(training.options, steps, more_steps))
     try:
         viewers.start(info, read_records(run.metrics))
     except BaseException:  # a second Ctrl-C: no server that was started stays behind
@@ -122,9 +124,12 @@ def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers
     return viewers
 
 
-def choose_viewers(options: TrainOptions, steps_per_epoch: int) -> list[Viewer]:
+def choose_viewers(options: TrainOptions, steps_per_epoch: int, more_steps: int) -> list[Viewer]:
     """The page, the terminal and, unless it is off, Visdom."""
-    viewers: list[Viewer] = [Page(), Console(options.schedule.epochs, steps_per_epoch)]
+    viewers: list[Viewer] = [
+        Page(),
+        Console(options.schedule.epochs, steps_per_epoch, more_steps=more_steps),
+    ]
     wanted = options.viewer
     if wanted.visdom != "off":
         from gan.viewers.visdom import Visdom  # nobody else needs what it loads
@@ -146,13 +151,15 @@ def choose_viewers(options: TrainOptions, steps_per_epoch: int) -> list[Viewer]:
 
 
 def nothing_left(training: Training) -> str:
-    """All epochs of the schedule are done, or even more. The line says how to train ten more."""
-    done = training.position.epoch - 1
-    more = max(1, done + 10 - training.options.schedule.n_epochs_decay)
-    return (
-        f"nothing left to train: all {done} epochs of {training.run.name} are done\n"
-        f"to extend it:  {resume_command(training.run)} --n_epochs {more}"
-    )
+    """All epochs of the schedule are done, or even more. The lines say how to train ten more, and how fast."""
+    done, schedule = training.position.epoch - 1, training.options.schedule
+    lines = [f"nothing left to train: all {done} epochs of {training.run.name} are done; to extend it:"]
+    for n_epochs in (done + 10 - schedule.n_epochs_decay, schedule.n_epochs):
+        longer = dataclasses.replace(schedule, n_epochs=n_epochs, n_epochs_decay=done + 10 - n_epochs)
+        first, last = longer.learning_rate(done + 1), longer.learning_rate(done + 10)
+        flags = f"--n_epochs {longer.n_epochs} --n_epochs_decay {longer.n_epochs_decay}"
+        lines.append(f"  {resume_command(training.run)} {flags}   # learning rate {first:.2g} to {last:.2g}")
+    return "\n".join(lines)
 
 
 def ending(training: Training, finished: bool) -> str:

@@ -206,7 +206,13 @@ def test_nothing_left_to_train(trained: Path) -> None:
     outcome = go_on(trained)
     assert outcome.code == 0, outcome.err
     assert "nothing left to train: all 2 epochs of r are done" in outcome.out
-    assert "--continue_train --n_epochs 12" in outcome.out
+    assert (
+        "--continue_train --n_epochs 12 --n_epochs_decay 0   # learning rate 0.0002 to 0.0002" in outcome.out
+    )
+    assert (
+        "--continue_train --n_epochs 2 --n_epochs_decay 10   # learning rate 0.00018 to 1.8e-05"
+        in outcome.out
+    )
     fewer = go_on(trained, "--n_epochs", 1)  # than are done
     assert "all 2 epochs of r are done" in fewer.out and "--n_epochs 12" in fewer.out
     assert without_lock(tree(trained)) == before
@@ -410,6 +416,20 @@ def test_a_failed_start_leaves_what_others_put_there(aligned: Path, tmp_path: Pa
     assert tree(tmp_path) == {"r": b"", "r/notes.txt": b"mine"}
 
 
+def test_a_crop_for_the_smaller_unet_names_it(aligned: Path, tmp_path: Path) -> None:
+    outcome = pix2pix(
+        aligned, tmp_path / "runs", "--netG", "unet_256", "--crop_size", 128, "--load_size", 286
+    )
+    assert outcome.code == 2 and "--netG unet_128 --load_size 143" in outcome.error
+
+
+def test_a_crop_size_that_is_not_used_refuses_no_picture(aligned: Path, tmp_path: Path) -> None:
+    whole = ["--preprocess", "none", "--crop_size", 32, "--n_epochs", 1]  # of pictures with 20 x 20 pixels
+    assert pix2pix(aligned, tmp_path, *whole).code == 0
+    large = pix2pix(aligned, tmp_path / "runs", *whole, "--netD", "basic", "--crop_size", 64)
+    assert "--preprocess: none: the networks need 24x24 pixels, and a picture has 40x20" in large.error
+
+
 # --- when something fails under way
 
 
@@ -464,10 +484,10 @@ def small_files(runs: Path) -> Iterator[None]:
 
 def test_no_room_for_a_checkpoint(runs: Path, small_files: None, aligned: Path, tmp_path: Path) -> None:
     before = {name: content for name, content in tree(runs).items() if "ckpt" in name}
-    outcome = go_on(runs, "--n_epochs", 4)
+    outcome = go_on(runs, "--n_epochs", 5)
     assert outcome.code == 2
     assert "no space: need" in outcome.error
-    assert "warning: checkpoint not saved" in outcome.err and "training continues" in outcome.err
+    assert outcome.err.count("warning: checkpoint not saved") == 1 and "training continues" in outcome.err
     after = tree(runs)
     assert {name: content for name, content in after.items() if "ckpt" in name} == before
     assert [name for name in after if "tmp" in name or "partial" in name] == []
