@@ -7,7 +7,6 @@ passes the same type checks, and the last one wins. This file imports no torch.
 import contextlib
 import difflib
 import io
-import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -103,9 +102,12 @@ def parse_flags(
 
 
 def _wrong_flag(told: str, argv: list[str], prog: str) -> UserError:
-    """What tyro tells in a box, in one line. Paragraphs are parted by rules; the first says what is wrong."""
-    lines = [line.strip("│| ") for line in told.splitlines()[1:]]
-    first = " ".join(itertools.takewhile(lambda line: set(line) - set("─-"), lines))
+    """What tyro tells in a box, in one line. Below the title, rules part paragraphs; the first says what is wrong."""
+    lines = [line.strip("│ ") for line in told.splitlines()[1:]]
+    rules = [number for number, line in enumerate(lines) if line and not line.strip("─-")] or [len(lines)]
+    first = " ".join(
+        lines[: rules[0]] or lines[1 : rules[1]]
+    )  # without the frame, a rule is below the title too
     look = f"see {prog} --help"
     if found := re.search(
         r"invalid choice '(.*)' for argument '(--\w+)'. Expected one of \((.*?),?\)", first
