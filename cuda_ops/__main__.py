@@ -29,7 +29,7 @@ def _cuda() -> str:
     lines = []
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        failure = build_failure("cuda", index, False, *UNIT)
+        failure = build_failure("cuda", index, UNIT)
         try:
             state = failure or f"available ({architecture_for(capability)})"
         except BuildError as error:

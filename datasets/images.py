@@ -53,9 +53,9 @@ HALVES: tuple[Part, Part] = ("left", "right")
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a fully decoded file holds."""
+    """What a fully decoded file, or one half of it, holds."""
 
-    size: tuple[int, int]  # (width, height), upright
+    size: tuple[int, int]  # (width, height) of the whole file, upright
     mode: str  # Pillow's name of what is in the file
     conversion: str  # the rule of the table that applies, "" for plain grey and RGB
     frames: int
@@ -104,29 +104,40 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
     return picture
 
 
-def inspect_image(path: Path, wanted: WantedRange = None, part: Part = "whole") -> ImageInfo:
+def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
-    value_range = None if wanted == "auto" else wanted
     with naming_problems(path):
-        content = _part(_read(path), part)
-        pixels, full = content.pixels, content.full
-        if wanted == "auto" and isinstance(pixels, np.ndarray):
-            lowest, highest = _extremes(_visible(pixels), path)
+        return _info(_read(path), wanted, "whole", path)
+
+
+def inspect_halves(path: Path, left: WantedRange, right: WantedRange) -> tuple[ImageInfo, ImageInfo]:
+    """As inspect_image, of the two halves of a side-by-side picture, which is decoded once."""
+    with naming_problems(path):
+        content = _read(path)
+        return _info(content, left, "left", path), _info(content, right, "right", path)
+
+
+def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> ImageInfo:
+    value_range = None if wanted == "auto" else wanted
+    whole, content = content.pixels, _part(content, part)
+    pixels, full = content.pixels, content.full
+    if wanted == "auto" and isinstance(pixels, np.ndarray):
+        lowest, highest = _extremes(_visible(pixels), path)
+    else:
+        picture = _to_8_bit(content, value_range, path)
+        if picture.mode in ("LA", "RGBA"):
+            lowest, highest = _extremes(_to_channels(picture, 3), path)
+            full = 255.0
+            if value_range:  # back to the file's own numbers
+                low, high = value_range
+                lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
         else:
-            picture = _to_8_bit(content, value_range, path)
-            if picture.mode in ("LA", "RGBA"):
-                lowest, highest = _extremes(_to_channels(picture, 3), path)
-                full = 255.0
-                if value_range:  # back to the file's own numbers
-                    low, high = value_range
-                    lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
-            else:
-                lowest, highest = _extremes(pixels, path)
-        clipped = _count_outside(content.pixels, value_range) if value_range else 0
-        size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
+            lowest, highest = _extremes(pixels, path)
+    clipped = _count_outside(pixels, value_range) if value_range else 0
+    size = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
     return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
 
 

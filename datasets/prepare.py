@@ -275,11 +275,11 @@ def check_folder(
 def _described(sources: "Sources", report: "ScanReport") -> Iterator[str]:
     name = "pictures" if sources.layout == "folder" else sources.split
     if sources.is_paired:
-        yield f"{name}: {report.count_a} pairs, {sources.layout}"
+        yield f"{name}: {len(sources.a)} pairs, {sources.layout}"
     elif sources.b:
-        yield f"{name}: {report.count_a} in A, {report.count_b} in B, {sources.layout}"
+        yield f"{name}: {len(sources.a)} in A, {len(sources.b)} in B, {sources.layout}"
     else:
-        yield f"{name}: {report.count_a}, no A and B: for translation only"
+        yield f"{name}: {len(sources.a)}, no A and B: for translation only"
     yield f"  sizes: {_most_frequent({f'{w}x{h}': n for (w, h), n in report.sizes.items()})}"
     yield f"  modes: {_most_frequent(report.modes)}"
     yield from (f"  note: {note}" for note in report.notes())

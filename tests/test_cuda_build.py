@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 import torch
 from cuda_shim.launcher import FOLDER
-from cuda_support import CONV_PARAMS
 
 import cuda_ops
 from cuda_ops import __main__ as report
 from cuda_ops import cuda, nvrtc
-from cuda_ops.normalized_conv import choose
 from cuda_ops.nvrtc import SOURCE, Arguments, BuildError, Unit, architecture_for, build, compiled
 from gan.setup import _check_nc_backend
 from gan.step import Placement
@@ -333,9 +331,9 @@ def test_auto_says_nothing_where_the_kernels_do_not_apply(failing: None) -> None
     x, weight = torch.randn(0, 2, 9, 9), torch.randn(3, 2, 3, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose("auto", x, weight, CONV_PARAMS) != "cuda"
+        assert cuda_ops.normalized_conv2d(x, weight).shape == (0, 3, 7, 7)
     with pytest.raises(RuntimeError, match="x is empty"):
-        choose("cuda", x, weight, CONV_PARAMS)
+        cuda_ops.normalized_conv2d(x, weight, backend="cuda")
 
 
 class NoLaunch:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.blocks import ConvBlock
 from models.build import build_generator, initialize
-from models.names import GENERATOR_NAMES, NORM_NAMES
+from models.names import NORM_NAMES
 from models.normalized_conv import NormalizedConv2d, pad
 from models.norms import DynamicMomentShortcut, MomentShortcut
 from models.resnet import ResnetGenerator
@@ -33,7 +33,7 @@ def small(kind: str, norm: str, **named) -> nn.Module:
 
 
 @pytest.mark.parametrize("norm", NORM_NAMES)
-@pytest.mark.parametrize("name", GENERATOR_NAMES)
+@pytest.mark.parametrize("name", SMALL)
 def test_smallest_sizes(name: str, norm: str) -> None:
     smallest, multiple = SMALL[name]
     network = build_generator(
@@ -193,7 +193,7 @@ def test_channels_last_stays_on_a_gpu(kind: str, norm: str) -> None:
     """Up to the last layer, of strides alone: fake tensors know the layouts of a GPU. Instance norm loses them."""
     seen = {}
     with FakeTensorMode(), torch.device("cuda"):
-        network = small(kind, norm, base_norm=norm, nc_backend="direct")
+        network = small(kind, norm, base_norm=norm)
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.register_forward_pre_hook(lambda _m, x, name=name: seen.update({name: x[0]}))
@@ -290,10 +290,10 @@ def test_without_a_base_norm_nothing_is_image_wide(norm: str) -> None:
 
 
 def test_backend_reaches_every_layer() -> None:
-    for kind in ("resnet", "unet"):
-        network = small(kind, "nc", nc_backend="reference")
+    for name, (side, _) in (("resnet_6blocks", (16, 4)), ("unet_128", SMALL["unet_128"])):
+        named = {"ngf": 4, "norm": "nc", "base_norm": "none"}
+        network, direct = (build_generator(name, nc_backend=b, **named) for b in ("reference", "direct"))
         assert {m.backend for m in network.modules() if isinstance(m, NormalizedConv2d)} == {"reference"}
-        direct = small(kind, "nc", nc_backend="direct")
         direct.load_state_dict(network.state_dict())
-        x = torch.randn(1, 3, 16, 16)
+        x = torch.randn(1, 3, side, side)
         torch.testing.assert_close(direct(x), network(x), rtol=1e-4, atol=1e-5)

@@ -112,12 +112,3 @@ def test_groups_have_their_own_moments() -> None:
 def test_one_value_has_no_variance() -> None:
     with pytest.raises(ValueError, match="no variance"):
         NormalizedConv2d(1, 1, 1)(torch.zeros(1, 1, 3, 3))
-
-
-def test_repr_shows_what_differs_from_a_convolution() -> None:
-    named = {"backend": "direct", "activation": "leaky_relu", "return_moments": True}
-    text = repr(NormalizedConv2d(3, 8, 3, padding=1, padding_mode="reflect", **named))
-    assert text.startswith("NormalizedConv2d(3, 8") and "padding_mode=reflect" in text
-    assert "eps=1e-05, correction=1, return_moments=True" in text
-    assert "backend=direct, activation=leaky_relu, negative_slope=0.2" in text
-    assert "backend" not in repr(NormalizedConv2d(3, 8, 3))
