@@ -11,6 +11,7 @@ A `val` folder (valA, valB) is the test split where there is no `test` folder. F
 that their order does not depend on the machine.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -100,19 +101,17 @@ def find_inputs(path: Path, output: Path) -> list[Path]:
         raise UserError(path, "no such file or folder")
     if not path.is_dir():
         return [path]
-    folders = [
-        path,
-        *(below for below in sorted(path.rglob("*")) if below.is_dir() and not below.is_symlink()),
-    ]
-    written, given = output.resolve(), path.resolve()
-    is_below = written != given and written.is_relative_to(given)
-    seen = [
-        folder
-        for folder in folders
-        if not any(part.startswith(".") for part in folder.relative_to(path).parts)
-        and not (is_below and folder.resolve().is_relative_to(written))
-    ]
-    return [picture for folder in seen for picture in find_images(folder)] or images_in(path)
+    found = []
+    for folder, below, _ in os.walk(path, onerror=_not_listed):
+        below[:] = sorted(
+            name for name in below if name[0] != "." and Path(folder, name).resolve() != output.resolve()
+        )
+        found += find_images(Path(folder))
+    return found or images_in(path)
+
+
+def _not_listed(error: OSError) -> None:
+    raise file_error(error, error.filename, "listed") from error
 
 
 def match_pairs(folder_a: Path, folder_b: Path, root: Path) -> list[tuple[Path, Path]]:

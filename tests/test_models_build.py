@@ -64,20 +64,6 @@ def test_discriminator_counts() -> None:
     assert count(pixel) == conv(3, 64, 1) + conv(64, 128, 1) + conv(128, 1, 1)
 
 
-@pytest.mark.parametrize("norm", ["pono", "pono_ms", "nc_ms"])
-@pytest.mark.parametrize("base_norm", ["instance", "batch", "none"])
-def test_positional_norms_and_shortcuts_cost_no_parameters(norm: str, base_norm: str) -> None:
-    for name in ("resnet_6blocks", "unet_128"):
-        plain = build_generator(name, ngf=8, norm=base_norm, base_norm=base_norm)
-        assert count(build_generator(name, ngf=8, norm=norm, base_norm=base_norm)) == count(plain)
-
-
-def test_dynamic_shortcut_cost() -> None:
-    plain, dynamic = (build_generator("resnet_6blocks", ngf=8, norm=norm) for norm in ("nc_ms", "nc_dms"))
-    levels = [conv(2, c, 3) + conv(c, 2 * c, 3) for c in (16, 8)]
-    assert count(dynamic) - count(plain) == sum(levels)
-
-
 def test_tables_and_names_agree() -> None:
     assert tuple(NORMS) == names.NORM_NAMES
     assert tuple(BASE_NORMS) == get_args(names.BaseNormName)
