@@ -332,7 +332,7 @@ def test_autocast_and_dynamic_shapes_under_the_compiler() -> None:
 
     def function(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return layer(x, weight, None, activation="relu", backend="auto")
+            return layer(x, weight, None, activation="relu", backend="direct")
 
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
