@@ -92,7 +92,9 @@ def map_in_workers(
 
 
 def _start(function: Callable[[Any], Any], arguments: Sequence[Any]) -> _Worker:
-    context = multiprocessing.get_context("forkserver" if _HAS_SERVER else "spawn")
+    context = (
+        multiprocessing.get_context("forkserver") if _HAS_SERVER else multiprocessing.get_context("spawn")
+    )
     try:
         start_server()
         results, sending = context.Pipe(duplex=False)
