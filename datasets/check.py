@@ -63,6 +63,7 @@ _FLAT = 1 / 64  # of the number format: a picture that uses less is nearly one c
 class ScanReport:
     """What the scan found in a split. Counts are of files; a side-by-side file counts once."""
 
+    layout_note: str  # see `Sources.note`
     sizes: Mapping[Size, int]  # (width, height), upright, as on disk
     modes: Mapping[str, int]  # Pillow's names: L grey, RGB, P palette, ...
     converted: Mapping[str, int]  # rule of datasets.images -> files
@@ -85,7 +86,7 @@ class ScanReport:
 
     def notes(self) -> list[str]:
         """One line for each kind of thing worth telling, none where all is plain."""
-        lines = []
+        lines = [f"layout: {self.layout_note}"] if self.layout_note else []
         if self.bad:
             first = "; ".join(self.bad[:3]) + ", ..." * (len(self.bad) > 3)
             lines.append(f"{_files(len(self.bad))} left out: {first}")
@@ -162,6 +163,7 @@ def scan(
     most = max(infos, key=lambda path: infos[path].frames)
     folders = sorted({path.parent for path in ranges})
     return left, ScanReport(
+        layout_note=sources.note,
         sizes=Counter(info.size for info in infos.values()),
         modes=Counter(info.mode for info in infos.values()),
         converted=Counter(info.conversion for info in infos.values() if info.conversion),
