@@ -1,14 +1,9 @@
 """`python -m cuda_ops`: which backends of the normalized convolution are available here, and why not."""
 
+import argparse
+import os
 import sys
 from importlib import metadata
-
-import torch
-
-from cuda_ops.cuda import build_failure
-from cuda_ops.nvrtc import BuildError, Unit, architecture_for, cache_folder, compiled, nvrtc_version
-
-UNIT = Unit(torch.float32, torch.float32, torch.float32, channels_last=False)
 
 
 def main() -> int:
