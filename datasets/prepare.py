@@ -258,7 +258,8 @@ def split_test(
     copies: dict[str, list[Path]] = {}  # by folder
     for side, files in sides.items():
         key = "" if sources.is_paired else side  # pairs have equal stems
-        order = sorted(files, key=lambda path, key=key: stable_hash(seed, key, path.stem))
+        ranks = {path: stable_hash(seed, key, path.stem) for path in files}
+        order = sorted(files, key=ranks.__getitem__)
         count = max(1, round(fraction * len(files)))
         if count == len(files):
             raise UserError(input, f"has too few pictures for a test split of {fraction:g}", "see --fraction")
