@@ -21,7 +21,7 @@ from datasets.errors import UserError, file_error
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SMALL = 2**20  # bytes of a file that is read at once
+LARGEST_SMALL = 2**22  # bytes of a file that is read at once; JSON takes up to 25 times its size in memory
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
@@ -85,7 +85,7 @@ def remove_leftovers(folder: Path) -> None:
     neither process ids (which are reused) nor clocks.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if not TEMPORARY_NAME.fullmatch(entry.name):
+        if not TEMPORARY_NAME.fullmatch(entry.name) or not entry.is_file():
             continue
         with contextlib.suppress(OSError):  # vanished or not ours to remove: the next save tries again
             descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
@@ -204,7 +204,7 @@ def require_file(path: Path) -> None:
         raise UserError(path, "is not a regular file", "remove it")
 
 
-def read_small(path: Path, limit: int = SMALL) -> bytes:
+def read_small(path: Path, limit: int = LARGEST_SMALL) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises UserError for anything else."""
     require_file(path)
     try:
@@ -219,7 +219,7 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
     return data
 
 
-def read_json(path: Path, limit: int = SMALL) -> Any:
+def read_json(path: Path, limit: int = LARGEST_SMALL) -> Any:
     """The value in a JSON file of at most `limit` bytes. Raises UserError for anything else."""
     try:
         return json.loads(read_small(path, limit))

@@ -279,7 +279,9 @@ def test_options_that_are_not_there(tmp_path: Path) -> None:
 def test_records_come_back_and_the_file_is_cut_at_resume(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     assert log.offset == 0
-    records: list[dict[str, Any]] = [{"kind": "train", "step": i, "losses": {"G": 0.1 * i}} for i in range(5)]
+    records: list[dict[str, Any]] = [
+        {"kind": "train", "step": i, "epoch": 1, "losses": {"G": 0.1 * i}} for i in range(5)
+    ]
     offsets = []
     for record in records:
         log.append(record)
