@@ -10,7 +10,7 @@ from statistics import median
 
 from tqdm import tqdm
 
-from datasets.errors import UserError, file_error
+from datasets.errors import RunError, UserError, file_error
 from datasets.files import ahead, cores
 from datasets.images import HALVES, ImageInfo, Part, ValueRange, WantedRange, inspect_image
 from datasets.layouts import Sources, left_out, name_below
@@ -258,6 +258,8 @@ def _read(path: Path, wanted: WantedRange, part: Part) -> FileRecord:
     info, error = None, None
     try:
         info = inspect_image(path, wanted, part)
+    except RunError:  # of memory: nothing is wrong with the file
+        raise
     except UserError as unusable:
         error = unusable
     size = crc = 0
