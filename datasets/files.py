@@ -228,7 +228,8 @@ def read_json(path: Path, limit: int = LARGEST_SMALL) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
+    """The SHA-256 of a file, 64 hexadecimal digits. Raises UserError for something else than a file; OSError."""
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

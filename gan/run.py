@@ -308,7 +308,7 @@ _TABLES: dict[str, Any] = {"losses": _NUMBER, "metrics": _NUMBER, "time": _NUMBE
 
 def _is_record(record: Any) -> TypeGuard[dict[str, Any]]:
     """Whether its fields have the types of docs/architecture.md, and its pictures lie below the run's folder."""
-    if not isinstance(record, dict) or not record.keys() >= {"kind", "step", "epoch"}:
+    if not isinstance(record, dict) or ("kind" in record and not record.keys() >= {"step", "epoch"}):
         return False
     tables = {name: record.get(name, {}) for name in _TABLES}
     if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items() if name in record):

@@ -185,3 +185,13 @@ def test_reports_and_outputs(run: Path) -> None:
         for path in [*reports, *run.rglob("outputs.json")]:
             POINTER[spoil](path)
         assert not reports or "report.json" in answer("evaluate", run)
+
+
+def test_a_fifo_among_pictures(tmp_path: Path) -> None:
+    for folder in ("fake", "real"):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            picture(32, 32).save(tmp_path / folder / f"{name}.png")
+    fifo(tmp_path / "fake" / "a.png")
+    with pytest.raises(UserError, match="is not a regular file"):
+        evaluate(fake=tmp_path / "fake", real=tmp_path / "real", paired=True, metrics="l1", device="cpu")
