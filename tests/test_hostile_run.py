@@ -63,7 +63,7 @@ POINTER: dict[str, Spoil] = {
 }
 RECORD = {"kind": "train", "step": 1, "epoch": 1, "losses": {"G": 1.0}}
 LINES: list[str] = [
-    "[" * 100_000, "9" * 5000, "[]", "{}", json.dumps(RECORD | {"step": "x"}), json.dumps(RECORD | {"kind": []}),
+    "[" * 100_000, "9" * 5000, "[]", json.dumps(RECORD | {"step": "x"}), json.dumps(RECORD | {"kind": []}),
     json.dumps(RECORD | {"losses": 3}), json.dumps(RECORD | {"losses": {"G": {"a": 1}}}),
     '{"x": "' + "x" * 2**21 + '"}',
     *(
