@@ -199,9 +199,9 @@ def build_viewers(options: TrainOptions, data: TrainingData, trainer: Trainer, r
     threads = f"{torch.get_num_threads()} threads"
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    info = RunInfo(
-        run.name, run.path, stored_dict(options), f"{platform.node()}, {device} ({card}), {versions}"
-    )
+    host = f"{platform.node()}, {device} ({card}), {versions}"
+    total_steps = options.schedule.epochs * data.steps_per_epoch
+    info = RunInfo(run.name, run.path, stored_dict(options), host, total_steps)
     viewers = Viewers(choose_viewers(options, data))
     try:
         viewers.start(info, read_records(run.metrics))
