@@ -15,6 +15,7 @@ from datasets.errors import UserError, log_text, printable
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
 from datasets.transforms import Augmentation
+from datasets.workers import start_server
 from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm, stored_dict, value_range
@@ -134,6 +135,8 @@ def build_trainer(options: TrainOptions) -> Trainer:
 def build_data(options: TrainOptions) -> TrainingData:
     """Find, scan and cut the training split. UserError for anything that would stop the training later."""
     data = options.data
+    if data.num_threads:
+        start_server()
     augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
     sources = find_sources(Path(data.dataroot), "train", data.dataset_mode, data.max_dataset_size)
     sources = replace(sources, ranges=(value_range(options, "A"), value_range(options, "B")))
