@@ -11,7 +11,7 @@ from datasets.files import new_folder
 from evaluate.comparisons import Comparison, collect, find_run
 from evaluate.features import FeatureCache, Networks
 from evaluate.measure import Measurements
-from evaluate.metrics import FLAGS, SEED, measure, metrics_of, networks_of, parse_metrics, problems_of
+from evaluate.metrics import FLAGS, measure, metrics_of, networks_of, parse_metrics, problems_of
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
 from evaluate.weights import Weights, WeightsChoice, cache_folder
@@ -73,7 +73,6 @@ class Evaluation:
             self.not_computed,
             dataclasses.asdict(options),
             {name: {"sha256": w.digest, "verified": w.verified} for name, w in self.weights.items()},
-            SEED,
             time.perf_counter() - self.started,
             notes=[NO_BASELINES] if without else [],
         )

@@ -99,23 +99,17 @@ def scale_clean(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """One way from pictures to features.
+    """One way from pictures to Inception's features.
 
-    network: whose weights it needs, a key of SOURCES; build: state -> network, (N, 3, H, W) -> (N, d); scale: batch
-    (N, 3, H, W) of pictures -> input of the network; resize: what is made of each picture (H, W, 3) uint8 before it is
-    put into a batch, in the threads that decode.
+    scale: batch (N, 3, H, W) of pictures -> input of the network; resize: what is made of each picture (H, W, 3) uint8
+    before it is put into a batch, in the threads that decode.
     """
 
-    network: str
-    build: Callable[[Mapping[str, Tensor]], nn.Module]
     scale: Callable[[Tensor], Tensor]
     resize: Callable[[NDArray[np.uint8]], NDArray] | None = None
 
 
-FEATURES = {
-    "fid": FeatureKind("inception", InceptionPool, resize_bilinear),
-    "fid_clean": FeatureKind("inception", InceptionPool, scale_clean, resize_clean),
-}
+FEATURES = {"fid": FeatureKind(resize_bilinear), "fid_clean": FeatureKind(scale_clean, resize_clean)}
 """By name, as in the cache's keys."""
 
 
@@ -126,47 +120,48 @@ class Networks:
         on_cpu = device is None or device.type == "mps"  # sums are float64, which Apple's GPUs do not have
         self.device = torch.device("cpu") if on_cpu else device
         self.weights = weights
-        self._built: dict[str, nn.Module] = {}
 
-    def feature_digest(self, kind: str) -> str:
-        """Identifies the network that features of this kind are made by, for the cache's keys."""
-        return self.weights[FEATURES[kind].network].digest[:16]
+    @property
+    def inception_digest(self) -> str:
+        """Identifies the network, for the cache's keys."""
+        return self.weights["inception"].digest[:16]
 
     @property
     def lpips_digest(self) -> str:
         return self.weights["alexnet"].digest[:16] + self.weights["heads"].digest[:8]
 
-    def network(self, name: str, build: Callable[[Mapping[str, Tensor]], nn.Module]) -> nn.Module:
-        """UserError naming the file where its tensors do not fit."""
-        if name not in self._built:
-            weights, source = self.weights[name], SOURCES[name]
-            try:
-                with torch.random.fork_rng(
-                    devices=[]
-                ):  # keeps initial weights off the training's random numbers
-                    self._built[name] = build(weights.state).to(self.device)
-            except (RuntimeError, KeyError) as error:
-                reason = f"tensors do not fit the network: not {source.what}"
-                raise UserError(weights.path, reason, f"see {source.flag}") from error
-        return self._built[name]
+    @cached_property
+    def inception(self) -> nn.Module:
+        return self._built("inception", InceptionPool)
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        return self._built("alexnet", AlexNetTrunk)
 
     @cached_property
     def heads(self) -> list[Tensor]:
         """LPIPS's linear heads."""
         return [head.to(self.device) for head in heads_from_state(self.weights["heads"].state)]
 
+    def _built(self, name: str, build: Callable[[Mapping[str, Tensor]], nn.Module]) -> nn.Module:
+        """UserError naming the file where its tensors do not fit."""
+        weights, source = self.weights[name], SOURCES[name]
+        try:
+            with torch.random.fork_rng(devices=[]):  # keeps initial weights off the training's random numbers
+                return build(weights.state).to(self.device)
+        except (RuntimeError, KeyError) as error:
+            reason = f"tensors do not fit the network: not {source.what}"
+            raise UserError(weights.path, reason, f"see {source.flag}") from error
+
     def features(self, kind: str, images: Tensor) -> Tensor:
-        """(N, d) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
-        how = FEATURES[kind]
-        network = self.network(how.network, how.build)
+        """(N, 2048) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
         with _full_precision():
-            return network(how.scale(images.to(self.device))).cpu()
+            return self.inception(FEATURES[kind].scale(images.to(self.device))).cpu()
 
     def lpips_maps(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps of (N, 3, H, W) uint8 images."""
-        trunk = self.network("alexnet", AlexNetTrunk)
         with _full_precision():
-            return trunk(images.to(self.device).float() / 127.5 - 1)
+            return self.trunk(images.to(self.device).float() / 127.5 - 1)
 
 
 def _full_precision() -> contextlib.AbstractContextManager[None]:

@@ -40,7 +40,7 @@ class PictureFeatures:
 
     def key(self, networks: Networks) -> str:
         """Where the cache has it."""
-        return f"{self.kind}|{networks.feature_digest(self.kind)}|{self.picture.key}"
+        return f"{self.kind}|{networks.inception_digest}|{self.picture.key}"
 
 
 @dataclass(frozen=True)

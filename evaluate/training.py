@@ -90,7 +90,7 @@ class TrainingMetrics:
         measurements = Measurements(cache, self.networks)
         measured = measure(comparisons, [flag for flag in flags if flag not in problems], measurements)
         reals = [picture for comparison in comparisons for picture in comparison.reals]
-        kinds = [kind for kind in FEATURES if FEATURES[kind].network in self.networks.weights]
+        kinds = FEATURES if "inception" in self.networks.weights else ()
         self._reals = dict(
             cache.stream(PictureFeatures(kind, p).key(self.networks) for kind in kinds for p in reals)
         )
