@@ -32,7 +32,7 @@ def test_what_counts_as_seeds(second: Row, grouped: bool) -> None:
     rows = with_groups([row("run_0", 0, 5, {"psnr": 10.0}), second])
     assert len(rows) == 2 + grouped
     if grouped:
-        assert rows[2].values == {"psnr": 15.0} and rows[2].spreads["psnr"] == pytest.approx(50**0.5)
+        assert rows[2].values == {"psnr": 15.0} and rows[2].sd["psnr"] == pytest.approx(50**0.5)
 
 
 def test_the_best_of_each_run_is_at_its_own_epoch() -> None:
@@ -49,7 +49,7 @@ def test_infinite_values_have_no_spread(other: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mean = with_groups(rows)[2]
-    assert mean.values["psnr"] == math.inf and set(mean.spreads) == {"l1"}
+    assert mean.values["psnr"] == math.inf and set(mean.sd) == {"l1"}
     assert "nan" not in Report(Protocol("32", "eval"), [mean]).table("simple")
 
 
