@@ -35,7 +35,7 @@ class PictureFeatures:
     picture: Picture
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> Sequence[Picture]:
         return (self.picture,)
 
     def key(self, networks: Networks) -> str:
@@ -76,7 +76,7 @@ class LpipsToSet:
     set_hash: str
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> Sequence[Picture]:
         return (self.picture,)
 
     def key(self, networks: Networks) -> str:
@@ -103,13 +103,12 @@ class Decoded:
 
 
 class Measurements:
-    """Computes what is wanted and reads it back; all numbers live in the cache."""
+    """Computes what is wanted and reads it back; all numbers live in the cache. batch_size: pictures in a batch."""
 
     def __init__(
         self,
         cache: FeatureCache,
         networks: Networks,
-        *,
         batch_size: int = 16,
         num_threads: int = 2,
         progress: bool = False,
@@ -146,19 +145,19 @@ class Measurements:
         """Run the pass. Raises UserError naming a picture that cannot be read or gives values that are not finite."""
         by_key = {quantity.key(self.networks): quantity for quantity in quantities}
         due = {key: by_key[key] for key in self.cache.missing(by_key)}
-        features = {quantity for quantity in due.values() if isinstance(quantity, PictureFeatures)}
         sums = {key: set(total.pictures) for key, total in due.items() if isinstance(total, LpipsSum)}
         totals: dict[str, lpips.FeatureSum] = {}
         batches = make_batches(due.values(), self.batch_size)
         pictures = [picture for batch in batches for picture in batch.pictures]
-        hidden = None if self.progress and pictures else True  # None: shown on a terminal only
+        wanted = {(q.kind, q.picture) for q in due.values() if isinstance(q, PictureFeatures)}
+        resizes = {kind: how.resize for kind, how in FEATURES.items() if how.resize}
 
         def decode(picture: Picture) -> Decoded:
             pixels = picture.load()
-            resizes = {kind: how.resize for kind, how in FEATURES.items() if how.resize}
-            wanted = [kind for kind in resizes if PictureFeatures(kind, picture) in features]
-            return Decoded(pixels, {kind: resizes[kind](pixels) for kind in wanted})
+            kinds = [kind for kind in resizes if (kind, picture) in wanted]
+            return Decoded(pixels, {kind: resizes[kind](pixels) for kind in kinds})
 
+        hidden = None if self.progress and pictures else True  # None: shown on a terminal only
         with (
             torch.inference_mode(),
             ThreadPoolExecutor(self.num_threads) as pool,
@@ -187,17 +186,16 @@ class Measurements:
     def _features_of(
         self, batch: PictureBatch, decoded: Mapping[Picture, Decoded]
     ) -> Iterator[tuple[Quantity, NDArray]]:
-        wanted = set(batch.quantities)
         for kind in FEATURES:
-            group = [picture for picture in decoded if PictureFeatures(kind, picture) in wanted]
-            if not group:
-                continue
-            inputs = [decoded[picture].resized.get(kind, decoded[picture].pixels) for picture in group]
-            rows = self.networks.features(kind, _as_images(inputs)).numpy()
-            for picture, row in zip(group, rows, strict=True):
-                if not np.isfinite(row).all():
-                    raise UserError(picture.name, "its features are not finite", "check the files of weights")
-                yield PictureFeatures(kind, picture), row
+            group = [q for q in batch.quantities if isinstance(q, PictureFeatures) and q.kind == kind]
+            if group:
+                inputs = [decoded[q.picture].resized.get(kind, decoded[q.picture].pixels) for q in group]
+                rows = self.networks.features(kind, _as_images(inputs)).numpy()
+                for quantity, row in zip(group, rows, strict=True):
+                    if not np.isfinite(row).all():
+                        name, fix = quantity.picture.name, "check the files of weights"
+                        raise UserError(name, "its features are not finite", fix)
+                    yield quantity, row
 
     def _lpips_of(
         self,

@@ -81,16 +81,11 @@ def test_a_paired_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     pairs = list(zip(*outputs_and_targets(runs, "p2p_0"), strict=True))
     assert len(pairs) == 3
     assert row["values"]["psnr"] == pytest.approx(np.mean([pixels.psnr(*pair) for pair in pairs]), rel=1e-9)
-    assert (tmp_path / "out" / "report.csv").read_text().count("\n") == 2
-    assert "PSNR (to target)" in (tmp_path / "out" / "report.md").read_text()
-
-
-def test_outputs_are_the_translators(runs: Path, tmp_path: Path) -> None:
-    """The PNG of a test picture equals the network's answer to its left half."""
-    evaluate(runs=runs / "p2p_0", output=tmp_path, metrics="psnr")
     picture = load_image(runs / "data/test/001.png").crop((0, 0, 32, 32))
     expected = to_picture(load_translator(runs / "p2p_0")(to_tensor(picture)[None])[0])
-    assert np.array_equal(np.asarray(expected), outputs_and_targets(runs, "p2p_0")[0][1])
+    assert np.array_equal(np.asarray(expected), pairs[1][0])  # the network's answer to the left half
+    assert (tmp_path / "out" / "report.csv").read_text().count("\n") == 2
+    assert "PSNR (to target)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_both_directions_of_an_unpaired_run(runs: Path, tmp_path: Path, trunk: dict[str, object]) -> None:
@@ -172,8 +167,8 @@ def test_outputs_with_dropout_are_reproducible(runs: Path, tmp_path: Path) -> No
 
 def test_reports_of_others_go_elsewhere(runs: Path, tmp_path: Path) -> None:
     """Folders of equal names, and other sets of runs; the same ones in any order are in one place."""
-    a, b, c = (write_pictures(tmp_path / side / "fake", 2, i) for i, side in enumerate("abc"))
-    places = {place(fake=x, real=y) for x, y in ((a, b), (b, a), (a, c))}
+    a, b = (write_pictures(tmp_path / side / "fake", 2, 1) for side in "ab")
+    places = {place(fake=x, real=y) for x, y in ((a, b), (b, a), (a, a))}
     assert len(places) == 3 and {found.name[:-8] for found in places} == {"fake-fake-"}
     both = place(runs=(runs / "p2p_0", runs / "p2p_1"))
     assert both == place(runs=("p2p_1", "p2p_0"), checkpoints_dir=runs)
@@ -186,7 +181,10 @@ def test_reports_of_other_checkpoints_and_protocols_stand_beside_each_other(
     """The default stays in RUN/evaluation; nothing writes over it but the same call."""
     run, fake = runs / "p2p_1", write_pictures(tmp_path / "fake", 2, 1)
     base = run / "evaluation"
-    evaluate(runs=run, metrics="l1")
+    rows = evaluate(runs=run, metrics="l1")["rows"]
+    (run / "options.yaml").rename(run / "moved")  # the checkpoint knows them as well
+    assert evaluate(runs=run, metrics="l1")["rows"] == rows
+    (run / "moved").rename(run / "options.yaml")
     first = (base / "report.json").read_bytes()
     more: tuple[tuple[dict[str, object], str], ...] = (
         ({"epoch": "1"}, "epoch-1"),
@@ -219,27 +217,19 @@ def test_seeds_are_grouped(runs: Path, tmp_path: Path) -> None:
     assert len(baselines) == 3  # of the one data set
 
 
-def test_baselines_are_rows(runs: Path, tmp_path: Path) -> None:
-    """The data's B is an affine map of A's colours, so that baseline is perfect."""
-    report = evaluate(runs=runs / "p2p_0", output=tmp_path, metrics="psnr", baselines=True)
-    rows = {row["label"]: row["values"] for row in report["rows"]}
-    assert rows["baseline: affine colour map"] == {"psnr": "inf"}
+def test_baselines_are_rows(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data's B is an affine map of A's colours, so that baseline is perfect, in both directions."""
+    run = make_run(tmp_path, runs / "data", "both", "cycle_gan")
+    rows = evaluate(runs=run, metrics="psnr", baselines=True)["rows"]
+    names = ("baseline: mean colour", "baseline: affine colour map", "baseline: colour table")
+    expected = [(name, direction) for direction in ("AtoB", "BtoA") for name in names]
+    assert [(row["label"], row["direction"]) for row in rows[2:]] == expected
+    assert rows[3]["values"] == rows[6]["values"] == {"psnr": "inf"}
     train_b = np.stack([np.asarray(Image.open(p))[:, 32:] for p in sorted((runs / "data/train").iterdir())])
     colour = np.rint(train_b.mean(axis=(0, 1, 2)))
     tests = [np.asarray(Image.open(p))[:, 32:] for p in sorted((runs / "data/test").iterdir())]
-    expected = np.mean([pixels.psnr(np.broadcast_to(colour, b.shape), b) for b in tests])
-    assert rows["baseline: mean colour"]["psnr"] == pytest.approx(expected, rel=1e-9)
-
-
-def test_baselines_go_both_ways_where_the_run_does(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = evaluate(
-        runs=make_run(tmp_path, runs / "data", "both", "cycle_gan"), metrics="l1", baselines=True
-    )
-    found = [(row["label"], row["direction"]) for row in report["rows"]]
-    names = ("baseline: mean colour", "baseline: affine colour map", "baseline: colour table")
-    assert found[2:] == [(name, direction) for direction in ("AtoB", "BtoA") for name in names]
+    value = np.mean([pixels.psnr(np.broadcast_to(colour, b.shape), b) for b in tests])
+    assert rows[2]["values"]["psnr"] == pytest.approx(value, rel=1e-9)
     capsys.readouterr()
     evaluate(runs=runs / "cyc", output=tmp_path / "out", baselines=True)
     assert "no baselines: they are fitted on training pairs" in capsys.readouterr().out
@@ -254,6 +244,8 @@ def test_other_protocols_are_not_put_together(runs: Path, tmp_path: Path) -> Non
     for more in ({"num_test": 2}, {"test_mode": "train"}):
         with pytest.raises(UserError, match=r"holds a report of protocol i2i-1/32/eval"):
             evaluate(**flags, **more)
+    with pytest.raises(UserError, match="missing; https://"):  # weights
+        evaluate(runs=runs / "p2p_0", metrics="fid", output=tmp_path / "fid", test_mode="train")
     assert (tmp_path / "report.json").read_bytes() == before
     assert not list((runs / "p2p_0").glob("evaluation/*-train"))  # nothing was translated
     (tmp_path / "report.json").write_text("[]")
@@ -265,6 +257,10 @@ def test_folders(tmp_path: Path, trunk: dict[str, object]) -> None:
     fake, real = write_pictures(tmp_path / "fake", 4, 1), write_pictures(tmp_path / "real", 4, 2)
     paired = evaluate(fake=fake, real=real, paired=True, output=tmp_path / "a", **trunk)
     assert set(paired["rows"][0]["values"]) == {"lpips_target", "psnr", "ssim", "l1"}
+    first = evaluate(fake=fake, real=real, paired=True, metrics="l1", num_test=2, output=tmp_path / "first")
+    pairs = [[np.asarray(Image.open(f / f"00{i}.png")) for f in (fake, real)] for i in range(2)]
+    assert first["rows"][0]["values"]["l1"] == pytest.approx(np.mean([pixels.l1(*pair) for pair in pairs]))
+    assert first["protocol"]["id"] == "i2i-1/40x32/files/first2"
     report = evaluate(fake=fake, real=real, input=real, size=64, output=tmp_path / "b", **trunk)
     assert set(report["rows"][0]["values"]) == {"lpips_all_pairs", "lpips_input"}
     assert report["protocol"]["id"] == "i2i-1/64/files/unverified-weights"
@@ -275,22 +271,6 @@ def test_a_name_is_the_run_even_where_a_folder_has_it(runs: Path, tmp_path: Path
     assert find_run("p2p_0", runs) == runs / "p2p_0"
     with pytest.raises(UserError, match="no such run"):
         find_run("p2p_9", runs)
-
-
-def test_a_run_without_its_options_file(runs: Path, tmp_path: Path) -> None:
-    """The checkpoint knows them as well."""
-    run = make_run(tmp_path, runs / "data", "alone", "pix2pix")
-    expected = evaluate(runs=run, metrics="l1")
-    (run / "options.yaml").unlink()
-    assert evaluate(runs=run, metrics="l1")["rows"] == expected["rows"]
-
-
-def test_the_first_so_many_of_paired_folders(tmp_path: Path) -> None:
-    fake, real = write_pictures(tmp_path / "fake", 4, 1), write_pictures(tmp_path / "real", 4, 2)
-    report = evaluate(fake=fake, real=real, paired=True, metrics="l1", num_test=2, output=tmp_path / "out")
-    pairs = [[np.asarray(Image.open(f / f"00{i}.png")) for f in (fake, real)] for i in range(2)]
-    assert report["rows"][0]["values"]["l1"] == pytest.approx(np.mean([pixels.l1(*pair) for pair in pairs]))
-    assert report["protocol"]["id"] == "i2i-1/40x32/files/first2"
 
 
 def test_identical_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,12 +344,6 @@ def test_flags_that_do_not_fit(flags: dict[str, object], text: str) -> None:
         run_evaluation(asked(**flags))
 
 
-def test_missing_weights_are_told_before_anything_is_translated(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing; https://"):
-        evaluate(runs=runs / "small", metrics="fid", output=tmp_path, test_mode="train")
-    assert not list((runs / "small").glob("evaluation/*-train/AtoB"))
-
-
 @pytest.mark.slow
 def test_fid_of_folders_equals_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the files to the number: pytorch-fid's and clean-fid's own functions, one random network for all."""
@@ -412,9 +386,6 @@ def test_help_needs_no_torch() -> None:
         code = (
             f"import sys, runpy; sys.argv = ['x', '--help']\n"
             f"try: runpy.run_module({module!r}, run_name='__main__')\n"
-            "except SystemExit as end: assert end.code == 0 and 'torch' not in sys.modules; print('ok')"
+            "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout.endswith("ok\n"), done.stderr
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
