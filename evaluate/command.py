@@ -1,12 +1,14 @@
 """What `python -m evaluate` does: collect comparisons, refuse a place of another protocol, measure, report."""
 
+import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.errors import RunError, is_out_of_memory
 from datasets.files import new_folder
 from evaluate.comparisons import Comparison, collect, find_run
 from evaluate.features import FeatureCache, Networks
@@ -30,13 +32,27 @@ def run_evaluation(options: EvaluateOptions) -> int:
     with new_folder(place):  # a call that is refused leaves nothing behind
         evaluation = prepare(options, runs)
         refuse_another_protocol(place, evaluation.protocol)
-        report = evaluation.carry_out(options)
+        smaller = "" if runs else ", or --size"
+        with advising_on_memory(f"--batch_size 1, --num_threads 1, or --device cpu{smaller}"):
+            report = evaluation.carry_out(options)
         first, *others = report.write(place, options.latex)
     print(report.table("simple"))
     print(f"\nprotocol {report.protocol.id}; {first}, {', '.join(path.name for path in others)}")
     for remark in report.remarks:
         print(remark)
     return 0
+
+
+@contextlib.contextmanager
+def advising_on_memory(fix: str) -> Iterator[None]:
+    """Inside, used-up memory is a RunError with advice that fits the command, which train.py's does not."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) and not is_out_of_memory(error.__cause__ or error):
+            raise
+        reason = error.reason if isinstance(error, RunError) else "out of memory"
+        raise RunError("memory", reason, fix) from error
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,7 @@ class Evaluation:
         """Translate what is not translated yet, measure, and put the numbers together. Raises UserError."""
         kept = None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
         cache, networks = FeatureCache(kept), Networks(self.weights, find_device(options.device))
-        measurements = Measurements(
-            cache,
-            networks,
-            batch_size=options.batch_size,
-            num_threads=options.num_threads,
-            progress=True,
-        )
+        measurements = Measurements(cache, networks, options.batch_size, options.num_threads, progress=True)
         measured = measure(self.comparisons, self.flags, measurements, options.bootstrap)
         without = options.baselines and all(row.only is None for row in self.comparisons)
         return Report(

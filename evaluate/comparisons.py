@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ from evaluate.pictures import (
     pictures_of,
     require_one_size,
     role_of,
+    tell_left_out,
 )
 from gan.checkpoint import checkpoint_hash
 from gan.options import TrainOptions, channels, from_dict, stored_dict, value_range
@@ -42,6 +44,7 @@ PIXEL_METRICS = ("psnr", "ssim", "l1")
 """What baselines are measured by: networks are not made for pictures of one colour."""
 
 MANIFEST = "outputs.json"
+JSON_LIMIT = 2**26  # bytes of a file that is read: a manifest of 100,000 pictures has 2**24
 
 OUTPUTS_VERSION = 2
 """Of the way outputs are made, raised when it changes: older ones are made again. 2: dropout seeded by the picture."""
@@ -96,6 +99,7 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     if len(protocols) > 1:
         both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
         raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
+    tell_left_out(path for run in tested for path in (*run.sources().a, *run.sources().b))
     comparisons = [
         run.comparison(direction, epoch)
         for run in tested
@@ -222,6 +226,7 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
     details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
     if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
         details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
+    tell_left_out(picture.path for picture in (*fakes, *reals, *(inputs or [])))
     first = options.num_test  # cuts all but the real pictures
     row = Comparison(
         label=fake.name or str(fake),
@@ -298,10 +303,8 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
     made_by = hashlib.sha256(json.dumps(maker).encode()).hexdigest()
     known: dict[str, str] = {}
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # there is no manifest yet, or no sound one
-        content = json.loads((folder / MANIFEST).read_bytes())
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no manifest yet, or no sound one
+        content = read_json(folder / MANIFEST)
         known = dict(content["inputs"]) if content["made_by"] == made_by else {}
     for file in folder.glob("*.png"):
         if file.name not in known or inputs_of.get(file.name, known[file.name]) != known[file.name]:
@@ -313,6 +316,16 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
         with _seeded(translator, [picture for picture, _ in missing]):
             translate_pictures(translator, [(picture.load_image, file) for picture, file in missing])
     return files
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. OSError where there is none; ValueError for anything else, a pipe too."""
+    if path.stat().st_size > JSON_LIMIT or not path.is_file():
+        raise ValueError(f"{path} is no JSON file, or a very large one")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
 
 
 @contextlib.contextmanager

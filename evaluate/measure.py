@@ -5,6 +5,7 @@ pictures still needed are decoded once each, by threads, a few batches ahead. Pi
 are in one batch, so nothing has to be kept beyond it. Results are in the cache afterwards.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,6 +25,8 @@ from evaluate.pictures import Picture, Pixels, set_hash
 from evaluate.pixels import PixelFunction
 
 BATCHES_AHEAD = 2
+BATCH_PIXELS = 2**22
+"""In a batch at most, 16 pictures of 512 x 512: of larger pictures there are fewer, so that memory stays flat."""
 ROWS_IN_MEMORY = 2048  # features of more pictures (8 KiB each) stay in the cache and are read in blocks
 
 
@@ -117,12 +120,23 @@ class Measurements:
         self.batch_size, self.num_threads, self.progress = batch_size, num_threads, progress
         self.pictures_decoded = 0
 
+    def entry(self, quantity: Quantity) -> tuple[str, int]:
+        """Where the cache has it, and how many numbers it is."""
+        length = 1
+        if isinstance(quantity, PictureFeatures):
+            length = self.networks.width
+        elif isinstance(quantity, LpipsSum):
+            height, width = quantity.pictures[0].load().shape[:2]
+            sizes = zip(lpips.CHANNELS, lpips.map_sizes(height, width), strict=True)
+            length += sum(channels * y * x for channels, (y, x) in sizes)
+        return quantity.key(self.networks), length
+
     def read(self, quantities: Iterable[Quantity]) -> list[NDArray]:
         """What was computed before. RunError where an entry is gone: statistics of fewer pictures would be wrong."""
-        keys = [quantity.key(self.networks) for quantity in quantities]
-        found = [value for _, value in self.cache.stream(keys)]
-        if len(found) < len(keys):
-            reason = f"{len(keys) - len(found)} of {len(keys)} computed entries cannot be read back"
+        wanted = [self.entry(quantity) for quantity in quantities]
+        found = [value for _, value in self.cache.stream(wanted)]
+        if len(found) < len(wanted):
+            reason = f"{len(wanted) - len(found)} of {len(wanted)} computed entries cannot be read back"
             raise RunError("feature cache", reason, "the same command computes them again, or --no_cache")
         return found
 
@@ -143,11 +157,13 @@ class Measurements:
 
     def compute(self, quantities: Iterable[Quantity]) -> None:
         """Run the pass. Raises UserError naming a picture that cannot be read or gives values that are not finite."""
-        by_key = {quantity.key(self.networks): quantity for quantity in quantities}
-        due = {key: by_key[key] for key in self.cache.missing(by_key)}
+        by_entry = {self.entry(quantity): quantity for quantity in quantities}
+        missing = set(self.cache.missing(by_entry))
+        due = {key: quantity for (key, _), quantity in by_entry.items() if key in missing}
         sums = {key: set(total.pictures) for key, total in due.items() if isinstance(total, LpipsSum)}
         totals: dict[str, lpips.FeatureSum] = {}
-        batches = make_batches(due.values(), self.batch_size)
+        size = self._batch_size(due.values())
+        batches = make_batches(due.values(), size)
         pictures = [picture for batch in batches for picture in batch.pictures]
         wanted = {(q.kind, q.picture) for q in due.values() if isinstance(q, PictureFeatures)}
         resizes = {kind: how.resize for kind, how in FEATURES.items() if how.resize}
@@ -161,7 +177,7 @@ class Measurements:
         with (
             torch.inference_mode(),
             ThreadPoolExecutor(self.num_threads) as pool,
-            closing(ahead(decode, pictures, BATCHES_AHEAD * self.batch_size, self.num_threads)) as decoding,
+            closing(ahead(decode, pictures, BATCHES_AHEAD * size, self.num_threads)) as decoding,
             tqdm(
                 total=len(pictures), unit="image", desc="measure", dynamic_ncols=True, disable=hidden
             ) as bar,
@@ -174,21 +190,33 @@ class Measurements:
                     for quantity in batch.quantities
                     if isinstance(quantity, PairValue) and quantity.function
                 }
-                values = [*self._features_of(batch, decoded), *self._lpips_of(batch, decoded, sums, totals)]
+                values = [
+                    *self._features_of(batch, decoded, size),
+                    *self._lpips_of(batch, decoded, sums, totals),
+                ]
                 values += [(quantity, np.array([value.result()])) for quantity, value in by_pixels.items()]
                 self.cache.put({quantity.key(self.networks): value for quantity, value in values})
                 self.pictures_decoded += len(batch.pictures)
                 bar.update(len(batch.pictures))
-        self.cache.put(
-            {key: np.concatenate([[s.squares], s.vector.cpu().numpy()]) for key, s in totals.items()}
-        )
+        packed = {key: np.concatenate([[s.squares], s.vector.cpu().numpy()]) for key, s in totals.items()}
+        if not all(np.isfinite(total).all() for total in packed.values()):
+            raise UserError("LPIPS", "its features are not finite", "check the files of weights")
+        self.cache.put(packed)
+
+    def _batch_size(self, quantities: Iterable[Quantity]) -> int:
+        """Pictures in a batch: all that are compared have one size, that of the first."""
+        first = next((quantity.pictures[0] for quantity in quantities), None)
+        fitting = BATCH_PIXELS // math.prod(first.load().shape[:2]) if first else 1
+        return max(1, min(self.batch_size, fitting))
 
     def _features_of(
-        self, batch: PictureBatch, decoded: Mapping[Picture, Decoded]
+        self, batch: PictureBatch, decoded: Mapping[Picture, Decoded], size: int
     ) -> Iterator[tuple[Quantity, NDArray]]:
+        """Features of the batch, `size` pictures at a time: more can hang together by pairs."""
         for kind in FEATURES:
-            group = [q for q in batch.quantities if isinstance(q, PictureFeatures) and q.kind == kind]
-            if group:
+            of_kind = [q for q in batch.quantities if isinstance(q, PictureFeatures) and q.kind == kind]
+            for start in range(0, len(of_kind), size):
+                group = of_kind[start : start + size]
                 inputs = [decoded[q.picture].resized.get(kind, decoded[q.picture].pixels) for q in group]
                 rows = self.networks.features(kind, _as_images(inputs)).numpy()
                 for quantity, row in zip(group, rows, strict=True):

@@ -17,7 +17,7 @@ import tabulate
 
 from datasets.errors import UserError
 from datasets.files import write_atomically
-from evaluate.comparisons import Comparison
+from evaluate.comparisons import Comparison, read_json
 from evaluate.metrics import METRICS, SEED, MeasuredValues, Metric, metrics_of
 from evaluate.options import Protocol
 from evaluate.pictures import FilePicture, set_hash
@@ -285,10 +285,10 @@ def refuse_another_protocol(folder: Path, protocol: Protocol) -> None:
     """UserError where the folder has a report.json of another protocol, or one that is no report."""
     path, fix = folder / "report.json", "name another folder with --output"
     try:
-        existing = str(json.loads(path.read_bytes())["protocol"]["id"])
+        existing = str(read_json(path)["protocol"]["id"])
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(path, "is not a report of this program", fix) from error
     if existing != protocol.id:
         raise UserError(path, f"holds a report of protocol {existing}, this one is {protocol.id}", fix)

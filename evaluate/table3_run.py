@@ -15,8 +15,8 @@ from datasets.errors import RunError, UserError
 from datasets.files import require_writable, write_atomically
 from datasets.images import save_png
 from datasets.synthetic import write_dataset
-from evaluate.command import Evaluation, prepare, weights_choice
-from evaluate.comparisons import Comparison
+from evaluate.command import Evaluation, advising_on_memory, prepare, weights_choice
+from evaluate.comparisons import Comparison, read_json
 from evaluate.metrics import FLAGS, networks_of, without_weights
 from evaluate.options import EvaluateOptions, NetworkOptions
 from evaluate.pictures import Picture
@@ -76,7 +76,8 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
         request = replace(evaluation, runs=(str(run),), dataroot=data_dir / training.setting.data.name)
         prepared = prepare(request, [run])
         stored = output / "rows" / f"{training.name}.json"
-        reports[training] = report_of(prepared, request, [*flags, options.epoch], stored)
+        with advising_on_memory("--device cpu, or end other programs"):
+            reports[training] = report_of(prepared, request, [*flags, options.epoch], stored)
         pictures[training] = prepared.comparisons
         text = write_table(reports, preset, output, notes, options.latex)
     write_figures(pictures, options.pictures, output)
@@ -148,7 +149,7 @@ def by_process(flags: Sequence[str]) -> int:
 def report_of(evaluation: Evaluation, options: EvaluateOptions, flags: list[str], path: Path) -> StoredReport:
     """The training's report: the stored one where nothing that it was computed from has changed, else a new one."""
     try:
-        stored: StoredReport = json.loads(path.read_bytes())
+        stored: StoredReport = read_json(path)
         if stored["flags"] != flags or stored["not_computed"]:
             stored = {}
     except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is no report
@@ -169,14 +170,12 @@ def is_current(stored: StoredReport, evaluation: Evaluation) -> bool:
     number.
     """
     protocols = [replace(evaluation.protocol, verified=verified).id for verified in (True, False)]
-    if stored["protocol"]["id"] not in protocols:
-        return False
     if any(stored["weights"].get(n, {}).get("sha256") != w.digest for n, w in evaluation.weights.items()):
         return False
     of_stored = [
         (row["direction"], row.get("checkpoint_sha256"), row["file_list_hashes"]) for row in stored["rows"]
     ]
-    return of_stored == [
+    return stored["protocol"]["id"] in protocols and of_stored == [
         (row.direction, row.made_by["checkpoint_sha256"], file_list_hashes(row))
         for row in evaluation.comparisons
     ]

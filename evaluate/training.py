@@ -92,7 +92,7 @@ class TrainingMetrics:
         reals = [picture for comparison in comparisons for picture in comparison.reals]
         kinds = FEATURES if "inception" in self.networks.weights else ()
         self._reals = dict(
-            cache.stream(PictureFeatures(kind, p).key(self.networks) for kind in kinds for p in reals)
+            cache.stream(measurements.entry(PictureFeatures(kind, p)) for kind in kinds for p in reals)
         )
         names = {flag: [metric.name for metric in METRICS if metric.flag == flag] for flag in self.flags}
         return [

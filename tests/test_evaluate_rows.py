@@ -88,11 +88,12 @@ def test_memory_of_a_report_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A picture costs its name, its hashes and its place in lists, far less than its features (8 KiB in earnest)."""
     monkeypatch.setattr(measure, "ROWS_IN_MEMORY", 16)
     monkeypatch.setattr(fid, "BLOCK", 16)
-    wide = 2048
 
     class Wide(FewFeatures):
+        width = 2048
+
         def features(self, kind: str, images: Tensor) -> Tensor:
-            return super().features(kind, images).repeat(1, wide // 8)
+            return super().features(kind, images).repeat(1, self.width // 8)
 
     def report(count: int) -> None:
         pictures = folder_pictures(tmp_path / str(count), None)
@@ -132,7 +133,7 @@ cache.put({"first": row})
 before = peak()
 for i in range(100):
     cache.put({f"{i} {j}": row + i + j for j in range(100)})
-print(peak() - before, dict(cache.stream(["99 99"]))["99 99"][0])
+print(peak() - before, dict(cache.stream([("99 99", 2048)]))["99 99"][0])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     kilobytes, value = done.stdout.split()

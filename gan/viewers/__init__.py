@@ -111,9 +111,28 @@ KEYS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event":
 
 
 def shown_records(folder: Path) -> list[Record]:
-    """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
+    """The records of FOLDER/metrics.jsonl that can be shown; empty without the file.
+
+    Left out are samples whose pictures lie outside the folder: a page that is handed on would hold any file of its
+    maker.
+    """
     records = read_records(folder / "metrics.jsonl")
-    return [record for record in records if KEYS.get(record.get("kind", ""), "no such key") in record]
+    return [
+        record
+        for record in records
+        if KEYS.get(str(record.get("kind")), "no such key") in record and _is_inside(folder, record)
+    ]
+
+
+def _is_inside(folder: Path, record: Record) -> bool:
+    """Whether the pictures that a record of samples names lie in the run's folder, links followed."""
+    if record["kind"] != "samples":
+        return True
+    try:
+        files = [folder / record["folder"] / name for name in record["pictures"].values()]
+        return all(file.resolve().is_relative_to(folder.resolve()) for file in files)
+    except (LookupError, TypeError, AttributeError, ValueError, OSError, RuntimeError):
+        return False  # no names of files, or links in a loop
 
 
 def shown_options(folder: Path) -> dict[str, Any]:
