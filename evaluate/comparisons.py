@@ -99,13 +99,13 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     if len(protocols) > 1:
         both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
         raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
-    tell_left_out(path for run in tested for path in (*run.sources().a, *run.sources().b))
     comparisons = [
         run.comparison(direction, epoch)
         for run in tested
         for epoch in options.epochs()
         for direction in run.directions
     ]
+    tell_left_out(path for run in tested for path in (*run.sources().a, *run.sources().b))
     if options.baselines:
         comparisons += _baselines(tested, options.num_test)
     return comparisons, next(iter(protocols))

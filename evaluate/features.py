@@ -205,7 +205,7 @@ class FeatureCache:
 
     def missing(self, wanted: Iterable[tuple[str, int]]) -> list[str]:
         """The keys without a sound entry, each once, in order."""
-        lengths = dict(wanted)
+        lengths = dict(iter(wanted))
         found = {key for key, _ in self.stream(lengths.items())}
         return [key for key in lengths if key not in found]
 

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from evaluate_support import (
 )
 from PIL import Image
 
-from datasets.errors import UserError, run_command
+from datasets.errors import RunError, UserError, run_command
 from datasets.images import load_image, to_picture, to_tensor
 from evaluate import pixels
 from evaluate.command import run_evaluation
 from evaluate.comparisons import find_run, make_outputs
 from evaluate.features import InceptionPool
+from evaluate.options import EvaluateOptions
 from evaluate.pictures import pictures_of
 from gan.translate import load_translator
 
@@ -248,9 +250,13 @@ def test_other_protocols_are_not_put_together(runs: Path, tmp_path: Path) -> Non
         evaluate(runs=runs / "p2p_0", metrics="fid", output=tmp_path / "fid", test_mode="train")
     assert (tmp_path / "report.json").read_bytes() == before
     assert not list((runs / "p2p_0").glob("evaluation/*-train"))  # nothing was translated
-    (tmp_path / "report.json").write_text("[]")
-    with pytest.raises(UserError, match="is not a report"):
-        evaluate(**flags)
+    (tmp_path / "report.json").unlink()
+    os.mkfifo(tmp_path / "report.json")  # not waited for
+    for content in ("", "[]", "[" * 100_000):
+        with pytest.raises(UserError, match="is not a report"):
+            evaluate(**flags)
+        (tmp_path / "report.json").unlink()
+        (tmp_path / "report.json").write_text(content)
 
 
 def test_folders(tmp_path: Path, trunk: dict[str, object]) -> None:
@@ -308,6 +314,43 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no such folder" in _refusal(capsys, fake=tmp_path / "none", real=real)
     assert "no such run" in _refusal(capsys, runs=tmp_path / "no_run")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORTS
+
+
+def test_what_is_left_out_is_told(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders, files of other kinds and further pages: one line each, for folders and for the data of a run."""
+    fake, real = write_pictures(tmp_path / "fake", 2, 1), write_pictures(tmp_path / "real", 2, 2)
+    write_pictures(fake / "more", 1, 3)
+    (fake / "a.heic").touch()
+    pages = [Image.open(path) for path in sorted(real.iterdir())]
+    pages[0].save(real / "x.tif", save_all=True, append_images=pages * 2)
+    evaluate(fake=fake, real=real, output=tmp_path / "out")
+    assert capsys.readouterr().err.splitlines() == [
+        f"left out: {fake}: 1 folder (first: more), 1 file of other kinds (.heic)",
+        f"1 file with several frames or pages (5 in {real / 'x.tif'}): the first is used",
+    ]
+    data = aligned_data(tmp_path / "data")
+    (data / "test" / "notes.txt").touch()
+    evaluate(runs=runs / "p2p_0", dataroot=data, metrics="l1", output=tmp_path / "run")
+    assert f"left out: {data / 'test'}: 1 file of other kinds (.txt)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["evaluate.comparisons.translate_pictures", "evaluate.command.measure"])
+def test_used_up_memory_has_advice_that_fits(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """train.py's --crop_size, and the --size of test.py, are no flags of an evaluation of runs."""
+
+    def full(*_: object) -> None:
+        try:
+            torch.empty(2**60)
+        except RuntimeError as error:
+            raise RunError("x.png", "out of memory at 9x9 pixels", "force a smaller --size") from error
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(RunError, match="memory: out of memory at 9x9 pixels") as caught:
+        evaluate(runs=runs / "small", metrics="l1", output=tmp_path / "out", test_mode="train")
+    flags = {f"--{field.name}" for field in fields(EvaluateOptions)} - {"--size"}
+    assert set(re.findall(r"--\w+", caught.value.fix)) <= flags and caught.value.exit_code == 1
 
 
 def test_the_command_itself(tmp_path: Path) -> None:

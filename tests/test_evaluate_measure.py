@@ -3,8 +3,9 @@
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +168,32 @@ def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.Mon
     measurements.values(_row(folders, paired=True), ("fid", "psnr"))
     assert measurements.pictures_decoded == 80
     assert most <= 4 * (measure.BATCHES_AHEAD + 2)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_batch_is_bounded_in_pixels(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, paired: bool
+) -> None:
+    """Of large pictures there are fewer in a batch; the two of a pair, and a single one, have no smaller batch."""
+    row = _row(folders, paired)  # 7 + 7 pictures of 40x32
+    whole = FastMeasurements(batch_size=100).values(row, ALL)
+    most = 0
+
+    def counted(network: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal most
+            most = max(most, arguments[-1].shape[0])
+            return network(*arguments)
+
+        return call
+
+    for pictures in (4, 2, 0):
+        monkeypatch.setattr(measure, "BATCH_PIXELS", pictures * 40 * 32)
+        measurements, most = FastMeasurements(batch_size=100), 0
+        for name in ("features", "lpips_maps"):
+            monkeypatch.setattr(measurements.networks, name, counted(getattr(measurements.networks, name)))
+        assert measurements.values(row, ALL) == pytest.approx(whole, rel=1e-5)
+        assert most == max(pictures, 2)  # LPIPS to the target, or to the input
 
 
 def test_batches_never_part_pairs() -> None:
