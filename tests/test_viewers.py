@@ -191,6 +191,39 @@ def test_history_survives_torn_and_foreign_lines(tmp_path):
     assert shown_options(tmp_path) == {}
 
 
+def test_samples_outside_the_run_are_not_shown(tmp_path):
+    """A report would embed the file of whoever makes it."""
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "private.png")
+    (run / "samples" / "link.png").symlink_to(tmp_path / "private.png")
+    (run / "samples" / "loop").symlink_to("loop")
+    hostile = [
+        ("..", "private.png"),
+        (str(tmp_path), "private.png"),
+        ("samples", "../../private.png"),
+        ("samples", "link.png"),
+        ("samples/loop", "x.png"),
+        ("samples", "\0"),
+        (5, "x.png"),
+        ("samples", 5),
+    ]
+    lines = [
+        {"kind": "samples", "step": 1, "epoch": 1, "folder": f, "pictures": {"A": name}}
+        for f, name in hostile
+    ]
+    lines += [
+        {**lines[0], "pictures": "x"},
+        {"kind": [], "pictures": {}},
+        {"kind": "samples", "pictures": {"A": "a"}},
+    ]
+    own = {**lines[0], "folder": "samples", "pictures": {"A": "own.png"}}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, own]))
+    assert shown_records(run) == [own]
+    page = make_report_page(tmp_path / "report.html", "Report", [run]).read_text()
+    assert "data:image/png;base64," not in page and "private" not in page
+
+
 def test_thinning_keeps_first_and_last():
     records = [train_record(i) for i in range(1, 10001)]
     records += [
