@@ -35,6 +35,7 @@ from evaluate.pictures import pictures_of
 from gan.translate import load_translator
 
 ROOT = Path(__file__).resolve().parents[1]
+NUMBERS = ("size", "num_test", "bootstrap", "batch_size", "num_threads")
 REPORTS = ["report.csv", "report.json", "report.md"]
 
 
@@ -377,7 +378,8 @@ def test_the_command_itself(tmp_path: Path) -> None:
         ({"runs": "a", "paired": True}, "is for folders"),
         ({"runs": "a", "fake": Path(), "real": Path()}, "name runs"),
         ({"runs": "a", "bootstrap": 5}, "allowed: 20"),
-        ({"fake": Path(), "real": Path(), "size": 1}, "--size: is 1 .allowed: 2 or more"),
+        *(({"runs": "a", flag: 10**12}, f"--{flag}: is 1000000000000 .allowed: ") for flag in NUMBERS),
+        ({"fake": Path(), "real": Path(), "size": 1}, "--size: is 1 .allowed: 2 to 8000"),
         ({"fake": Path(), "real": Path(), "baselines": True}, "needs a run"),
         ({"fake": Path(), "real": Path(), "metrics": "fud"}, "unknown metric fud"),
     ],
