@@ -1,7 +1,6 @@
 """A file is opened and decoded, or refused by name: other formats, bombs, damage, things that are no files."""
 
 import contextlib
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from datasets.errors import UserError, file_error
+from datasets.files import require_file
 
 IMAGE_EXTENSIONS = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .avif .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
@@ -18,19 +18,15 @@ PIXEL_LIMIT = 64_000_000
 SIDE_LIMIT = 65_535  # pixels; decoders need memory for every row, however short
 
 
-def quiet_pillow() -> None:
-    """Leave out Pillow's remarks about odd metadata: what matters is checked and said here, by file name."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-quiet_pillow()
+# Pillow's remarks about odd metadata: what matters is checked and said here, by file name
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextlib.contextmanager
 def naming_problems(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file in the block is a UserError that names it; MemoryError passes."""
     try:
-        _refuse_non_file(path)
+        require_file(path)
         yield
     except (UserError, MemoryError):
         raise
@@ -50,11 +46,7 @@ def naming_problems(path: Path) -> Iterator[None]:
 def decoded(path: Path) -> Iterator[Image.Image]:
     """The first frame as Pillow decodes it. Raises UserError for a picture that is too large, else Pillow's errors."""
     with Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > PIXEL_LIMIT:
-            raise _too_large(path, f"{width * height / 1e6:.0f} megapixels")
-        if max(width, height) > SIDE_LIMIT:
-            raise _too_large(path, f"{width}x{height} pixels")
+        refuse_too_large(path, *image.size)
         _scale_transparent_colour(image)
         image.load()
         yield image
@@ -71,19 +63,12 @@ def _scale_transparent_colour(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _refuse_non_file(path: Path) -> None:
-    try:
-        kind = path.stat().st_mode
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise UserError(
-                path, f"is a link to {path.readlink()}, which does not exist", "remove it"
-            ) from error
-        raise UserError(path, "no such file") from error
-    if stat.S_ISDIR(kind):
-        raise UserError(path, "is a folder with the name of a picture", "rename or remove it")
-    if not stat.S_ISREG(kind):
-        raise UserError(path, "is not a regular file", "remove it")
+def refuse_too_large(path: Path, width: int, height: int) -> None:
+    """Raise UserError for a picture of more pixels than are read."""
+    if width * height > PIXEL_LIMIT:
+        raise _too_large(path, f"{width * height / 1e6:.0f} megapixels")
+    if max(width, height) > SIDE_LIMIT:
+        raise _too_large(path, f"{width}x{height} pixels")
 
 
 def _too_large(path: Path, claim: str = "far too many pixels") -> UserError:

@@ -108,6 +108,7 @@ _OS_ERRORS: dict[int, tuple[type[UserError], str, str]] = {
     errno.EPERM: (UserError, "operation not permitted", "check its permissions or choose another place"),
     errno.EROFS: (UserError, "read-only file system", "choose another place"),
     errno.ENOTDIR: (UserError, "a part of this path is a file, not a folder", "choose another place"),
+    errno.EEXIST: (UserError, "is a file, a folder is needed", "choose another place"),
     errno.EISDIR: (UserError, "is a folder, a file is needed", "choose another name"),
     errno.ENAMETOOLONG: (UserError, "name too long", "choose a shorter one"),
     errno.ELOOP: (UserError, "symbolic links form a loop", "remove the link"),

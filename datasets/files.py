@@ -4,56 +4,33 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from datasets.errors import UserError, error_from_os, file_error
+from datasets.errors import UserError, file_error
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BUFFER = 2**18  # bytes
+SMALL = 2**20  # bytes of a file that is read at once
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
-class AtomicFile:
-    """A file open for writing, under a temporary name until it is complete."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._buffer = bytearray()
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append bytes; small pieces are collected. Raises OSError."""
-        if len(self._buffer) + len(data) > BUFFER:
-            self.flush()
-        if len(data) > BUFFER:
-            self._write(memoryview(data))
-        else:
-            self._buffer += data
-
-    def flush(self) -> None:
-        """Hand over to the operating system what was collected. Raises OSError."""
-        self._write(memoryview(bytes(self._buffer)))
-        self._buffer.clear()
-
-    def _write(self, view: memoryview) -> None:
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-
-
 @contextlib.contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[AtomicFile]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Callable[[bytes | memoryview], None]]:
     """Write a file that takes the place of `path` when the block ends, and leaves no trace when it fails.
 
-    durable: flush it to the disk, so that it survives a power cut; False is faster, for what is easily made again.
+    Gives the function that appends bytes to it. durable: flush it to the disk, so that it survives a power cut; False
+    is faster, for what is easily made again.
     Raises OSError of any step; `path` is then what it was before (or, if only the last flush of the folder
     failed, the new file).
     """
@@ -62,9 +39,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[AtomicFile]:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try_lock(descriptor)  # held while the writer lives: see remove_leftovers
-            file = AtomicFile(descriptor)
-            yield file
-            file.flush()
+            yield lambda data: write_all(descriptor, data)
             if durable:
                 os.fsync(descriptor)
         finally:
@@ -80,8 +55,15 @@ def replacing(path: Path, durable: bool = True) -> Iterator[AtomicFile]:
 
 def write_atomically(path: Path, data: bytes | memoryview, durable: bool = True) -> None:
     """Replace the content of a file, whole or not at all; OSError if it cannot be done."""
-    with replacing(path, durable) as file:
-        file.write(data)
+    with replacing(path, durable) as write:
+        write(data)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write bytes to an open file, however many calls that needs. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def sync_folder(folder: Path) -> None:
@@ -131,14 +113,11 @@ def as_mib(size: int) -> str:
 
 
 def free_space(folder: Path) -> int:
-    """Bytes free for this user on the file system of a folder or, where it is not made yet, of its nearest
-    parent.
-    """
+    """Bytes free for this user where a folder is or, before it is made, where its nearest parent is."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    status = os.statvfs(place)
-    return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(place).free
 
 
 @contextlib.contextmanager
@@ -168,26 +147,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
     refuse_occupied(target)
     place = target.resolve()  # an empty folder behind a link is filled where it really is
     partial = place.with_name(f".{place.name}.partial")
-    made = [folder for folder in place.parents if not folder.exists()]
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDONLY)
-        try:
+        with new_folder(place.parent), contextlib.ExitStack() as cleanup:
+            partial.mkdir(exist_ok=True)
+            descriptor = os.open(partial, os.O_RDONLY)
+            cleanup.callback(os.close, descriptor)
             if not try_lock(descriptor):
                 raise UserError(target, "another process is writing it", "wait or choose another place")
-            try:
-                for left in partial.iterdir():  # by a process that was killed
-                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-                yield partial
-                partial.replace(place)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                with contextlib.suppress(OSError):  # the first that is not empty ends it
-                    for folder in made:
-                        folder.rmdir()
-                raise
-        finally:
-            os.close(descriptor)
+            cleanup.callback(shutil.rmtree, partial, ignore_errors=True)
+            for left in partial.iterdir():  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield partial
+            partial.replace(place)
     except OSError as error:
         raise file_error(error, error.filename or target, "written") from error
 
@@ -205,21 +176,55 @@ def refuse_occupied(target: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that
-    fails.
-    """
+    """Make a folder and write a file in it (mode bits say little: root ignores them); UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{secrets.token_hex(6)}.probe"  # no name that a file of somebody could have
-        with replacing(probe) as file:
-            file.write(b"probe")
+        write_atomically(probe, b"probe")
         probe.unlink()
     except OSError as error:
-        if error.errno == errno.EEXIST:
-            raise UserError(folder, "is a file, a folder is needed", "choose another place") from None
-        known = error_from_os(error, folder)
-        reason = known.reason if known else error.strerror or str(error)
-        raise UserError(folder, f"cannot be written to: {reason}", "choose another place") from error
+        reason = f"cannot be written to: {file_error(error, folder, 'written to').reason}"
+        raise UserError(folder, reason, "choose another place") from error
+
+
+def require_file(path: Path) -> None:
+    """Raise UserError unless a path leads to a regular file. Opening anything else could wait for ever."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            reason = f"is a link to {path.readlink()}, which does not exist"
+            raise UserError(path, reason, "remove it") from None
+        raise UserError(path, "no such file") from None
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    if stat.S_ISDIR(kind):
+        raise UserError(path, "is a folder, a file is needed", "rename or remove it")
+    if not stat.S_ISREG(kind):
+        raise UserError(path, "is not a regular file", "remove it")
+
+
+def read_small(path: Path, limit: int = SMALL) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises UserError for anything else."""
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    if len(data) > limit:
+        raise UserError(
+            path, f"is larger than {as_mib(limit)}, the most that is read", "correct or remove it"
+        )
+    return data
+
+
+def read_json(path: Path, limit: int = SMALL) -> Any:
+    """The value in a JSON file of at most `limit` bytes. Raises UserError for anything else."""
+    try:
+        return json.loads(read_small(path, limit))
+    except (ValueError, RecursionError):  # of too many digits, nested too deep
+        raise UserError(path, "is damaged: not JSON", "correct or remove it") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 Read are PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF and PPM, told by their content; everything else is refused without
 being handed to another decoder. At most 64 megapixels and 65,535 pixels a side, told from the header before anything
-is decoded. Damaged files are refused, never patched up. Of an animation or a multi-page file the first frame is used.
-EXIF orientation is applied; colour profiles are ignored.
+is decoded. Damaged files are refused, never patched up, and so is NaN. Of an animation or a multi-page file the first
+frame is used. EXIF orientation is applied; colour profiles are ignored.
 
 How a file becomes 8 bits a channel: the values that its number format can hold, from 0 to white, become 0..255:
 
@@ -12,7 +12,7 @@ How a file becomes 8 bits a channel: the values that its number format can hold,
 | grey, RGB of 8 bits              | as they are                                                               |
 | n bits, unsigned                 | value / (2^n - 1) * 255, rounded                                          |
 | n bits, signed (TIFF)            | value / (2^(n-1) - 1) * 255; a negative value is refused                  |
-| floating point                   | value * 255; NaN or a value outside 0..1 is refused                       |
+| floating point                   | value * 255; a value outside 0..1 is refused                              |
 | 16-bit RGB                       | TIFF: as above; elsewhere the upper 8 bits (all that Pillow reads)        |
 | palette                          | its colours                                                               |
 | CMYK, YCbCr                      | RGB by Pillow's formula                                                   |
@@ -34,7 +34,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import IMAGE_EXTENSIONS, PIXEL_LIMIT, SIDE_LIMIT, decoded, naming_problems
+from datasets.decoding import IMAGE_EXTENSIONS, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
 from datasets.tiff import MAGIC, read_tiff
@@ -69,8 +69,7 @@ class _Content(NamedTuple):
     """What a file holds, upright."""
 
     pixels: Image.Image | np.ndarray
-    """8 bits a channel: a picture in mode L, LA, RGB or RGBA. Otherwise the file's own numbers, (H, W, C), with the
-    same channels."""
+    """A picture in mode L, LA, RGB or RGBA, or the file's own numbers, (H, W, C), with the same channels."""
     full: float  # the value of white, and of an opaque alpha
     mode: str
     conversion: str
@@ -96,10 +95,13 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
     """
     if value_range == "auto":
         raise ValueError("the automatic value range has not been looked for: see datasets.check.scan")
-    if channels not in (1, 3, 4):
-        raise ValueError(f"channels must be 1, 3 or 4, not {channels}")
     with naming_problems(path):
-        picture = _to_channels(_to_8_bit(_read(path), value_range, path), channels)
+        content = _read(path)
+        if isinstance(content.pixels, Image.Image) and value_range is None:
+            picture = content.pixels
+        else:
+            picture = _to_8_bit(_values(content), content.full, value_range, path)
+        picture = _to_channels(picture, channels)
     picture.info = {}  # a colour profile or comment must not follow into files written later
     return picture
 
@@ -109,57 +111,50 @@ def inspect_image(path: Path, wanted: WantedRange = None, part: Part = "whole") 
 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
-    value_range = None if wanted == "auto" else wanted
     with naming_problems(path):
-        content = _part(_read(path), part)
-        pixels, full = content.pixels, content.full
-        if wanted == "auto" and isinstance(pixels, np.ndarray):
-            lowest, highest = _extremes(_visible(pixels), path)
-        else:
-            picture = _to_8_bit(content, value_range, path)
-            if picture.mode in ("LA", "RGBA"):
-                lowest, highest = _extremes(_to_channels(picture, 3), path)
-                full = 255.0
-                if value_range:  # back to the file's own numbers
-                    low, high = value_range
-                    lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
-            else:
-                lowest, highest = _extremes(pixels, path)
-        clipped = _count_outside(content.pixels, value_range) if value_range else 0
-        size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
+        return _info(_read(path), wanted, part, path)
+
+
+def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> ImageInfo:
+    values, full, clipped = _values(content), content.full, 0
+    height, width = values.shape[:2]
+    if part != "whole":
+        values = values[:, width // 2 :] if part == "right" else values[:, : max(width // 2, 1)]
+    colours, has_alpha = _colours(values), values.shape[2] in (2, 4)
+    if wanted == "auto":
+        if has_alpha and (seen := values[..., -1] > 0).any():  # what is quite transparent does not count
+            colours = colours[seen]
+        lowest, highest = _extremes(colours, path)
+    else:
+        picture = _to_8_bit(values, full, wanted, path)
+        lowest, highest = _extremes(colours, path)
+        if has_alpha:
+            lowest, highest = _extremes(np.asarray(_to_channels(picture, 3)), path)
+            full = 255.0
+        if wanted:
+            low, high = wanted
+            clipped = int(np.count_nonzero((colours < low) | (colours > high)))
+            if has_alpha:  # back to the file's own numbers
+                lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
+    size = (width, height)
     return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
 
 
 def _read(path: Path) -> _Content:
     with path.open("rb") as file:
         is_tiff = file.read(4) in MAGIC
-    if is_tiff and (found := read_tiff(path, PIXEL_LIMIT, SIDE_LIMIT)):
-        names = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-        channels = found.values.shape[2]
-        if found.is_palette:
-            conversion = "palette"
-        elif channels in (2, 4):
-            conversion = "alpha"
-        else:
-            conversion = (
-                "" if found.numbers == "8-bit" else f"{found.numbers} {'grey' if channels == 1 else 'RGB'}"
-            )
-        if found.values.dtype == np.uint8 and found.full == 255:
-            values = np.ascontiguousarray(found.values[..., 0] if channels == 1 else found.values)
-            return _Content(Image.fromarray(values), 255.0, names[channels], conversion, found.pages)
-        return _Content(found.values, found.full, names[channels], conversion, found.pages)
+    if is_tiff and (found := read_tiff(path)):
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[found.values.shape[2]]
+        return _Content(found.values, found.full, mode, found.conversion, found.pages)
     with decoded(path) as image:
         is_photo = image.format == "MPO"  # a photo and its previews
         frames = 1 if is_photo else getattr(image, "n_frames", 1)
         mode, conversion = image.mode, _conversion(image)
         ImageOps.exif_transpose(image, in_place=True)
-        if mode in ("I", "F") or mode.startswith(
-            "I;16"
-        ):  # Pillow scales 16-bit PGM files to 65535, in mode I
-            full = 1.0 if mode == "F" else 65535.0
-            return _Content(
-                _with_transparent_colour(np.asarray(image), image, full), full, mode, conversion, frames
-            )
+        if mode in ("I", "F") or mode.startswith("I;16"):
+            full = 1.0 if mode == "F" else 65535.0  # Pillow scales 16-bit PGM files to that, in mode I
+            values = _with_transparent_colour(np.asarray(image), image, full)
+            return _Content(values, full, mode, conversion, frames)
         grey = mode in ("1", "L", "LA", "La")
         if image.has_transparency_data:
             return _Content(_in_mode(image, "LA" if grey else "RGBA"), 255.0, mode, conversion, frames)
@@ -185,73 +180,44 @@ def _with_transparent_colour(values: np.ndarray, image: Image.Image, full: float
     return np.stack([values, np.where(values == transparent, 0, full).astype(values.dtype)], 2)
 
 
-def _to_8_bit(content: _Content, value_range: ValueRange | None, path: Path) -> Image.Image:
+def _values(content: _Content) -> np.ndarray:
+    """(H, W, C) in the file's own numbers."""
+    return np.atleast_3d(np.asarray(content.pixels))
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """Without the alpha of (H, W, 2) or (H, W, 4)."""
+    return values[..., :-1] if values.shape[2] in (2, 4) else values
+
+
+def _to_8_bit(values: np.ndarray, full: float, value_range: ValueRange | None, path: Path) -> Image.Image:
     """Picture in mode L, LA, RGB or RGBA."""
-    pixels, full = content.pixels, content.full
-    low, high = value_range or (0.0, full)
-    if isinstance(pixels, Image.Image):
-        if value_range is None:
-            return pixels
-        stretch = [round(min(max((v - low) / (high - low), 0), 1) * 255) for v in range(256)]
-        bands = len(pixels.getbands())
-        return pixels.point((stretch * bands) if bands % 2 else stretch * (bands - 1) + list(range(256)))
-    colours = pixels[..., :-1] if pixels.shape[2] in (2, 4) else pixels
-    if value_range is None and not (colours.min() >= 0 and colours.max() <= full):  # NaN fails both
-        what = "negative values" if pixels.dtype.kind == "i" else "floating point values outside 0..1 or NaN"
-        raise UserError(path, f"holds {what}, which need --value_range", "LOW,HIGH: what is black and white")
-    if pixels.dtype.kind == "f" and not np.isfinite(colours).all():
-        raise _not_finite(path)
-    scaled = np.empty(pixels.shape, np.uint8)
-    for rows in range(0, len(pixels), 64):  # in strips, or float64 would be eight times the picture
-        strip = slice(rows, rows + 64)
-        part = (pixels[strip].astype(np.float64) - low) * (255.0 / (high - low))
-        if colours is not pixels:
-            part[..., -1] = pixels[strip, :, -1] * (255.0 / full)
-        scaled[strip] = np.rint(part.clip(0, 255))
-    return Image.fromarray(scaled[..., 0] if pixels.shape[2] == 1 else scaled)
+    if values.dtype == np.uint8 and full == 255 and value_range is None:
+        scaled = values
+    else:
+        colours = _colours(values)
+        lowest, highest = _extremes(colours, path)
+        if value_range is None and (lowest < 0 or highest > full):
+            what = "negative values" if values.dtype.kind == "i" else "floating point values outside 0..1"
+            fix = "LOW,HIGH: what is black and white"
+            raise UserError(path, f"holds {what}, which need --value_range", fix)
+        low, high = value_range or (0.0, full)
+        scaled = np.empty(values.shape, np.uint8)
+        for rows in range(0, len(values), 64):  # in strips, or float64 would be eight times the picture
+            strip = slice(rows, rows + 64)
+            part = (values[strip].astype(np.float64) - low) / (high - low) * 255
+            if colours is not values:
+                part[..., -1] = values[strip, :, -1] / full * 255
+            scaled[strip] = np.rint(part.clip(0, 255))
+    return Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
 
 
-def _part(content: _Content, part: Part) -> _Content:
-    if part == "whole":
-        return content
-    pixels = content.pixels
-    width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
-    left, right = (width // 2, width) if part == "right" else (0, max(width // 2, 1))
-    if isinstance(pixels, Image.Image):
-        return content._replace(pixels=pixels.crop((left, 0, right, height)))
-    return content._replace(pixels=pixels[:, left:right])
-
-
-def _visible(pixels: np.ndarray) -> np.ndarray:
-    """The colours (H, W, C) of a picture; where it has alpha those that are not quite transparent, (N, C)."""
-    if pixels.shape[2] in (1, 3):
-        return pixels
-    seen = pixels[..., -1] > 0
-    return pixels[seen, :-1] if seen.any() else pixels[..., :-1]
-
-
-def _extremes(pixels: Image.Image | np.ndarray, path: Path) -> ValueRange:
-    """The least and the largest colour value."""
-    if isinstance(pixels, Image.Image):
-        extremes = np.array(pixels.getextrema())  # (low, high), or one pair a channel
-        return float(extremes.min()), float(extremes.max())
-    lowest, highest = float(pixels.min()), float(pixels.max())
+def _extremes(colours: np.ndarray, path: Path) -> ValueRange:
+    """The least and the largest value. Raises UserError for NaN and infinity."""
+    lowest, highest = float(colours.min()), float(colours.max())
     if not np.isfinite([lowest, highest]).all():
-        raise _not_finite(path)
+        raise UserError(path, "holds NaN or infinite values", "replace or remove it")
     return lowest, highest
-
-
-def _not_finite(path: Path) -> UserError:
-    return UserError(path, "holds NaN or infinite values", "replace or remove it")
-
-
-def _count_outside(pixels: Image.Image | np.ndarray, value_range: ValueRange) -> int:
-    """Colour values outside a range."""
-    values = np.asarray(pixels)
-    if values.ndim == 3 and values.shape[2] in (2, 4):
-        values = values[..., :-1]
-    low, high = value_range
-    return int(np.count_nonzero((values < low) | (values > high)))
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -275,8 +241,6 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 def to_bytes(picture: Image.Image) -> Tensor:
     """(C, H, W) uint8 from a picture in mode L, RGB or RGBA."""
-    if picture.mode not in ("L", "RGB", "RGBA"):
-        raise ValueError(f"mode must be L, RGB or RGBA, not {picture.mode}")
     values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C)
     return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 

@@ -7,13 +7,13 @@ dimensions (Group 3), old JPEG and YCbCr outside JPEG. The rest is refused by it
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
+from datasets.decoding import PIXEL_LIMIT, refuse_too_large
 from datasets.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,18 +22,16 @@ if TYPE_CHECKING:
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 _FAX_3, _OLD_JPEG, _JPEG, _WORD_FAX = 3, 6, 7, 32771  # values of the tag Compression
 _FAX = (2, _FAX_3, 4)
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(
-    7
-)  # of PhotometricInterpretation
+# of PhotometricInterpretation
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(7)
 _COLOURS = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "camera raw", 34892: "camera raw", 32844: "LogL"}
 _COLOURS |= {32845: "LogLuv", _MASK: "transparency mask"}
 _PREMULTIPLIED, _UNASSOCIATED = 1, 2  # of ExtraSamples
-_SIGNED, _FLOAT = 2, 3  # of SampleFormat
+_SIGNED = 2  # of SampleFormat
 _FIX = "save it as grey or RGB, 8 or 16 bits"
 
-logging.getLogger("tifffile").setLevel(
-    logging.CRITICAL + 1
-)  # its remarks about odd tags do not reach the terminal
+# its remarks about odd tags do not reach the terminal
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
 class TiffContent(NamedTuple):
@@ -41,15 +39,13 @@ class TiffContent(NamedTuple):
 
     values: np.ndarray  # (H, W, C): grey, grey + alpha, RGB or RGBA for C 1 to 4; black is 0
     full: float  # the value of white, and of an opaque alpha
-    numbers: str  # for people: "16-bit", "signed 16-bit", "floating point"
-    is_palette: bool
+    conversion: str  # for people: "signed 16-bit grey", "palette", "alpha", "" for 8 bits
     pages: int
 
 
-def read_tiff(path: Path, pixel_limit: int, side_limit: int) -> TiffContent | None:
+def read_tiff(path: Path) -> TiffContent | None:
     """The values of a file's first page, or None for a kind of TIFF that Pillow reads.
 
-    pixel_limit: bounds height times width, and what is decoded at a time; side_limit: height and width.
     Raises UserError for a file that is too large or of a kind that is not read; whatever else tifffile raises stands
     for a damaged file.
     """
@@ -59,55 +55,53 @@ def read_tiff(path: Path, pixel_limit: int, side_limit: int) -> TiffContent | No
         page: Any = file.pages.first
         compression = int(page.compression)
         is_two_dimensional = compression == _FAX_3 and page.tags.valueof("T4Options", 0) & 1
-        is_left_to_pillow = (
+        is_unknown_fax = (
             compression in _FAX and compression not in TIFF.DECOMPRESSORS
         )  # before tifffile 2026.3
-        if is_two_dimensional or is_left_to_pillow or compression in (_WORD_FAX, _OLD_JPEG):
+        if is_two_dimensional or is_unknown_fax or compression in (_WORD_FAX, _OLD_JPEG):
             return None
         if page.photometric == _YCBCR and compression != _JPEG:
             if compression not in COMPRESSION_INFO:
                 reason = f"is a YCbCr TIFF with compression {compression}, not read"
                 raise UserError(path, reason, "save it as RGB")
             return None
-        kind = _refuse_what_is_not_read(page, path, pixel_limit, side_limit)
-        values = _samples_last(page.asarray(maxworkers=1), page)
-        full = float(2 ** (kind.bits - kind.is_signed) - 1) if kind.bits else 1.0
+        _refuse_what_is_not_read(page, path)
+        bits, is_signed = page.bitspersample, page.sampleformat == _SIGNED
+        white = 1 if page.dtype.kind == "f" else 2 ** (bits - is_signed) - 1
+        numbers = "floating point" if page.dtype.kind == "f" else f"{'signed ' * is_signed}{bits}-bit"
+        values = page.asarray(maxworkers=1)
+        if page.axes == "SYX":  # planes apart
+            values = values.transpose(1, 2, 0)
+        values = np.atleast_3d(values)
+        conversion = "" if numbers == "8-bit" else f"{numbers} {'grey' if values.shape[2] == 1 else 'RGB'}"
         if page.photometric == _PALETTE:
-            values, full = _look_up(values, page.colormap), 255.0
+            values, white, conversion = _look_up(values, page.colormap), 255, "palette"
         elif page.photometric == _CMYK:
-            values = _cmyk_to_rgb(values, full)
+            values = _cmyk_to_rgb(values, white)
         elif page.photometric == _WHITE_IS_ZERO:
-            values[..., 0] = _inverted(values[..., 0], kind.bits - kind.is_signed)
-        if page.extrasamples and page.photometric != _CMYK:
-            _refuse_false_alpha(values, full, page, path)
-        orientation = page.tags.valueof("Orientation", 1)
-        is_palette, pages = page.photometric == _PALETTE, _count_pages(file)
+            # in the values' own type: float64 holds neither 64-bit integers nor a large picture
+            grey = values[..., 0]
+            values[..., 0] = ~grey if grey.dtype == bool else grey.dtype.type(white) - grey
+        if values.shape[2] in (2, 4):
+            _refuse_false_alpha(values, white, page, path)
+            conversion = "alpha"
+        orientation, pages = page.tags.valueof("Orientation", 1), _count_pages(file)
     if values.dtype == np.float16:
         values = values.astype(np.float32)
-    return TiffContent(_upright(values, orientation), full, kind.name, is_palette, pages)
+    return TiffContent(_upright(values, orientation), float(white), conversion, pages)
 
 
-class _Numbers(NamedTuple):
-    name: str
-    bits: int  # 0: floating point
-    is_signed: bool
-
-
-def _refuse_what_is_not_read(page: "TiffPage", path: Path, pixel_limit: int, side_limit: int) -> _Numbers:
-    """The number format of a page that can be read. Raises UserError for another one."""
+def _refuse_what_is_not_read(page: "TiffPage", path: Path) -> None:
+    """Raise UserError for a page that is too large, or of a kind that is not read."""
     from tifffile import TIFF
 
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    if height * width > pixel_limit or page.tilelength * page.tilewidth > 2 * pixel_limit:
-        reason = f"claims {height * width / 1e6:.0f} megapixels, at most {pixel_limit // 1_000_000} are read"
-        raise UserError(path, reason, "scale it down")
-    if max(height, width) > side_limit:
-        reason = f"claims {width}x{height} pixels, at most {side_limit} a side are read"
-        raise UserError(path, reason, "scale it down")
+    refuse_too_large(path, width, height)
+    if page.tilelength * page.tilewidth > 2 * PIXEL_LIMIT:
+        raise UserError(path, "claims tiles of far too many megapixels", "save it without tiles")
     if page.imagedepth > 1:
-        raise UserError(
-            path, f"is a volume TIFF of {page.imagedepth} slices in one page", "save the slices apart"
-        )
+        reason = f"is a volume TIFF of {page.imagedepth} slices in one page"
+        raise UserError(path, reason, "save the slices apart")
     colour = int(page.photometric or 0)
     if colour in _COLOURS or colour not in range(_YCBCR + 1):
         raise UserError(path, f"is a {_COLOURS.get(colour, f'photometric {colour}')} TIFF, not read", _FIX)
@@ -121,32 +115,13 @@ def _refuse_what_is_not_read(page: "TiffPage", path: Path, pixel_limit: int, sid
         name = "complex" if page.sampleformat in (5, 6) else f"bit depth {bits}"
         raise UserError(path, f"is a TIFF of {name} values, not read", _FIX)
     if page.compression not in TIFF.DECOMPRESSORS:
-        raise UserError(
-            path, f"is a TIFF with compression {int(page.compression)}, not read", "save it without"
-        )
-    if (size := height * width * samples * page.dtype.itemsize) > 8 * pixel_limit:
-        reason = f"claims {size // 1_000_000} MB of values, at most {8 * pixel_limit // 1_000_000} are read"
+        reason = f"is a TIFF with compression {int(page.compression)}, not read"
+        raise UserError(path, reason, "save it without")
+    if (size := height * width * samples * page.dtype.itemsize) > 8 * PIXEL_LIMIT:
+        reason = f"claims {size // 1_000_000} MB of values, at most {8 * PIXEL_LIMIT // 1_000_000} are read"
         raise UserError(path, reason, "scale it down")
     if 0 in page.databytecounts:
         raise UserError(path, "lacks some of its strips or tiles", "replace or remove it")
-    if page.dtype.kind == "f":
-        return _Numbers("floating point", 0, False)
-    bits, is_signed = page.bitspersample, page.sampleformat == _SIGNED
-    return _Numbers(f"{'signed ' * is_signed}{bits}-bit", bits, is_signed)
-
-
-def _samples_last(values: np.ndarray, page: "TiffPage") -> np.ndarray:
-    """(H, W, C), whether the planes are together (YX, YXS) or apart (SYX) in the file."""
-    if page.axes == "YX":
-        return values[:, :, None]
-    return values.transpose(1, 2, 0) if page.axes == "SYX" else values
-
-
-def _inverted(grey: np.ndarray, bits: int) -> np.ndarray:
-    """White minus the value, in the values' own type: float64 holds neither 64-bit integers nor a large picture."""
-    if grey.dtype == bool:
-        return ~grey
-    return grey.dtype.type(2**bits - 1 if bits else 1) - grey
 
 
 def _count_pages(file: "TiffFile") -> int:
@@ -162,13 +137,13 @@ def _look_up(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
     return colours.astype(np.uint8).T[indices[..., 0]]
 
 
-def _cmyk_to_rgb(ink: np.ndarray, full: float) -> np.ndarray:
+def _cmyk_to_rgb(ink: np.ndarray, full: int) -> np.ndarray:
     """Pillow's formula, in any depth: (1 - ink)(1 - black)."""
     paper = 1 - ink.astype(np.float32) / full
     return np.rint(paper[..., :3] * paper[..., 3:] * full).astype(ink.dtype)
 
 
-def _refuse_false_alpha(values: np.ndarray, full: float, page: "TiffPage", path: Path) -> None:
+def _refuse_false_alpha(values: np.ndarray, full: int, page: "TiffPage", path: Path) -> None:
     """Raise UserError where a fourth band is marked as alpha but is none: compositing it would change the colours.
 
     An opacity is 0 or 1 nearly everywhere, and colours that were multiplied by it do not exceed it. Premultiplied
@@ -190,13 +165,6 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """As the tag Orientation (1 to 8) says, like EXIF's."""
     if orientation >= 5:
         values = values.swapaxes(0, 1)
-    turn: Mapping[int, tuple[int, int]] = {
-        2: (1, -1),
-        3: (-1, -1),
-        4: (-1, 1),
-        6: (1, -1),
-        7: (-1, -1),
-        8: (-1, 1),
-    }
-    down, right = turn.get(orientation, (1, 1))
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    right = -1 if orientation in (2, 3, 6, 7) else 1
     return values[::down, ::right]

@@ -18,7 +18,7 @@ generator takes without padding. The flip is horizontal, with probability 1/2.
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from PIL import Image
 
@@ -38,9 +38,6 @@ class Augmentation:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.preprocess not in get_args(Preprocess):
-            known = ", ".join(get_args(Preprocess))
-            raise UserError("--preprocess", f"unknown value {self.preprocess}", f"one of {known}")
         if self.preprocess.endswith("_and_crop") and self.load_size < self.crop_size:
             reason = f"{self.load_size} is smaller than --crop_size {self.crop_size}"
             raise UserError("--load_size", reason, "raise the one or lower the other")

@@ -15,8 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets.errors import UserError, error_from_os, warn
-from datasets.files import as_mib, free_space, remove_leftovers, replacing, sha256_of, write_atomically
+from datasets.decoding import foreign_content
+from datasets.errors import UserError, file_error, warn
+from datasets.files import (
+    as_mib,
+    free_space,
+    read_json,
+    remove_leftovers,
+    replacing,
+    require_file,
+    sha256_of,
+    write_atomically,
+)  # fmt: skip
 from gan.checkpoint_format import damaged, decode, encode, not_plain, raw_bytes, read_header
 from gan.zip_pickle import read_zip_pickle
 
@@ -26,16 +36,32 @@ FILE_NAME = re.compile(r"ckpt-(\d{8,18})\.(safetensors|pt)")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint in a run's folder (not verified). epoch: None where it cannot be told."""
+    """A checkpoint file of a run's folder (not verified)."""
 
     path: Path
-    step: int
-    epoch: int | None
+
+    @property
+    def step(self) -> int:
+        return int(self.path.stem.removeprefix("ckpt-"))
+
+    @property
+    def epoch(self) -> int | None:
+        """None where it cannot be told."""
+        if self.path.suffix == ".pt":
+            found = re.search(r"^# epoch: (\d{1,18})$", _read_sidecar(self.path), re.M)
+            return int(found[1]) if found else None
+        with contextlib.suppress(UserError, OSError):
+            return int(read_header(self.path)[0]["epoch"])
+        return None
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
     """The checkpoints of a folder, newest first: by step number, not by clock."""
-    return [CheckpointInfo(path, _step(path), _epoch(path)) for path in _checkpoint_files(folder)]
+    try:
+        found = [CheckpointInfo(path) for path in folder.iterdir() if FILE_NAME.fullmatch(path.name)]
+    except OSError:
+        return []
+    return sorted(found, key=lambda info: info.step, reverse=True)
 
 
 def save_checkpoint(
@@ -48,18 +74,16 @@ def save_checkpoint(
     they belong to a course that was left by resuming from an older one. UserError if it cannot be written;
     what was there before is untouched then.
     """
-    if keep < 1 or step < 0 or epoch < 0:
-        raise ValueError(f"keep={keep} must be at least 1, step={step} and epoch={epoch} at least 0")
     header, tensors = encode(state, step=step, epoch=epoch)
     path = folder / f"ckpt-{step:08d}.safetensors"
     pointer = json.dumps({"file": path.name, "step": step, "epoch": epoch}).encode() + b"\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        with replacing(path) as file:
-            file.write(header)
+        with replacing(path) as write:
+            write(header)
             for tensor in tensors:
-                file.write(raw_bytes(tensor))
+                write(raw_bytes(tensor))
         # best first: killed in between, resuming from the latest comes to this best again; the other way round
         # the resumed state would know of a best that no pointer names
         for name in (BEST, LATEST) if best else (LATEST,):
@@ -93,16 +117,19 @@ def load_file(path: Path) -> dict[str, Any]:
     Raises UserError, naming what is wrong: missing, folder, empty, incomplete, damaged, a page or pointer in
     place of the file, code in it.
     """
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "no such file"
-        raise UserError(path, kind, "name a checkpoint file")
+    require_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-        _refuse_other_files(path, head)
-        if head[:2] != b"PK":
-            return decode(path)
-        return read_zip_pickle(path, checksums=not _verify_by_sidecar(path))
+        if head[:2] == b"PK":
+            _verify_by_sidecar(path)
+            return read_zip_pickle(path)
+        if head[8:9] != b"{":
+            if head[:1] == b"\x80":
+                raise not_plain(path, "a raw pickle or a format older than torch 1.6")
+            if reason := foreign_content(head, "a plain-tensor checkpoint"):
+                raise damaged(path, reason)
+        return decode(path)
     except OSError as error:
         raise UserError(path, f"cannot be read: {error.strerror or error}") from error
 
@@ -120,7 +147,7 @@ def checkpoint_hash(path: Path) -> str:
 
 def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
     problems: list[str] = []
-    paths = _checkpoint_files(folder)
+    paths = [info.path for info in list_checkpoints(folder)]
     if not paths and not (folder / LATEST).exists():
         raise UserError(folder, "no checkpoint here", "check the run's name, or train it first")
     try:
@@ -151,17 +178,10 @@ def _of_epoch(folder: Path, epoch: int) -> Path:
 
 def _read_pointer(pointer: Path) -> Path:
     """The file that latest.json or best.json names, always in the pointer's own folder."""
-    try:
-        name = json.loads(pointer.read_bytes())["file"]
-        if not FILE_NAME.fullmatch(name):
-            raise ValueError(name)
-    except FileNotFoundError:
-        raise UserError(pointer, "is missing") from None
-    except OSError as error:
-        raise UserError(pointer, f"cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(pointer, "is damaged", "use another checkpoint") from None
-    return pointer.with_name(name)
+    match read_json(pointer):
+        case {"file": str(name)} if FILE_NAME.fullmatch(name):
+            return pointer.with_name(name)
+    raise UserError(pointer, "is damaged", "use another checkpoint")
 
 
 def _delete_others(folder: Path, step: int, keep: int) -> None:
@@ -170,35 +190,13 @@ def _delete_others(folder: Path, step: int, keep: int) -> None:
         best = _read_pointer(folder / BEST) if (folder / BEST).exists() else None
     except UserError:
         return  # a damaged pointer: any of them may be the best one
-    files = _checkpoint_files(folder)
-    stay = {*[path for path in files if _step(path) <= step][:keep], best}
+    kept = list_checkpoints(folder)
+    stay = {*[info.path for info in kept if info.step <= step][:keep], best}
     sidecars = (file for file in folder.glob("ckpt-*.pt.sha256") if FILE_NAME.fullmatch(file.stem))
-    for path in [*(path for path in files if path not in stay), *sidecars]:
+    for path in [*(info.path for info in kept if info.path not in stay), *sidecars]:
         with contextlib.suppress(OSError):
             if path.suffix != ".sha256" or not path.with_suffix("").exists():
                 path.unlink()
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoint files of a folder, newest first."""
-    try:
-        return sorted((p for p in folder.iterdir() if FILE_NAME.fullmatch(p.name)), key=_step, reverse=True)
-    except OSError:
-        return []
-
-
-def _step(path: Path) -> int:
-    match = FILE_NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def _epoch(path: Path) -> int | None:
-    if path.suffix == ".pt":
-        found = re.search(r"^# epoch: (\d{1,18})$", _read_sidecar(path), re.M)
-        return int(found[1]) if found else None
-    with contextlib.suppress(UserError, OSError):
-        return int(read_header(path)[0]["epoch"])
-    return None
 
 
 def _read_sidecar(path: Path) -> str:
@@ -208,28 +206,12 @@ def _read_sidecar(path: Path) -> str:
     return ""
 
 
-def _verify_by_sidecar(path: Path) -> bool:
-    """Compare the SHA-256 with that of a sidecar; False where there is none. UserError if they differ."""
+def _verify_by_sidecar(path: Path) -> None:
+    """Compare the SHA-256 with that of a sidecar, where there is one. Raises UserError if they differ."""
     # a save at a step that was saved before also names the file that it replaced
     allowed = re.findall(r"^(?:# replaces: )?([0-9a-f]{64}) ", _read_sidecar(path), re.M)
     if allowed and sha256_of(path) not in allowed:
         raise damaged(path, "checksum mismatch: the file is incomplete or has changed")
-    return bool(allowed)
-
-
-def _refuse_other_files(path: Path, head: bytes) -> None:
-    """Name what is found in place of a checkpoint; head: its first bytes."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        raise damaged(path, "is empty (0 bytes)")
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise UserError(path, "looks like an HTML page, not a checkpoint", "download the file itself")
-    if text.startswith(b"version https://git-lfs"):
-        raise UserError(path, "is a git-lfs pointer, not the checkpoint itself", "run `git lfs pull`")
-    if head[:1] == b"\x80" and head[8:9] != b"{":
-        raise not_plain(path, "a raw pickle or a format older than torch 1.6")
-    if len(head) > 8 and all(byte in b"\t\r\n\x0c\x1b" or 32 <= byte < 127 for byte in head):
-        raise not_plain(path, "a text file")
 
 
 def _not_saved(path: Path, error: OSError, need: int) -> UserError:
@@ -241,6 +223,4 @@ def _not_saved(path: Path, error: OSError, need: int) -> UserError:
     if error.errno == errno.EFBIG:
         reason = f"no space: need {as_mib(need)}, the file size limit is lower"
         return UserError(path, reason, "raise `ulimit -f`")
-    known = error_from_os(error, path)
-    reason = known.reason if known else error.strerror or str(error)
-    return UserError(path, f"cannot be written: {reason}", "check the disk")
+    return UserError(path, file_error(error, path, "written").reason, "check the place and the disk")

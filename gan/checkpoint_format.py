@@ -125,7 +125,7 @@ def decode(path: Path) -> dict[str, Any]:
         for name, stride in strides.items():
             tensors[name] = _with_stride(tensors[name], stride)
         state = _unpack(content, tensors)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise not_plain(path, f"malformed state ({type(error).__name__})") from None
     if not isinstance(state, dict):
         raise not_plain(path, "not a dictionary")
@@ -180,24 +180,18 @@ class _Packer:
         while name in self.tensors or name == "__metadata__":
             name += "'"
         self._names[seen], self.tensors[name] = name, tensor.detach().cpu()
-        row_major = torch.empty(tensor.shape, device="meta").stride()
-        if tensor.stride() != row_major and _is_dense(tensor.shape, tensor.stride()):
+        if tensor.stride() != torch.empty(tensor.shape, device="meta").stride() and _is_dense(tensor):
             self.strides[name] = list(tensor.stride())
         return name
 
 
-def _is_dense(shape: torch.Size, stride: tuple[int, ...]) -> bool:
-    """Whether a tensor of these strides fills its memory without gaps and overlaps, as channels_last does."""
-    expected = 1
-    for step, length in sorted((s, n) for s, n in zip(stride, shape, strict=True) if n != 1):
-        if step != expected:
-            return False
-        expected *= length
-    return all(0 <= s <= expected for s in stride)
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills its memory without gaps and overlaps, as channels_last does: torch copies such strides."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _with_stride(tensor: Tensor, stride: list[int]) -> Tensor:
-    if not _is_dense(tensor.shape, tuple(stride)):
+    if not _is_dense(torch.empty_strided(tensor.shape, stride, device="meta")):
         raise ValueError(f"strides {stride} of a tensor of shape {list(tensor.shape)}")
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 

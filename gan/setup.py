@@ -25,7 +25,6 @@ from gan.step import Batch, Placement, Trainer, find_device
 from gan.viewers import RunInfo, Viewer, Viewers
 from gan.viewers.console import Console
 from gan.viewers.page import Page
-from gan.viewers.visdom import Visdom
 from models.build import build_discriminator, build_generator, initialize
 from models.normalized_conv import NormalizedConv2d
 
@@ -217,6 +216,8 @@ def choose_viewers(options: TrainOptions, data: TrainingData) -> list[Viewer]:
     viewers: list[Viewer] = [Page(), Console(options.schedule.epochs, data.steps_per_epoch)]
     wanted = options.viewer
     if wanted.visdom != "off":
+        from gan.viewers.visdom import Visdom  # nobody else needs what it loads
+
         viewers.append(
             Visdom(
                 mode=wanted.visdom,

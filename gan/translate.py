@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal, TypeVarTuple
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.errors import RunError, UserError, is_out_of_memory, say
+from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import ImageInfo, WantedRange, inspect_image, save_png, to_picture, to_tensor
+from datasets.images import WantedRange, save_png, to_picture, to_tensor
 from datasets.transforms import Augmentation
 from gan.checkpoint import load_checkpoint
 from gan.options import TrainOptions, channels, from_dict, value_range
@@ -60,11 +61,9 @@ class Translator:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
 
         A size the network cannot take is padded (by reflection where the picture is large enough, else by its
-        edge) and cropped back. Raises ValueError below 2x2.
+        edge) and cropped back.
         """
         height, width = images.shape[2:]
-        if min(height, width) < 2:
-            raise ValueError(f"image is {width}x{height}, needs at least 2x2")
         with torch.inference_mode(), self.placement.autocast():
             output = self.network(pad_to_fit(self.placement.put(images), self.network))
         return output[:, :, :height, :width].float().cpu()
@@ -135,7 +134,8 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
 
 
 Load = Callable[[], Image.Image]
-Rest = TypeVarTuple("Rest")
+Sized = TypeVar("Sized", bound=tuple[Any, ...])
+"""A picture and what belongs to it."""
 
 
 def translate_pictures(
@@ -184,18 +184,11 @@ def translate_pictures(
             bar.update(len(batch))
 
 
-def same_size_batches(
-    pictures: Iterable[tuple[Image.Image, *Rest]], batch_size: int
-) -> Iterator[list[tuple[Image.Image, *Rest]]]:
+def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[list[Sized]]:
     """Neighbours of one size together, at most `batch_size` of them. A picture comes with what belongs to it."""
-    batch: list[tuple[Image.Image, *Rest]] = []
-    for picture in pictures:
-        if batch and (len(batch) == batch_size or picture[0].size != batch[0][0].size):
+    for _, neighbours in groupby(pictures, key=lambda entry: entry[0].size):
+        while batch := list(islice(neighbours, batch_size)):
             yield batch
-            batch = []
-        batch.append(picture)
-    if batch:
-        yield batch
 
 
 def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
@@ -214,36 +207,3 @@ def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
         if longer == names:
             return names
         names = longer
-
-
-def check_readable(inputs: Sequence[Path], skip_bad: bool, wanted: WantedRange = None) -> list[Path]:
-    """The inputs that can be decoded. UserError with all that cannot, unless they are to be skipped.
-
-    wanted: the value range they are read with. Prints what of the files is left out: further pages, clipped values.
-    """
-    infos: dict[Path, ImageInfo] = {}
-
-    def verdict(path: Path) -> str:
-        try:
-            infos[path] = inspect_image(path, wanted)
-            width, height = infos[path].size
-            return "" if min(width, height) >= 2 else f"{path}: image is {width}x{height}, needs at least 2x2"
-        except UserError as error:
-            return str(error)
-
-    verdicts = list(ahead(verdict, inputs, depth=32))
-    bad = [text for text in verdicts if text]
-    if bad and (not skip_bad or len(bad) == len(inputs)):
-        raise UserError(
-            "--input",
-            f"{len(bad)} of {len(inputs)} files cannot be translated",
-            "mend or remove them, or add --skip_bad",
-            bad,
-        )
-    if several := [path for path in inputs if path in infos and infos[path].frames > 1]:
-        count = infos[several[0]].frames
-        number = f"{len(several)} file{'s' * (len(several) > 1)}"
-        say(f"{number} with several frames or pages ({count} in {several[0]}): the first is used")
-    if clipped := sum(info.clipped for info in infos.values()):
-        say(f"{clipped} values outside the value range of the training are clipped")
-    return [path for path, text in zip(inputs, verdicts, strict=True) if not text]

@@ -1,46 +1,41 @@
 """What test.py does: translate a test split with a results page, or a folder of pictures."""
 
 import html
-import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import torch
+from PIL import Image
 
 from datasets.check import scan
 from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
-from datasets.images import load_image, save_png
+from datasets.images import save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
 from gan.run import RunFolder
-from gan.translate import Translator, check_readable, load_translator, output_names, translate_pictures
+from gan.translate import (
+    Load,
+    Translator,
+    load_translator,
+    output_names,
+    translate_pictures,
+)
 from gan.translation_options import TranslationOptions
+
+Translate = Callable[[list[tuple[Load, Path]]], None]
+"""Translates pictures, each a function that decodes one and the file to write."""
+
+Columns = list[tuple[str, list[Path]]]
+"""Of the results page: caption, pictures."""
 
 
 def run_test(options: TranslationOptions) -> int:
     """Check the options, load the run, translate. Returns the exit code; raises UserError."""
-    if not options.name:
-        raise UserError("--name", "is required", "name the run to translate with")
-    if bool(options.input) != bool(options.output):
-        raise UserError(
-            "--output" if options.input else "--input", "is missing", "give --input and --output together"
-        )
-    for flag, value in (
-        ("size", options.size),
-        ("num_test", options.num_test),
-        ("batch_size", options.batch_size),
-    ):
-        if value is not None and value < (2 if flag == "size" else 1):
-            raise UserError(f"--{flag}", f"is {value}", f"allowed: {2 if flag == 'size' else 1} or more")
-    if options.scale is not None and options.size is not None:
-        raise UserError("--scale", "does not go with --size", "leave one of them out")
-    if options.scale not in (None, "trained", "native") and not 0.01 <= _factor(options.scale) <= 100:
-        raise UserError(
-            "--scale", f"is {options.scale}", "allowed: trained, native, or a factor from 0.01 to 100"
-        )
+    options.check()
     run = RunFolder.at(Path(options.checkpoints_dir), options.name)
     torch.manual_seed(0)  # --test_mode train draws dropout: the same pictures every time
     translator = load_translator(
@@ -50,131 +45,146 @@ def run_test(options: TranslationOptions) -> int:
         device=options.device,
         test_mode=options.test_mode,
     )
+    scale, told = choose_scale(translator, options.scale or "trained", options.size)
+    translate: Translate = partial(
+        translate_pictures, translator, batch_size=options.batch_size, size=options.size, scale=scale
+    )
+    limit, skip_bad = options.num_test, options.skip_bad
     if options.input:
-        translate_folder(translator, options)
+        source, output = Path(options.input), Path(options.output)
+        count, where = translate_folder(translator, translate, source, output, limit, skip_bad)
     else:
-        translate_test_split(translator, options)
+        folder = Path(options.results_dir) / run.name / f"test_{options.epoch}_{translator.direction}"
+        columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
+        count, where = len(columns[0][1]), folder / "index.html"
+        write_atomically(where, _page(run.name, translator, told, columns).encode())
+    say(told)
+    print(f"{count} pictures translated {translator.direction} (epoch {translator.epoch}): {where}")
     return 0
 
 
-def _factor(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def choose_scale(translator: Translator, scale: str, size: int | None) -> tuple[tuple[float, float], str]:
+    """The factors across and down for the network's input, and a line that says what is done.
 
-
-def chosen_scale(translator: Translator, options: TranslationOptions) -> tuple[tuple[float, float], str]:
-    """The factors across and down for the network's input, and a line that says what is done."""
+    scale: `trained`, `native` or a factor; size: the side in pixels that is forced instead.
+    """
     unchanged = (1.0, 1.0)
-    if options.size:
-        return unchanged, f"translated at {options.size} x {options.size} pixels"
+    if size:
+        return unchanged, f"translated at {size} x {size} pixels"
     own = "translated at the pictures' own size"
-    if options.scale == "native":
+    if scale == "native":
         return unchanged, own
-    if options.scale not in (None, "trained"):
-        factor = _factor(options.scale)
+    if scale != "trained":
+        factor = float(scale)
         return (factor, factor), f"translated at {factor:g} times the pictures' size, then resized back"
     if translator.median_size is None:
         return unchanged, f"{own}: this run does not know the size of its training pictures"
-    across, down = scale = translator.trained_scale
-    if all(1 / 1.25 <= factor <= 1.25 for factor in scale):
+    across, down = factors = translator.trained_scale
+    if all(1 / 1.25 <= factor <= 1.25 for factor in factors):
         return unchanged, f"{own}, which is near the size in training"
-    factors = f"{across:.3g} x {down:.3g}"
-    return scale, f"translated at the scale of training, {factors}, then resized back (--scale native: not)"
+    how = f"{across:.3g} x {down:.3g}, then resized back (--scale native: not)"
+    return factors, f"translated at the scale of training, {how}"
 
 
-def translate_folder(translator: Translator, options: TranslationOptions) -> None:
-    """--input to --output: same folders, same stems, same sizes."""
-    source, output = Path(options.input), Path(options.output)
+def translate_folder(
+    translator: Translator,
+    translate: Translate,
+    source: Path,
+    output: Path,
+    limit: int | None,
+    skip_bad: bool,
+) -> tuple[int, Path]:
+    """A picture or a folder of them becomes a folder: same subfolders, same stems, same sizes.
+
+    Returns how many there are, and where. Raises UserError for an input that cannot be read, and where the output would
+    replace it.
+    """
+    only_name = ""  # of the output, where that is a file
     if source.is_file() and output.suffix.lower() == ".png" and not output.is_dir():
         output, only_name = output.parent, output.name
-    else:
-        only_name = ""
-    inputs = find_inputs(source, output)[: options.num_test]
+    inputs = find_inputs(source, output)[:limit]
     root = source if source.is_dir() else source.parent
 
-    def targets(inputs: list[Path]) -> list[Path]:
+    def targets(inputs: Sequence[Path]) -> list[Path]:
         return [output / (only_name or name) for name in output_names(inputs, root)]
 
     same = output.exists() and output.resolve() == source.resolve()
     if same or {path.resolve() for path in targets(inputs)} & {path.resolve() for path in inputs}:
-        raise UserError(
-            "--output", "is the input folder", "choose another, so that no picture is overwritten"
-        )
+        fix = "choose another, so that no picture is overwritten"
+        raise UserError("--output", "is the input folder", fix)
     for folder in sorted({path.parent for path in inputs}) if source.is_dir() else ():
         if text := left_out(folder, but_folders=True):
             say(f"left out: {folder}: {text}")
     with new_folder(output):
-        wanted = translator.value_ranges[translator.direction == "BtoA"]
-        inputs = check_readable(inputs, options.skip_bad, wanted)
-        pictures = [
-            (partial(load_image, path, translator.input_nc, wanted), target)
-            for path, target in zip(inputs, targets(inputs), strict=True)
-        ]
-        for folder in sorted({target.parent for _, target in pictures}):
+        sources = _readable(Sources("folder", root, ".", tuple(inputs), ()), translator, skip_bad)
+        files = targets(sources.a)
+        for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)
-        scale, told = chosen_scale(translator, options)
-        translate_pictures(translator, pictures, options.batch_size, options.size, scale)
-    say(told)
-    where = output / only_name if only_name else output
-    print(f"{len(pictures)} pictures translated {translator.direction} (epoch {translator.epoch}): {where}")
+        _translate_inputs(sources, files, translator, translate)
+    return len(files), output / only_name if only_name else output
 
 
-def translate_test_split(translator: Translator, options: TranslationOptions) -> None:
-    """The test split of the run's data: STEM_real_A, STEM_fake_B (and STEM_real_B), and a page of them."""
+def translate_test_split(
+    translator: Translator,
+    translate: Translate,
+    dataroot: str,
+    folder: Path,
+    limit: int | None,
+    skip_bad: bool,
+) -> Columns:
+    """The test split of the run's data becomes folder/images/STEM_real_A, STEM_fake_B (and STEM_real_B).
+
+    dataroot: where the data is now; empty: where it was in training. Returns the columns of the results page. Raises
+    UserError for data that is not there, and for pictures that cannot be read.
+    """
     data = translator.options.data
-    sources = find_sources(
-        Path(options.dataroot or data.dataroot), "test", data.dataset_mode, options.num_test
-    )
-    range_a, range_b = translator.value_ranges
-    if sources.layout == "folder":  # of the input's domain, whichever it is
-        range_a = range_b = range_b if translator.direction == "BtoA" else range_a
-    sources = replace(sources, ranges=(range_a, range_b))
+    sources = find_sources(Path(dataroot or data.dataroot), "test", data.dataset_mode, limit)
     source, target = translator.direction.split("to")
-    if translator.direction == "BtoA" and sources.layout != "folder":
-        sources = sources.swapped()
-    if not sources.is_paired:
-        sources = replace(sources, b=())  # the other domain is not shown
-    folder = Path(options.results_dir) / options.name / f"test_{options.epoch}_{translator.direction}"
     images = folder / "images"
     with new_folder(images):
-        sources, report = scan(sources, crop_size=2, independent=True, skip_bad=options.skip_bad)
-        for note in report.notes():
-            say(note)
+        sources = _readable(sources, translator, skip_bad)
         stems = [Path(name).stem for name in output_names(sources.a)]
         fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
-        pictures = [(partial(sources.load_a, i, translator.input_nc), path) for i, path in enumerate(fakes)]
-        scale, told = chosen_scale(translator, options)
-        translate_pictures(translator, pictures, options.batch_size, options.size, scale)
-    say(told)
-    columns = _save_originals(sources, stems, images, source, target)
-    columns.insert(1, (f"translated to {target}", fakes))
-    write_atomically(folder / "index.html", _page(options.name, translator, told, columns).encode())
-    print(
-        f"{len(fakes)} pictures translated {translator.direction} (epoch {translator.epoch}): {folder / 'index.html'}"
-    )
+        _translate_inputs(sources, fakes, translator, translate)
 
-
-def _save_originals(
-    sources: Sources, stems: list[str], images: Path, source: str, target: str
-) -> list[tuple[str, list[Path]]]:
-    """Copies of inputs and targets beside the translations: (caption, files) a column."""
-    columns = []
-    for caption, load, side in (
-        (f"input {source}", sources.load_a, source),
-        (f"target {target}", sources.load_b, target),
-    ):
-        if side == target and not sources.is_paired:
-            continue
+    def copies(load: Callable[[int], Image.Image], side: str) -> list[Path]:
         files = [images / f"{stem}_real_{side}.png" for stem in stems]
         for i, path in enumerate(files):
             save_png(load(i), path)
-        columns.append((caption, files))
+        return files
+
+    columns = [(f"input {source}", copies(sources.load_a, source)), (f"translated to {target}", fakes)]
+    if sources.is_paired:
+        columns.append((f"target {target}", copies(sources.load_b, target)))
     return columns
 
 
-def _page(name: str, translator: Translator, told: str, columns: list[tuple[str, list[Path]]]) -> str:
+def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sources:
+    """The sources in the direction of the translation, with the value ranges of the training.
+
+    Prints what there is to say about the files. Raises UserError with all that cannot be read, unless they are to be
+    skipped.
+    """
+    if translator.direction == "BtoA":  # a plain folder holds the input's domain, whichever it is
+        sources = replace(sources, is_swapped=True) if sources.layout == "folder" else sources.swapped()
+    if not sources.is_paired:
+        sources = replace(sources, b=())  # the other domain is not shown
+    sources = replace(sources, ranges=translator.value_ranges)
+    sources, report = scan(sources, crop_size=2, independent=True, skip_bad=skip_bad)
+    if sources.layout == "folder":
+        report = replace(report, left_out=())
+    for note in report.notes():
+        say(note)
+    return sources
+
+
+def _translate_inputs(
+    sources: Sources, files: Sequence[Path], translator: Translator, translate: Translate
+) -> None:
+    translate([(partial(sources.load_a, i, translator.input_nc), file) for i, file in enumerate(files)])
+
+
+def _page(name: str, translator: Translator, told: str, columns: Columns) -> str:
     """A table of pictures that works from a file, names escaped, images loaded as they come into view."""
     head = "".join(f"<th>{html.escape(caption)}</th>" for caption, _ in columns)
     rows = []

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from datasets.errors import UserError
+
 
 @dataclass(frozen=True)
 class TranslationOptions:
@@ -43,3 +45,27 @@ class TranslationOptions:
     """auto: a CUDA GPU if there is one, else Apple's GPU, else the CPU."""
     debug: bool = False
     """Also show the traceback of an error."""
+
+    def check(self) -> None:
+        """Raise UserError, naming the flag, for a value or a combination that is not allowed."""
+        if not self.name:
+            raise UserError("--name", "is required", "name the run to translate with")
+        if bool(self.input) != bool(self.output):
+            missing = "--output" if self.input else "--input"
+            raise UserError(missing, "is missing", "give --input and --output together")
+        for flag, value, least in (
+            ("--size", self.size, 2),
+            ("--num_test", self.num_test, 1),
+            ("--batch_size", self.batch_size, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(flag, f"is {value}", f"allowed: {least} or more")
+        if self.scale is not None and self.size is not None:
+            raise UserError("--scale", "does not go with --size", "leave one of them out")
+        try:
+            factor = 1.0 if self.scale in (None, "trained", "native") else float(str(self.scale))
+        except ValueError:
+            factor = 0.0
+        if not 0.01 <= factor <= 100:
+            allowed = "allowed: trained, native, or a factor from 0.01 to 100"
+            raise UserError("--scale", f"is {self.scale}", allowed)

@@ -20,7 +20,7 @@ import torch
 
 import gan.checkpoint
 from datasets.errors import UserError
-from datasets.files import AtomicFile, remove_leftovers, replacing, write_atomically
+from datasets.files import remove_leftovers, replacing, write_all, write_atomically
 from gan.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,10 +88,8 @@ def count_operations(folder: Path) -> list[str]:
     return names
 
 
-def die_at(folder: Path, k: int, torn: bool, saves: Callable[[Path], Iterator[float]] = saves) -> int | None:
+def die_at(folder: Path, k: int, torn: bool) -> int:
     """Run the saves in a forked process that is killed at its k-th operation; how many saves were done by then.
-
-    None: there are fewer operations than that.
 
     torn: the fatal operation, if it writes, writes half of its data first.
     """
@@ -112,42 +110,43 @@ def die_at(folder: Path, k: int, torn: bool, saves: Callable[[Path], Iterator[fl
                     done[0] += 1
         finally:
             os._exit(7)
-    _, status = os.waitpid(pid, 0)
-    return done[0] if os.WIFSIGNALED(status) else None
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    return done[0]
 
 
-def sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], modes: tuple[bool, ...], stride: int = 1
-) -> list[str]:
+def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str], modes: tuple[bool, ...]) -> list[str]:
     """Kill at every operation of the saves; what went wrong, in words."""
     operations = count_operations(before(tmp_path / "count"))
     assert len(operations) > 30
     problems = []
     for torn in modes:
-        for k in range(1, len(operations) + 1, stride):
-            if torn and operations[k - 1] != "write":
+        for k, operation in enumerate(operations, 1):
+            if torn and operation != "write":
                 continue
             folder = before(tmp_path / f"{k}-{torn}")
             done = die_at(folder, k, torn)
-            assert done is not None
+
+            def found(problem: str, where: str = f"{k} {operation}") -> None:
+                problems.append(f"{where}: {problem}")
+
             try:
                 state, _ = load_checkpoint(folder)
                 best = load_checkpoint(folder, "best")[0]["best"]
             except UserError as error:
-                problems.append(f"{k} {operations[k - 1]}: nothing to load: {error}")
+                found(f"nothing to load: {error}")
                 continue
             if (value := float(state["w"][0])) not in (1.0 + done, 2.0 + done):
-                problems.append(f"{k} {operations[k - 1]}: loaded {value} after {done} saves")
+                found(f"loaded {value} after {done} saves")
             if best < state["best"]:
-                problems.append(f"{k} {operations[k - 1]}: the best of step {state['best']} is lost")
+                found(f"the best of step {state['best']} is lost")
             if warning := capsys.readouterr().err:
-                problems.append(f"{k} {operations[k - 1]}: {warning}")
+                found(warning)
             save(folder, 16, 9.0)
             if loaded(folder) != 9.0:
-                problems.append(f"{k} {operations[k - 1]}: the next save did not count")
+                found("the next save did not count")
             names = {p.name for p in folder.iterdir()}
             if any(name.endswith(".tmp") for name in names) or len(names) > 4:
-                problems.append(f"{k} {operations[k - 1]}: left over: {names}")
+                found(f"left over: {names}")
             shutil.rmtree(folder)
     return problems
 
@@ -165,11 +164,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str, defect: Any) -> None:
 
 def save_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def in_place(path: Path) -> Iterator[AtomicFile]:
+    def in_place(path: Path) -> Iterator[Callable[[bytes], None]]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        file = AtomicFile(descriptor)
-        yield file
-        file.flush()
+        yield lambda data: write_all(descriptor, data)
         os.close(descriptor)
 
     plant(monkeypatch, "replacing", in_place)
@@ -199,10 +196,10 @@ def name_the_latest_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def name_it_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def pointer_first(path: Path) -> Iterator[AtomicFile]:
+    def pointer_first(path: Path) -> Iterator[Callable[[bytes], None]]:
         write_atomically(path.parent / "latest.json", b'{"file": "%s"}' % path.name.encode())
-        with replacing(path) as file:
-            yield file
+        with replacing(path) as write:
+            yield write
 
     plant(monkeypatch, "replacing", pointer_first)
 
@@ -313,17 +310,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_tmpdir_plays_no_part(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": "/proc/nowhere"}
-    done = run_python(SAVE_BIG, str(tmp_path), "10", env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert loaded(tmp_path) == 1.0
-
-
 @pytest.mark.parametrize("place", ["file/run", "/proc/run"])
 def test_a_place_that_cannot_be(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match=r"a part of this path|no such file|cannot be written"):
         save(tmp_path / place, 4, 1.0)
 
 
@@ -347,30 +337,22 @@ ENDLESS = """
 """
 
 
-def test_kill_9_of_a_saving_process(tmp_path: Path, capsys) -> None:
-    for lines in (1, 3, 8):
-        folder = tmp_path / str(lines)
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(ENDLESS), str(folder)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        for _ in range(lines):
-            process.stdout.readline()
-        process.kill()
-        told = process.stdout.read().split()
-        process.wait()
-        last = int(told[-1]) if told else lines
-        state, _ = load_checkpoint(folder)
-        assert state["step"] in (last, last + 1)
-        assert (state["w"] == state["step"]).all()
-        assert capsys.readouterr().err == ""
-        save_checkpoint(folder, {}, step=state["step"] + 1, epoch=0, keep=1)
-        assert {p.name for p in folder.iterdir()} == {
-            "latest.json", f"ckpt-{state['step'] + 1:08d}.safetensors",
-        }  # fmt: skip
+@pytest.mark.parametrize("lines", [1, 3, 8])
+def test_kill_9_of_a_saving_process(tmp_path: Path, capsys, lines: int) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(ENDLESS), str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(lines):
+        process.stdout.readline()
+    process.kill()
+    told = process.communicate()[0].split()
+    last = int(told[-1]) if told else lines
+    state, _ = load_checkpoint(tmp_path)
+    assert state["step"] in (last, last + 1)
+    assert (state["w"] == state["step"]).all()
+    assert capsys.readouterr().err == ""
+    path = save_checkpoint(tmp_path, {}, step=state["step"] + 1, epoch=0, keep=1)
+    assert {p.name for p in tmp_path.iterdir()} == {"latest.json", path.name}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -456,8 +438,8 @@ def test_leftovers_of_the_dead_go_and_those_being_written_stay(tmp_path: Path) -
     dead.write_text("half")
     for name in (".keep.tmp", "x.0123456789ab.tmp", ".hidden"):
         (tmp_path / name).write_text("not ours")
-    with replacing(tmp_path / "page.html") as file:
-        file.write(b"new")
+    with replacing(tmp_path / "page.html") as write:
+        write(b"new")
         remove_leftovers(tmp_path)
         assert not dead.exists()
         assert len(list(tmp_path.glob(".page.html.*.tmp"))) == 1
@@ -469,8 +451,8 @@ def test_leftovers_of_the_dead_go_and_those_being_written_stay(tmp_path: Path) -
 def test_write_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_atomically(path, b"one")
-    with pytest.raises(RuntimeError), replacing(path) as file:
-        file.write(b"two")
+    with pytest.raises(RuntimeError), replacing(path) as write:
+        write(b"two")
         raise RuntimeError
     assert path.read_bytes() == b"one"
     write_atomically(path, b"two")

@@ -23,6 +23,7 @@ from training_support import write_first_format
 
 from datasets.errors import UserError
 from gan.checkpoint import load_checkpoint, load_file, save_checkpoint
+from gan.zip_pickle import STORAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE: dict[str, Any] = {
@@ -87,19 +88,18 @@ def test_1000_mutilated_files_never_give_other_values(tmp_path: Path, form: str)
     """Without a sidecar: a mutant is refused, or only padding was hit."""
     data = saved(tmp_path, form).read_bytes()
     path = tmp_path / f"mutant.{form}"
-    rng = random.Random(2)
-    refused = 0
+    rng, refused = random.Random(2), 0
     for _ in range(1000):
         mutant = bytearray(data)
         for _ in range(rng.randrange(1, 20)):
-            start = rng.randrange(len(mutant))
+            start, length = rng.randrange(len(mutant)), rng.randrange(1, 50)
             match rng.randrange(3):
                 case 0:
                     mutant[start] ^= 1 << rng.randrange(8)
                 case 1:
-                    del mutant[start : start + rng.randrange(1, 50)]
+                    del mutant[start : start + length]
                 case 2:
-                    mutant[start:start] = rng.randbytes(rng.randrange(1, 50))
+                    mutant[start:start] = rng.randbytes(length)
         path.write_bytes(mutant)
         try:
             assert is_state(load_file(path))
@@ -108,30 +108,37 @@ def test_1000_mutilated_files_never_give_other_values(tmp_path: Path, form: str)
     assert refused > 900
 
 
-def test_memory_and_time_used_by_loading_and_saving_are_about_the_file(tmp_path: Path) -> None:
+def test_memory_used_by_loading_and_saving_is_about_the_file(tmp_path: Path) -> None:
     script = """
-        import resource, sys, torch
-        from pathlib import Path
-        from gan.checkpoint import load_file, save_checkpoint
-        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         state = {"w": [torch.ones(2**20) for _ in range(64)]}  # 256 MiB
         load_file(save_checkpoint(Path(sys.argv[1]), {}, step=1, epoch=0, keep=1))
         before = peak()
         path = save_checkpoint(Path(sys.argv[1]), state, step=1, epoch=0, keep=1)
         print(peak() - before)
+        torch.save(state, "old.pt")
         del state
-        load_file(path)
-        print(peak() - before)
+        for file in (path, Path("old.pt")):
+            load_file(file)
+            print(peak() - before)
     """
-    saving, loading = map(int, run_python(script, tmp_path).splitlines())
+    saving, loading, loading_old = map(int, run_python(script, tmp_path, cwd=tmp_path).splitlines())
     assert saving < 40_000  # KiB: one tensor at a time, where the library's own writer takes twice the file
     assert loading < 100_000  # what the state took before
+    assert loading_old < 100_000
 
 
-def run_python(script: str, *arguments: object) -> str:
+def run_python(script: str, *arguments: object, cwd: Path = ROOT) -> str:
+    start = """
+        import os, resource, sys, time, torch
+        from pathlib import Path
+        from datasets.errors import UserError
+        from gan.checkpoint import load_file, save_checkpoint
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """
+    code = textwrap.dedent(start) + textwrap.dedent(script)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout
@@ -268,12 +275,10 @@ class Call:
 
 def with_pickle(path: Path, data: bytes, records: dict[str, bytes] | None = None, method: int = 0) -> Path:
     """A checkpoint's zip around any pickle."""
+    content = {"data.pkl": data, "byteorder": b"little", "version": b"3\n"} | (records or {})
     with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/byteorder", b"little")
-        archive.writestr("archive/version", b"3\n")
-        for name, content in (records or {}).items():
-            archive.writestr(f"archive/{name}", content)
+        for name, record in content.items():
+            archive.writestr(f"archive/{name}", record)
     return path
 
 
@@ -286,14 +291,17 @@ def number(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def identity(elements: int, kind: bytes = b"ctorch\nFloatStorage\n", key: bytes = text("0")) -> bytes:
+FLOATS, ORDERED = b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n)R"
+
+
+def identity(elements: int, kind: bytes = FLOATS, key: bytes = text("0")) -> bytes:
     return b"(" + text("storage") + kind + key + text("cpu") + number(elements) + b"tQ"
 
 
 def tensor(storage: bytes, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
     shape = b"(" + b"".join(map(number, size)) + b"t(" + b"".join(map(number, stride)) + b"t"
     call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + shape
-    return call + b"\x89ccollections\nOrderedDict\n)RtR"
+    return call + b"\x89" + ORDERED + b"tR"
 
 
 def one(elements: int, size: tuple[int, ...], stride: tuple[int, ...], **named: Any) -> bytes:
@@ -326,19 +334,13 @@ def test_the_hand_written_pickle_is_a_checkpoint(tmp_path: Path) -> None:
 def hostile_files(folder: Path, marker: Path) -> dict[str, Path]:
     """Files that would create `marker`, by way of the reader that trusts them."""
     system = Call(os.system, f"touch {marker}")
-    evaluate = Call(eval, f"open({str(marker)!r}, 'w')")
-    hub = Call(torch.hub.load, str(folder), "entry", "source=local")
-    files = {}
-    for name, thing in {"system": system, "eval": evaluate, "hub": hub}.items():
-        files[name] = folder / f"{name}.pt"
-        torch.save({"w": torch.zeros(2), "x": thing}, files[name])
-        files[f"legacy-{name}"] = folder / f"legacy-{name}.pt"
-        torch.save({"x": thing}, files[f"legacy-{name}"], _use_new_zipfile_serialization=False)
-    files["raw"] = folder / "raw.pt"
+    names = "system hub legacy raw raw-text tar nested-storage inside-identity build getattr torchscript"
+    files = {name: folder / f"{name}.pt" for name in names.split()}
+    torch.save({"w": torch.zeros(2), "x": system}, files["system"])
+    torch.save({"x": Call(torch.hub.load, str(folder), "entry", "source=local")}, files["hub"])
+    torch.save({"x": system}, files["legacy"], _use_new_zipfile_serialization=False)
     files["raw"].write_bytes(pickle.dumps({"x": system}))
-    files["raw-text"] = folder / "raw-text.pt"
     files["raw-text"].write_bytes(pickle.dumps({"x": system}, protocol=0))
-    files["tar"] = folder / "tar.pt"
     with tarfile.open(files["tar"], "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
             data = pickle.dumps(system)
@@ -347,16 +349,14 @@ def hostile_files(folder: Path, marker: Path) -> dict[str, Path]:
             archive.addfile(member, io.BytesIO(data))
     call = b"cos\nsystem\n(" + text(f"touch {marker}") + b"tR"
     body = pickle.dumps(system, 2)[2:-1]
-    ordered = b"\x80\x02ccollections\nOrderedDict\n)R"
     pickles = {
         "nested-storage": b"\x80\x02}" + text("w") + tensor(identity(2, call), (2,), (1,)) + b"s.",
         "inside-identity": b"\x80\x02}" + text("w") + b"(" + text("storage") + body + b"tQs.",
-        "build": ordered + b"}" + text("items") + body + b"sb.",
+        "build": b"\x80\x02" + ORDERED + b"}" + text("items") + body + b"sb.",
         "getattr": b"\x80\x02}" + text("x") + b"cbuiltins\ngetattr\n" + call + text("x") + b"\x86Rs.",
     }
     for name, data in pickles.items():
-        files[name] = with_pickle(folder / f"{name}.pt", data, {"data/0": bytes(8)})
-    files["torchscript"] = folder / "script.pt"
+        with_pickle(files[name], data, {"data/0": bytes(8)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(files["torchscript"]))
@@ -367,18 +367,12 @@ def test_hostile_files_are_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "hubconf.py").write_text(f"open({str(marker)!r}, 'w')\n")
     files = hostile_files(tmp_path, marker)
-    assert len(files) == 14
     for name, path in files.items():
-        for suffix in (".pt", ".safetensors"):  # the content counts, not the name
-            assert "not a plain-tensor checkpoint, refused" in refusal(
-                path.rename(path.with_suffix(suffix))
-            ), name
-            path = path.with_suffix(suffix)
+        assert "not a plain-tensor checkpoint" in refusal(path), name
+        assert "not a plain-tensor checkpoint" in refusal(path.rename(path.with_suffix(".safetensors"))), name
         assert not marker.exists(), name
-    with (
-        files["raw"].with_suffix(".safetensors").open("rb") as file
-    ):  # the trap works: an unguarded reader runs it
-        pickle.Unpickler(file).load()
+    with files["raw"].with_suffix(".safetensors").open("rb") as file:
+        pickle.Unpickler(file).load()  # the trap works: an unguarded reader runs it
     assert marker.exists()
 
 
@@ -401,12 +395,7 @@ def test_hostile_files_are_refused_and_not_run(tmp_path: Path) -> None:
         (INSIDE_ITSELF, {}, "more than 1000000 values"),
         (MANY_VIEWS, {"data/0": bytes(2**20)}, "tensors that show more than twice"),
         (b"\x80\x02}" + text("w") + b"ctorch._utils\n_rebuild_tensor_v2\n)Rs.", {}, "broken pickle"),
-        (
-            b"\x80\x02}" + text("w") + b"ctorch\nFloatStorage\n" + number(10**12) + b"\x85Rs.",
-            FOUR,
-            "broken pickle",
-        ),
-        (b"\x80\x02" + b"]" * 1_000_001 + b".", {}, "more than 1000000 values"),
+        (b"\x80\x02}" + text("w") + FLOATS + number(10**12) + b"\x85Rs.", FOUR, "broken pickle"),
         (b"\x80\x02]r\xff\xff\xff\x7f.", {}, "not a dictionary"),  # at place 2**31 - 1 of the memo
         (b"\x80\x02}" + DOUBLED + b"Ns.", {}, "a key that is neither a text nor a whole number"),
         (b"\x80\x02}" + text("w") + identity(1, key=DOUBLED) + b"s.", FOUR, "broken pickle"),
@@ -420,19 +409,14 @@ def test_hostile_files_are_refused_and_not_run(tmp_path: Path) -> None:
         (b"\x80\x02}h\x05s.", {}, "broken pickle"),
         (b"\x80\x04\x95" + b"\xff" * 8, {}, ""),
         (
-            b"\x80\x02}" + text("a") + b"c__main__\nx\nN}" + text("meaning") + b"K\x01s\x86bs.",
+            b"\x80\x02}" + text("a") + b"c__main__\nx\nN}" + text("m") + b"K\x01s\x86bs.",
             {},
             "names __main__.x",
         ),
-        (
-            b"\x80\x02}" + text("a") + b"ccollections\nOrderedDict\nN}" + text("x") + b"Ns\x86bs.",
-            {},
-            "broken pickle",
-        ),
-        (b"\x80\x02}.", {"code/model.py": b"print()"}, "unusual record"),
-        (b"\x80\x02}.", {"data/0": bytes(4), "../0": b""}, "unusual record"),
+        (b"\x80\x02}" + text("a") + ORDERED[:-2] + b"N}" + text("x") + b"Ns\x86bs.", {}, "broken pickle"),
+        (b"\x80\x02}.", {"../0": bytes(4), "byteorder": b"big"}, "made on a big-endian machine"),
     ],
-    ids=range(34),
+    ids=range(32),
 )
 def test_what_declares_too_much_or_makes_no_sense_is_refused(
     tmp_path: Path, data: bytes, records: dict[str, bytes], said: str
@@ -448,10 +432,6 @@ def test_one_record_read_as_two_types_is_refused(tmp_path: Path) -> None:
     assert "storage 0 has two types" in refusal(with_pickle(tmp_path / "a.pt", data, FOUR))
 
 
-def mark_as_folder(data: bytearray) -> None:
-    data[data.rindex(b"archive/data/0") - 46 + 38] |= 0x10  # torch itself then gives uninitialised memory
-
-
 def overlap(data: bytearray) -> None:
     first, second = (data.rindex(name) - 46 for name in (b"archive/data/0", b"archive/data/1"))
     data[second + 16 : second + 28] = data[first + 16 : first + 28]  # CRC and sizes
@@ -465,12 +445,8 @@ def hide_after_the_end(data: bytearray) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (mark_as_folder, "unusual record archive/data/0"),
-        (overlap, "records larger than the file"),
-        (hide_after_the_end, "something after its end"),
-    ],
-    ids=["folder", "overlap", "hidden"],
+    [(overlap, "records larger than the file"), (hide_after_the_end, "something after its end")],
+    ids=["overlap", "hidden"],
 )
 def test_zip_files_that_readers_disagree_about(
     tmp_path: Path, change: Callable[[bytearray], None], said: str
@@ -484,7 +460,7 @@ def test_zip_files_that_readers_disagree_about(
 
 
 def test_bombs_need_neither_memory_nor_time(tmp_path: Path) -> None:
-    """Each in a process of its own: less memory than one and a half times the file and 200 MB."""
+    """Each in a fork of its own: less memory than one and a half times the file and 200 MB."""
     big = one(2**26, (2**26,), (1,))
     header = ",".join(f'"{n}":{entry(0, [0])}' for n in range(27_000))
     bombs = {
@@ -501,19 +477,22 @@ def test_bombs_need_neither_memory_nor_time(tmp_path: Path) -> None:
         "a header of": with_header(tmp_path / "i.safetensors", b"{" + b"[" * 2**23),
     }
     script = """
-        import resource, sys, time
-        from pathlib import Path
-        from datasets.errors import UserError
-        from gan.checkpoint import load_file
-        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        before, start = peak(), time.process_time()
-        try:
-            load_file(Path(sys.argv[1]))
-        except UserError as error:
-            print(peak() - before, time.process_time() - start, error)
+        load_file(save_checkpoint(Path(sys.argv[1]), {}, step=1, epoch=0, keep=1))  # all modules are there
+        for bomb in sys.argv[2:]:
+            sys.stdout.flush()
+            if os.fork() == 0:
+                before, start = peak(), time.process_time()
+                try:
+                    load_file(Path(bomb))
+                except UserError as error:
+                    print(peak() - before, time.process_time() - start, error)
+                sys.stdout.flush()
+                os._exit(0)
+            os.wait()
     """
-    for said, bomb in bombs.items():
-        used, seconds, refused = run_python(script, bomb).split(" ", 2)
+    outcomes = run_python(script, tmp_path / "run", *bombs.values()).splitlines()
+    for (said, bomb), outcome in zip(bombs.items(), outcomes, strict=True):
+        used, seconds, refused = outcome.split(" ", 2)
         assert said.strip() in refused
         assert int(used) * 1024 < 1.5 * bomb.stat().st_size + 200e6, said
         assert float(seconds) < 5, said
@@ -528,10 +507,10 @@ def test_bombs_need_neither_memory_nor_time(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html><body>404</body></html>", "looks like an HTML page"),
         (b"\n  <html><head>", "looks like an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git-lfs pointer"),
-        (b"hello\n" * 100, "a text file"),
-        (b"", "is empty (0 bytes)"),
+        (b"hello\n" * 100, "looks like text"),
+        (b"", "is empty (zero bytes)"),
         (bytes(range(256)) * 8, "not a plain-tensor checkpoint, refused"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a plain-tensor checkpoint, refused"),
+        (b"8BPS" + bytes(100), "not a plain-tensor checkpoint but looks like a Photoshop file"),
         (b"PK\x05\x06" + bytes(18), "refused: "),
     ],
     ids=range(8),
@@ -549,23 +528,27 @@ def test_places_that_are_no_file(tmp_path: Path) -> None:
     assert "is a folder" in refusal(tmp_path)
     assert "no such file" in refusal(tmp_path / "missing.pt")
     os.mkfifo(tmp_path / "fifo.pt")
-    assert "is not a file" in refusal(tmp_path / "fifo.pt")
+    assert "is not a regular file" in refusal(tmp_path / "fifo.pt")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a/1.png", b"x")
     assert "not a plain-tensor checkpoint, refused" in refusal(tmp_path / "a.zip")
 
 
 def test_a_plain_state_dict_of_other_programs_loads(tmp_path: Path) -> None:
+    """Against torch's own reader."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    torch.save(network.state_dict(), tmp_path / "latest_net_G.pth")
-    loaded = load_file(tmp_path / "latest_net_G.pth")
-    assert loaded.keys() == network.state_dict().keys()
-
-
-def test_an_unreadable_file(tmp_path: Path) -> None:
-    path = saved(tmp_path, "safetensors")
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user (root) reads every file")
-    with pytest.raises(UserError, match="cannot be read"):
-        load_file(path)
+    state = {"epoch": 3, "lr": 0.1, "flags": [True, None, (-1, 2**40)], **network.state_dict()}
+    state |= {str(kind): torch.ones(3).to(kind)[1:] for kind in STORAGES.values()} | {
+        "none": torch.zeros(0, 2)
+    }
+    state |= {"turned": torch.randn(3, 4).T, "parameter": torch.nn.Parameter(torch.randn(2))}
+    path = tmp_path / "latest_net_G.pth"
+    torch.save(state, path)
+    loaded, theirs = load_file(path), torch.load(path, weights_only=True)
+    assert loaded.keys() == theirs.keys()
+    for key, value in theirs.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype
+            assert loaded[key].stride() == value.stride()
+        else:
+            assert loaded[key] == value

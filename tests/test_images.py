@@ -2,7 +2,6 @@
 
 import os
 import resource
-import socket
 import struct
 import subprocess
 import sys
@@ -92,15 +91,12 @@ def test_jpeg_is_what_was_saved_up_to_its_loss(tmp_path: Path) -> None:
 
 def test_grey_one_bit_and_palette(tmp_path: Path) -> None:
     grey = saved(Image.fromarray(GREY), tmp_path / "l.png")
-    assert np.array_equal(array(grey), three(GREY))
-    assert np.array_equal(array(grey, 1), GREY)
-    bits = GREY > 127
-    one = saved(Image.fromarray(bits), tmp_path / "1.png")
-    assert np.array_equal(array(one), three(bits * np.uint8(255)))
+    assert np.array_equal(array(grey), three(GREY)) and np.array_equal(array(grey, 1), GREY)
+    one = saved(Image.fromarray(GREY > 127), tmp_path / "1.png")
+    assert np.array_equal(array(one), three((GREY > 127) * np.uint8(255)))
     table = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
     palette = Image.fromarray(GREY).copy()
     palette.putpalette(table.tobytes())
-    assert palette.mode == "P"
     for suffix in (".png", ".gif", ".tif"):
         assert np.array_equal(array(saved(palette, tmp_path / f"p{suffix}")), table[GREY])
 
@@ -146,13 +142,12 @@ def test_cmyk(tmp_path: Path) -> None:
     assert np.abs(array(path)[0, 0] - np.array([55, 225, 165]) * 215 / 255).max() <= 2
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize("suffix", [".png", ".pgm"])
 def test_16_bit_grey_is_scaled_and_never_clipped(tmp_path: Path, suffix: str) -> None:
     ramp = np.linspace(0, 65535, 4096).round().astype(np.uint16).reshape(64, 64)
     path = saved(Image.fromarray(ramp), tmp_path / f"x{suffix}")
     assert np.array_equal(array(path, 1), np.round(ramp / 65535 * 255))
     assert np.array_equal(array(path)[..., 1], array(path, 1))
-    assert len(np.unique(array(path, 1))) == 256
 
 
 def test_16_bit_rgb_keeps_the_upper_byte(tmp_path: Path) -> None:
@@ -161,39 +156,6 @@ def test_16_bit_rgb_keeps_the_upper_byte(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png(4, 5, 16, 2, rows))
     assert np.array_equal(array(path), values >> 8)
-
-
-def test_32_bit_integers_by_the_range_of_their_type(tmp_path: Path) -> None:
-    signed = np.array([[0, 2**30], [2**31 - 1, 12345678]], dtype=np.int32)
-    path = saved(Image.fromarray(signed), tmp_path / "signed.tif")
-    assert np.array_equal(array(path, 1), np.round(signed / (2**31 - 1) * 255))
-    unsigned = np.array([[0, 2**31], [2**32 - 1, 123456789]], dtype=np.uint32)
-    path = tmp_path / "unsigned.tif"
-    path.write_bytes(tiff(unsigned, sample_format=1))
-    assert np.array_equal(array(path, 1), np.round(unsigned / (2**32 - 1) * 255))
-    path = saved(Image.fromarray(-signed), tmp_path / "negative.tif")
-    assert "negative" in refusal(path)
-
-
-def tiff(values: np.ndarray, sample_format: int) -> bytes:
-    """A little-endian, uncompressed, one-channel TIFF, written by hand from the specification's tags."""
-    height, width = values.shape
-    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    tags = [(256, width), (257, height), (258, values.itemsize * 8), (259, 1), (262, 1), (273, 8), (277, 1)]
-    tags += [(278, height), (279, len(data)), (339, sample_format)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    count = struct.pack("<H", len(tags))
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + count + entries + bytes(4)
-
-
-def test_floating_point_from_0_to_1(tmp_path: Path) -> None:
-    values = np.linspace(0, 1, 77, dtype=np.float32).reshape(11, 7)
-    path = saved(Image.fromarray(values), tmp_path / "x.tif")
-    assert np.array_equal(array(path, 1), np.round(values.astype(float) * 255))
-    for i, wrong in enumerate((np.nan, -0.1, 1.5, np.inf)):
-        bad = values.copy()
-        bad[3, 3] = wrong
-        assert "outside 0..1 or NaN" in refusal(saved(Image.fromarray(bad), tmp_path / f"{i}.tif"))
 
 
 # Exif 2.3, tag 274: which visual sides row 0 and column 0 of the stored picture are
@@ -212,14 +174,15 @@ def stored_as(upright: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(upright if sides[0] in ("top", "bottom") else upright.transpose(1, 0, 2))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_gives_the_upright_pixels(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(stored_as(COLOUR, orientation))
-    options = {"lossless": True} if suffix == ".webp" else {}
-    path = saved(stored, tmp_path / f"x{suffix}", exif=exif, **options)
+    path = saved(
+        stored, tmp_path / f"x{suffix}", exif=exif, **({"lossless": True} if suffix == ".webp" else {})
+    )
     assert np.array_equal(array(path), COLOUR)
     assert inspect_image(path).size == (7, 11)
 
@@ -263,10 +226,8 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
     ],
 )
 def test_other_content_is_named(tmp_path: Path, content: bytes, words: str) -> None:
-    for name in ("x.png", "x.jpg"):
-        path = tmp_path / name
-        path.write_bytes(content)
-        assert words in refusal(path)
+    (tmp_path / "x.png").write_bytes(content)
+    assert words in refusal(tmp_path / "x.png")
 
 
 def test_ghostscript_is_never_started(tmp_path: Path, monkeypatch: Any) -> None:
@@ -295,13 +256,6 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "missing.png")
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     assert "not a regular file" in refusal(tmp_path / "pipe.png")
-    with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(tmp_path)
-        try:
-            listener.bind("s.png")
-        finally:
-            os.chdir(ROOT)
-    assert "not a regular file" in refusal(tmp_path / "s.png")
 
 
 def test_an_unreadable_file_is_named() -> None:
@@ -358,17 +312,14 @@ for name in sys.argv[1:]:
         print(error.reason)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    names = []
-    for width, height in ((60000, 60000), (14000, 14000), (10000, 10000), (8001, 8000)):
-        path = tmp_path / f"{width}.png"
-        path.write_bytes(png(width, height, 1, 0, bytes((width // 8 + 2) * min(height, 10000))))
-        names.append(str(path))
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    for width, height in ((60000, 60000), (14000, 14000), (8001, 8000), (1, 64_000_000)):
+        content = png(width, height, 1, 0, bytes((width // 8 + 2) * min(height, 10000)))
+        (tmp_path / f"{width}.png").write_bytes(content)
+    command = [sys.executable, "-c", code, *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     *reasons, growth = done.stdout.splitlines()
     assert len(reasons) == 4
-    assert all("64 megapixels" in reason for reason in reasons)
+    assert all("64 megapixels and 65535 a side" in reason for reason in reasons)
     assert int(growth) < 50_000  # KiB
     assert done.stderr == ""
 
@@ -381,10 +332,6 @@ def test_a_picture_just_below_the_limit_is_read(tmp_path: Path, monkeypatch: Any
     assert "megapixels" in refusal(path)
 
 
-def test_colours_without_a_rule_are_refused(tmp_path: Path) -> None:
-    assert "CIELab TIFF" in refusal(saved(Image.new("LAB", (4, 4)), tmp_path / "x.tif"))
-
-
 def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
     """1000 random cuts and flips of good files; limited memory, no warnings."""
     rng = np.random.default_rng(7)
@@ -392,24 +339,20 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> N
     palette = Image.fromarray(values).quantize(16)
     exif = Image.Exif()
     exif[0x0112] = 6
-    good = [
-        saved(Image.fromarray(values), tmp_path / "a.png").read_bytes(),
-        saved(Image.fromarray(values), tmp_path / "a.jpg", exif=exif).read_bytes(),
-        saved(Image.fromarray(values), tmp_path / "b.jpg", progressive=True).read_bytes(),
-        saved(Image.fromarray(values), tmp_path / "a.webp").read_bytes(),
-        saved(Image.fromarray(values), tmp_path / "a.bmp").read_bytes(),
-        saved(Image.fromarray(values), tmp_path / "a.tif", compression="tiff_lzw").read_bytes(),
-        saved(palette, tmp_path / "a.gif", save_all=True, append_images=[palette.rotate(90)]).read_bytes(),
-        saved(palette, tmp_path / "p.png", transparency=1).read_bytes(),
-        saved(Image.fromarray(values), tmp_path / "a.ppm").read_bytes(),
-        saved(Image.fromarray(values[..., 0].astype(np.uint16) * 257), tmp_path / "w.png").read_bytes(),
-    ]
+    colour, wide = Image.fromarray(values), Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    files: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (colour, "a.png", {}), (colour, "a.jpg", {"exif": exif}), (colour, "b.jpg", {"progressive": True}),
+        (colour, "a.webp", {}), (colour, "a.bmp", {}), (colour, "a.ppm", {}), (wide, "w.png", {}),
+        (colour, "a.tif", {"compression": "tiff_lzw"}), (palette, "p.png", {"transparency": 1}),
+        (palette, "a.gif", {"save_all": True, "append_images": [palette.rotate(90)]}),
+    ]  # fmt: skip
+    good = [saved(picture, tmp_path / name, **options).read_bytes() for picture, name, options in files]
     path = tmp_path / "mutated.png"
     outcomes = {"read": 0, "refused": 0}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # used by earlier tests of this process
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decoding.quiet_pillow()
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # as datasets.decoding does
         for round_ in range(1000):
             data = bytearray(good[round_ % len(good)])
             for _ in range(int(rng.integers(1, 6))):
@@ -447,19 +390,13 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_pictures_survive_the_way_to_a_tensor_and_back(mode: str) -> None:
-    shape = (16, 48, len(mode)) if mode != "L" else (16, 48)
-    values = (np.arange(np.prod(shape)) % 256).astype(np.uint8).reshape(shape)  # every level
-    picture = Image.fromarray(values)
-    tensor = to_tensor(picture)
-    assert tensor.shape == (len(mode) if mode != "L" else 1, 16, 48)
-    assert tensor.dtype == torch.float32
-    assert tensor.is_contiguous()
-    expected = values.astype(np.float64) / 127.5 - 1
-    got = tensor.permute(1, 2, 0).numpy() if mode != "L" else tensor[0].numpy()
-    assert np.abs(got - expected).max() < 1e-7
+    channels = 1 if mode == "L" else len(mode)
+    values = (np.arange(16 * 48 * channels) % 256).astype(np.uint8).reshape(16, 48, channels)  # every level
+    tensor = to_tensor(Image.fromarray(values.squeeze()))
+    assert tensor.shape == (channels, 16, 48) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    assert np.abs(tensor.permute(1, 2, 0).numpy() - (values.astype(np.float64) / 127.5 - 1)).max() < 1e-7
     back = to_picture(tensor)
-    assert back.mode == mode
-    assert np.array_equal(np.asarray(back), values)
+    assert back.mode == mode and np.array_equal(np.asarray(back), values.squeeze())
 
 
 def test_a_tensor_is_clamped_and_rounded() -> None:
@@ -507,13 +444,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "m.png").stat().st_mode & 0o777 == 0o640
-
-
-def test_what_only_a_programmer_gets_wrong_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="channels"):
-        load_image(Path("x.png"), 2)
-    with pytest.raises(ValueError, match="mode"):
-        to_tensor(Image.new("CMYK", (2, 2)))
 
 
 def test_profiles_and_comments_do_not_follow_into_written_files(tmp_path: Path) -> None:

@@ -142,7 +142,6 @@ def test_a_full_disk_is_two_lines_and_nothing_is_missing_afterwards(run, monkeyp
         return file
 
     monkeypatch.setattr(Path, "open", open_on_full_disk)
-    monkeypatch.setattr("gan.viewers.page.RETRY_AFTER", 0.0)
     for step in range(6, 12):
         page.record(run.keep(train_record(step)))
     assert len(shown(run.folder)) == 5, "no half line: the script would not load at all"
@@ -166,7 +165,6 @@ def test_a_really_full_disk(tmp_path, monkeypatch, capsys):
     try:
         run = FakeRun(disk)
         page = Page()
-        monkeypatch.setattr("gan.viewers.page.RETRY_AFTER", 0.0)
         page.start(run.info, [])
         step = 0
         while not capsys.readouterr().err:  # until the page's own data has filled it
@@ -184,7 +182,6 @@ def test_a_really_full_disk(tmp_path, monkeypatch, capsys):
 
 
 def test_the_disk_is_full_from_the_start(run, monkeypatch, capsys):
-    monkeypatch.setattr("gan.viewers.page.RETRY_AFTER", 0.0)
     (run.folder / "page").write_text("in the way")
     page = Page()
     page.start(run.info, [])

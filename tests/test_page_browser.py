@@ -5,10 +5,14 @@ import http.server
 import json
 import math
 import shutil
-import threading
+from collections.abc import Iterator
+from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pytest
 from browser_support import PATIENCE, chromium, screenshot
+from conftest import serving
+from PIL import Image
 from visdom_support import FakeRun, train_record, wait_until
 
 from gan.viewers import RunInfo
@@ -26,10 +30,10 @@ def browser():
 
 
 class Watched:
-    """A run with a page, and what a browser asked for and complained about while it showed it."""
+    """A page in a browser, what it asked for and complained about."""
 
-    def __init__(self, browser, folder, address: str, run: FakeRun, **context) -> None:
-        self.run, self.requests, self.complaints = run, [], []
+    def __init__(self, browser, address: str, **context) -> None:
+        self.requests, self.complaints = [], []
         self.context = browser.new_context(**context)
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
@@ -82,8 +86,8 @@ def run_and_page(tmp_path):
 def open_file(browser):
     opened = []
 
-    def go(run: FakeRun, **context) -> Watched:
-        watched = Watched(browser, run.folder, (run.folder / "index.html").as_uri(), run, **context)
+    def go(run: FakeRun, address: str = "", **context) -> Watched:
+        watched = Watched(browser, f"{address or run.folder.as_uri()}/index.html", **context)
         opened.append(watched)
         return watched
 
@@ -96,17 +100,11 @@ def open_file(browser):
 def brightness(watched: Watched) -> float:
     """Mean red value of the translated picture that is shown, 0 to 255."""
     watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
-    shot = watched.page.evaluate(
-        "() => { const image = gan.view.samples.after; return [image.naturalWidth, image.naturalHeight, image.src]; }"
+    wide, high, source = watched.page.evaluate(
+        "(({naturalWidth, naturalHeight, src}) => [naturalWidth, naturalHeight, src])(gan.view.samples.after)"
     )
-    assert shot[:2] == [64, 32], "two pictures of 32x32 side by side"
-    from urllib.parse import unquote, urlparse
-
-    import numpy as np
-    from PIL import Image
-
-    path = unquote(urlparse(shot[2]).path)
-    with Image.open(path) as picture:
+    assert (wide, high) == (64, 32), "two pictures of 32x32 side by side"
+    with Image.open(unquote(urlparse(source).path)) as picture:
         return float(np.asarray(picture)[..., 0].mean())
 
 
@@ -139,9 +137,6 @@ def test_arrow_keys_walk_through_the_epochs(run_and_page, open_file):
 
 
 def test_the_slider_uncovers_the_translated_picture(run_and_page, open_file, tmp_path):
-    import numpy as np
-    from PIL import Image
-
     watched = open_file(run_and_page[0], viewport={"width": 800, "height": 900})
     watched.wait("gan.view.samples.after.complete && gan.view.samples.after.naturalWidth > 0")
     stage = watched.page.locator(".stage")
@@ -185,9 +180,26 @@ def test_hover_shows_the_logged_values_and_log_scale_works(run_and_page, open_fi
     wait_until(lambda: plot.screenshot() != before)
 
 
-def test_it_updates_itself_while_training(run_and_page, open_file):
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(params=["file", "http"])
+def address(request, run_and_page) -> Iterator[str]:
+    """Of the page's folder."""
+    folder = run_and_page[0].folder
+    if request.param == "file":
+        yield folder.as_uri()
+        return
+    handler = functools.partial(Quiet, directory=str(folder))
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as served:
+        yield served
+
+
+def test_it_updates_itself_while_training(run_and_page, open_file, address):
     run, page = run_and_page
-    watched = open_file(run)
+    watched = open_file(run, address)
     watched.wait(f"gan.view.samples.selected === {EPOCHS - 1}")
     watched.page.evaluate("window.sameDocument = true")
     log_epoch(run, page, EPOCHS + 1)
@@ -201,6 +213,7 @@ def test_it_updates_itself_while_training(run_and_page, open_file):
     )
     assert watched.page.evaluate("window.sameDocument"), "nothing was loaded anew"
     assert len(watched.curve("G_GAN")) == (EPOCHS + 2) * 8
+    assert all(url.startswith((address + "/", "data:")) for url in watched.requests)
     page.close()
     watched.wait("document.getElementById('status').textContent === 'ended'")
 
@@ -298,36 +311,6 @@ def test_it_fits_the_screen_and_follows_the_colour_scheme(width, scheme, run_and
     screenshot(watched.page, f"page-{scheme}-{width}", full_page=True)
 
 
-def test_over_http(run_and_page, browser):
-    run, page = run_and_page
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler.of(run.folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}/index.html"
-        watched = Watched(browser, run.folder, address, run)
-        watched.wait(f"gan.view.samples.moments.length === {EPOCHS}")
-        log_epoch(run, page, EPOCHS + 1)
-        watched.wait(f"gan.view.samples.moments.length === {EPOCHS + 1}")
-        assert len(watched.curve("G_GAN")) == (EPOCHS + 1) * 8
-        assert all(
-            url.startswith((f"http://127.0.0.1:{server.server_port}/", "data:")) for url in watched.requests
-        )
-        assert watched.complaints == []
-        watched.context.close()
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    @classmethod
-    def of(cls, folder):
-        return functools.partial(cls, directory=str(folder))
-
-    def log_message(self, *_):
-        pass
-
-
 def test_a_hostile_name_is_only_text(tmp_path, open_file):
     name = "<img src=x onerror=window.hacked=1>'\"&#"
     run, _ = make_run(tmp_path, 2, name)
@@ -344,7 +327,7 @@ def test_the_report_works_without_its_runs(run_and_page, browser, tmp_path):
     table = Table("Results", ["run", "PSNR"], [["fake", 19.5]])
     path = make_report_page(tmp_path / "report.html", "Report", [run.folder], [table])
     shutil.rmtree(run.folder)
-    watched = Watched(browser, tmp_path, path.as_uri(), run, viewport={"width": 1280, "height": 1000})
+    watched = Watched(browser, path.as_uri(), viewport={"width": 1280, "height": 1000})
     watched.wait("document.querySelectorAll('.thumb').length === 10")
     watched.wait("[...document.querySelectorAll('.stage img')].every(image => image.naturalWidth === 64)")
     assert len(watched.page.query_selector_all(".chart")) == 5

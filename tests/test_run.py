@@ -123,11 +123,7 @@ def test_space(tmp_path: Path, monkeypatch) -> None:
     run.require_space(free // 2)
     with pytest.raises(UserError, match=r"no space: need .* MiB, free .* MiB"):
         run.require_space(free * 2)
-    status = os.statvfs(tmp_path)
-    values = {name: getattr(status, name) for name in ("f_frsize", "f_bavail")}
-    monkeypatch.setattr(
-        os, "statvfs", lambda path: type("S", (), {**values, "f_bavail": 12, "f_frsize": 2**20})
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 12 * 2**20))
     run.require_space(12 * 2**20)
     with pytest.raises(UserError, match=r"no space: need 324 MiB, free 12 MiB \(free some space"):
         run.require_space(324 * 2**20)

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_support import (
     ROOT,
@@ -88,8 +89,6 @@ def test_the_pixels_are_those_of_the_network(runs: Path, folder: Path, tmp_path:
     assert run_on(runs, folder / "plain.png", tmp_path / "out").code == 0
     pixels = np.asarray(Image.open(folder / "plain.png"), np.float32)
     translator = load_translator(runs / "r", device="cpu")
-    import torch
-
     x = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
     with torch.no_grad():
         y = translator.network(x)[0].permute(1, 2, 0).numpy()
@@ -164,24 +163,16 @@ def test_a_scale_for_which_there_is_no_memory_names_the_flag(
 
 
 def test_batches_write_the_pictures_of_one_by_one(runs: Path, folder: Path, tmp_path: Path) -> None:
-    assert run_on(runs, folder, tmp_path / "one").code == 0
-    assert run_on(runs, folder, tmp_path / "three", "--batch_size", 3).code == 0
-    for path in (tmp_path / "one").iterdir():
-        one, three = (np.asarray(Image.open(tmp_path / way / path.name), int) for way in ("one", "three"))
+    for count in (1, 3):
+        assert run_on(runs, folder, tmp_path / str(count), "--batch_size", count).code == 0
+    for path in (tmp_path / "1").iterdir():
+        one, three = (np.asarray(Image.open(tmp_path / way / path.name), int) for way in "13")
         assert np.abs(one - three).max() <= 1
 
 
 def test_size_and_number_can_be_forced(runs: Path, folder: Path, tmp_path: Path) -> None:
     assert run_on(runs, folder, tmp_path / "out", "--size", 12, "--num_test", 3).code == 0
-    written = list((tmp_path / "out").iterdir())
-    assert {Image.open(path).size for path in written} == {(12, 12)} and len(written) == 3
-
-
-def test_both_directions_differ(runs: Path, folder: Path, tmp_path: Path) -> None:
-    for direction in ("AtoB", "BtoA"):
-        outcome = run_on(runs, folder, tmp_path / direction, "--direction", direction)
-        assert f"translated {direction}" in outcome.out
-    assert tree(tmp_path / "AtoB") != tree(tmp_path / "BtoA")
+    assert [Image.open(path).size for path in (tmp_path / "out").iterdir()] == [(12, 12)] * 3
 
 
 def test_names_that_need_care(runs: Path, tmp_path: Path) -> None:
@@ -213,7 +204,7 @@ def test_one_bad_file_stops_before_anything_is_written(runs: Path, folder: Path,
     before = tree(tmp_path)
     outcome = run_on(runs, folder, tmp_path / "a" / "out")
     assert outcome.code == 2
-    assert "2 of 9 files cannot be translated" in outcome.error and "--skip_bad" in outcome.error
+    assert "2 of 9 images cannot be used" in outcome.error and "--skip_bad" in outcome.error
     assert "bad.png" in outcome.err and "thin.png: image is 1x9, needs at least 2x2" in outcome.err
     assert tree(tmp_path) == before
     skipped = run_on(runs, folder, tmp_path / "out", "--skip_bad")
@@ -322,13 +313,11 @@ def test_a_plain_folder_is_read_with_the_value_range_of_its_domain(tmp_path: Pat
     ranges = ("--value_range_A", "0,100", "--value_range_B", "0,200")
     untrained_run(tmp_path / "runs", "--dataroot", write_unaligned(tmp_path / "data"), *ranges)
     for direction, domain, expected in (("AtoB", "A", 128), ("BtoA", "B", 64)):
-        outcome = split(
-            tmp_path / "runs", tmp_path, "--dataroot", tmp_path / "plain", "--direction", direction
-        )
+        flags = ("--dataroot", tmp_path / "plain", "--direction", direction)
+        outcome = split(tmp_path / "runs", tmp_path, *flags)
         assert outcome.code == 0, outcome.err
-        with Image.open(
-            tmp_path / "r" / f"test_last_{direction}" / "images" / f"x_real_{domain}.png"
-        ) as seen:
+        page = tmp_path / "r" / f"test_last_{direction}"
+        with Image.open(page / "images" / f"x_real_{domain}.png") as seen:
             assert seen.getpixel((0, 0)) == (expected,) * 3
 
 
@@ -340,10 +329,8 @@ def test_flags_of_the_command(runs: Path, folder: Path, tmp_path: Path) -> None:
     assert "--output" in translate("--name", "r", "--input", folder).error
     assert "--input" in translate("--name", "r", "--output", folder).error
     for flag, value in (("--size", 1), ("--num_test", 0), ("--batch_size", 0)):
-        assert (
-            f"error: {flag}: is {value} (allowed: "
-            in run_on(runs, folder, tmp_path / "out", flag, value).error
-        )
+        outcome = run_on(runs, folder, tmp_path / "out", flag, value)
+        assert f"error: {flag}: is {value} (allowed: " in outcome.error
     assert run_on(runs, folder, tmp_path / "out", "--direction", "AtoC").code == 2
     assert run_on(runs, folder, tmp_path / "out", "--epoch", "first").code == 2
     assert not (tmp_path / "out").exists()
@@ -398,39 +385,28 @@ def test_the_real_command_from_another_folder(runs: Path, folder: Path, tmp_path
 MEMORY = """
 import sys
 from pathlib import Path
-from PIL import Image
-sys.path.insert(0, {root!r})
 from gan.translate_command import run_test
 from gan.translation_options import TranslationOptions
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-def go(source):
-    options = TranslationOptions(name="r", checkpoints_dir={runs!r}, input=source, output={out!r}, device="cpu")
+def resident(source):
+    options = TranslationOptions(name="r", checkpoints_dir="runs", input=source, output="out", device="cpu")
     run_test(options)
-    return resident()
-first = go({few!r})
-print(go({many!r}) - first)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+first = resident("few")
+print(resident("many") - first)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: reads /proc")
 def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     untrained_run(tmp_path / "runs", "--ngf", 1)
-    few, many = tmp_path / "few", tmp_path / "many"
-    for source, count in ((few, 100), (many, 1500)):
-        source.mkdir()
+    for source, count in (("few", 100), ("many", 1500)):
+        (tmp_path / source).mkdir()
         for k in range(count):
-            Image.new("RGB", (8, 8), (k % 256, 0, 0)).save(source / f"{k}.bmp")
-    names = {"runs": tmp_path / "runs", "out": tmp_path / "out", "few": few, "many": many, "root": ROOT}
-    script = MEMORY.format(**{name: str(path) for name, path in names.items()})
+            Image.new("RGB", (8, 8), (k % 256, 0, 0)).save(tmp_path / source / f"{k}.bmp")
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-c", MEMORY],
+        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 1500
     grown = int(done.stdout.split()[-1])

@@ -111,19 +111,18 @@ def test_packed_bits(tmp_path: Path, bits: int, compression: str) -> None:
         assert np.array_equal(np.asarray(load_image(path)), expected(array, white)), case
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("name", ["uint8", "uint16", "packed4", "float32"])
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [*itertools.product(("uint8", "uint16", "float32"), (None, "zlib")), ("packed4", None)],
+)
 def test_white_may_be_zero(tmp_path: Path, name: str, compression: str | None) -> None:
-    if compression and NUMBERS[name][1] % 8:
-        pytest.skip("tifffile writes packed bits uncompressed only")
-    array, path = values(name, 1), tmp_path / "x.tif"
-    if NUMBERS[name][1] % 8:
-        sizes = {"height": HEIGHT, "width": WIDTH, "count": 1, "dtype": "uint8", "nbits": NUMBERS[name][1]}
+    array, path, (dtype, bits, white) = values(name, 1), tmp_path / "x.tif", NUMBERS[name]
+    if bits % 8:
+        sizes = {"height": HEIGHT, "width": WIDTH, "count": 1, "dtype": dtype, "nbits": bits}
         with rasterio.open(path, "w", driver="GTiff", photometric="MINISWHITE", **sizes) as file:
             file.write(array.transpose(2, 0, 1))
     else:
         write(path, array, name, "contig", photometric="miniswhite", compression=compression)
-    white = NUMBERS[name][2]
     assert np.array_equal(np.asarray(load_image(path)), expected(white - array.astype(np.float64), white))
 
 
@@ -224,6 +223,15 @@ def test_fax_and_jpeg_and_ycbcr(tmp_path: Path) -> None:
         assert np.abs(distance).mean() < 6, (mode, compression)
 
 
+def test_floating_point_outside_0_to_1_and_nan_are_refused(tmp_path: Path) -> None:
+    for wrong in (np.nan, -0.1, 1.5, np.inf):
+        array = values("float32", 1)
+        array[3, 3] = wrong
+        path = write(tmp_path / "x.tif", array, "float32", "contig")
+        with pytest.raises(UserError, match=r"outside 0\.\.1" if np.isfinite(wrong) else "NaN or infinite"):
+            load_image(path)
+
+
 def test_pages_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "six.tif"
     tifffile.imwrite(path, np.zeros((6, 16, 16), np.uint8), photometric="minisblack", metadata=None)
@@ -245,30 +253,26 @@ def test_negative_values_name_the_option_and_a_range_takes_them(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("what", "expected"),
+    ("array", "more", "expected"),
     [
-        ({"photometric": "cielab"}, "CIELab TIFF"),
-        ({"photometric": "cfa"}, "camera raw TIFF"),
-        ({"dtype": "complex64"}, "complex values"),
-        ({"volume": True}, "volume TIFF"),
+        (np.zeros((16, 16, 3), np.uint8), {"photometric": "cielab"}, "CIELab TIFF"),
+        (np.zeros((16, 16), np.uint8), {"photometric": "cfa"}, "camera raw TIFF"),
+        (np.zeros((16, 16), np.complex64), {}, "complex values"),
+        (np.zeros((16, 16, 16), np.uint8), {"volumetric": True, "tile": (16, 16, 16)}, "volume TIFF"),
+        (np.zeros((16, 16, 3), np.uint8), {"photometric": "ycbcr", "compression": 33003},
+         "is a YCbCr TIFF with compression 33003, not read"),
+        (np.zeros((65_536, 2), np.uint8), {"compression": "zlib"}, "2x65536 pixels, at most .* 65535 a side"),
+        # 25 megapixels of 24 bytes
+        (np.broadcast_to(0.0, (5000, 5000, 3)), {"photometric": "rgb", "compression": "zlib", "tile": (256, 256)},
+         "claims 600 MB of values, at most 512"),
     ],
-)
-def test_what_is_not_read_has_its_name(tmp_path: Path, what: dict[str, Any], expected: str) -> None:
+    ids=["lab", "raw", "complex", "volume", "ycbcr", "sides", "bytes"],
+)  # fmt: skip
+def test_what_is_not_read_has_its_name(
+    tmp_path: Path, array: np.ndarray, more: dict[str, Any], expected: str
+) -> None:
     path = tmp_path / "x.tif"
-    if what.get("volume"):
-        tifffile.imwrite(
-            path,
-            np.zeros((16, 16, 16), np.uint8),
-            volumetric=True,
-            tile=(16, 16, 16),
-            photometric="minisblack",
-            metadata=None,
-        )
-    elif "dtype" in what:
-        tifffile.imwrite(path, np.zeros((16, 16), what["dtype"]), photometric="minisblack", metadata=None)
-    else:
-        shape = (16, 16, 3) if what["photometric"] == "cielab" else (16, 16)
-        tifffile.imwrite(path, np.zeros(shape, np.uint8), photometric=what["photometric"], metadata=None)
+    tifffile.imwrite(path, array, metadata=None, **{"photometric": "minisblack", **more})
     with pytest.raises(UserError, match=expected):
         load_image(path)
 
@@ -277,9 +281,7 @@ def test_sparse_and_cut_files_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tif", values("uint16", 3), "uint16", "contig", compression="zlib")
     whole = path.read_bytes()
     with tifffile.TiffFile(path) as file:
-        counts = file.pages.first.tags["StripByteCounts"]
-        offset, size = counts.valueoffset, counts.dtype
-    assert size
+        offset = file.pages.first.tags["StripByteCounts"].valueoffset
     for cut in range(8, len(whole) - 1, 97):
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError):
@@ -365,41 +367,14 @@ def test_one_row_or_column_keeps_its_shape(tmp_path: Path, shape: tuple[int, ...
     assert np.array_equal(np.asarray(picture), np.rint(array / 65535 * 255))
 
 
-def test_the_sides_of_a_tiff_are_limited(tmp_path: Path) -> None:
-    array = np.zeros((65_536, 2), np.uint8)
-    tifffile.imwrite(tmp_path / "x.tif", array, photometric="minisblack", compression="zlib")
-    with pytest.raises(UserError, match="2x65536 pixels, at most 65535 a side"):
-        load_image(tmp_path / "x.tif")
-
-
-def test_ycbcr_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    array = np.zeros((16, 16, 3), np.uint8)
-    tifffile.imwrite(tmp_path / "x.tif", array, photometric="ycbcr", compression=33003)
-    with pytest.raises(UserError, match="is a YCbCr TIFF with compression 33003, not read"):
-        load_image(tmp_path / "x.tif")
-
-
 def test_an_automatic_range_beside_transparency_is_in_the_files_numbers(tmp_path: Path) -> None:
     grey = np.linspace(100, 3000, 64).astype(np.uint16).reshape(8, 8)
     alpha = np.full((8, 8), 65535, np.uint16)
     alpha[0, 0] = grey[0, 0] = 0  # what is transparent does not count
     array = np.stack([grey, alpha], 2)
-    tifffile.imwrite(
-        tmp_path / "x.tif",
-        array,
-        photometric="minisblack",
-        extrasamples=["unassalpha"],
-        planarconfig="contig",
-    )
+    more = {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "x.tif", array, **more)
     info = inspect_image(tmp_path / "x.tif", "auto")
     assert (info.lowest, info.highest, info.full) == (grey[0, 1], 3000, 65535)
     known = inspect_image(tmp_path / "x.tif", (0, 60_000))
     assert known.highest - known.lowest > 50_000  # with the white below what is transparent
-
-
-def test_many_bytes_a_pixel_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
-    path = tmp_path / "x.tif"
-    wide = np.broadcast_to(np.zeros((1, 1, 1)), (5000, 5000, 3))  # 25 megapixels of 24 bytes
-    tifffile.imwrite(path, wide, photometric="rgb", compression="zlib", metadata=None, tile=(256, 256))
-    with pytest.raises(UserError, match="claims 600 MB of values, at most 512"):
-        load_image(path)

@@ -70,14 +70,6 @@ def test_resizing_is_bicubic_before_the_crop() -> None:
     assert np.array_equal(got, whole[top : top + 16, left : left + 16])
 
 
-def test_no_flip_and_nothing_to_do_leave_the_picture_alone() -> None:
-    picture = Image.fromarray(VALUES[:28])
-    augmentation = Augmentation("none", crop_size=16, flip=False)
-    for seed in range(8):
-        drawn = augmentation.draw(picture.size, random.Random(seed))
-        assert np.array_equal(np.asarray(drawn.apply(picture)), VALUES[:28])
-
-
 def test_one_draw_serves_both_pictures_of_a_pair() -> None:
     augmentation = Augmentation("crop", crop_size=16)
     other = Image.fromarray(255 - VALUES)
@@ -89,11 +81,8 @@ def test_one_draw_serves_both_pictures_of_a_pair() -> None:
 
 def test_no_option_shifts_the_numbers_drawn_afterwards() -> None:
     following = set()
-    for augmentation in (
-        Augmentation(),
-        Augmentation("none", crop_size=2),
-        Augmentation("crop", crop_size=4, flip=False),
-    ):
+    small = Augmentation("crop", crop_size=4, flip=False)
+    for augmentation in (Augmentation(), Augmentation("none", crop_size=2), small):
         rng = random.Random(5)
         augmentation.draw((40, 30), rng)
         following.add(rng.random())
@@ -119,8 +108,6 @@ def test_options_that_leave_no_crop_are_refused() -> None:
     for preprocess in ("resize_and_crop", "scale_width_and_crop"):
         with pytest.raises(UserError, match="--load_size"):
             Augmentation(preprocess, load_size=128, crop_size=256)
-    with pytest.raises(UserError, match="scale_width_and_crop"):
-        Augmentation("scale_height")  # type: ignore[arg-type]
     Augmentation("crop", load_size=128, crop_size=256)
 
 

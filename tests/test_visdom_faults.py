@@ -7,6 +7,7 @@ Time-outs and pauses are shortened here; the slow test at the end uses the real 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,6 @@ from visdom_training import (
     endless,
     give_up_soon,
     quicken,
-    silence,
     stub,
     watch_training,
 )
@@ -60,7 +60,7 @@ def test_not_a_visdom_server(fault, watch, monkeypatch):
 def test_an_answer_without_end_is_cut_off(monkeypatch):
     monkeypatch.setattr(visdom_server, "ANSWER_LIMIT", 5_000_000)
     with stub(endless) as port, pytest.raises(Unreachable, match="does not end"):
-        exchange(Address("127.0.0.1", port), "GET", "/", seconds=20.0)
+        exchange(Address("127.0.0.1", port), "GET", "/")
 
 
 def test_no_server(watch):
@@ -173,16 +173,20 @@ def stopped(server: RealServer, seconds: float, env: str = "watched") -> Callabl
 
 
 @needs_visdom
-def test_the_server_is_stopped_for_a_while(server, watch):
+def test_the_server_is_stopped_for_a_while(server, watch, monkeypatch):
     curve = lambda: list(server.curve("stopped", "losses_adversarial", "G_GAN"))
     viewer = Timed("auto", "http://127.0.0.1", server.port)
     stop = stopped(server, 1.5, "stopped")
 
     def stop_and_give_up_soon() -> None:
         stop()
-        viewer._client.seconds = 0.5
+        monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 0.5)
 
-    at = {20: stop_and_give_up_soon, 55: lambda: wait_until(lambda: len(curve()) >= 50)}
+    def wait() -> None:
+        monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 60.0)
+        wait_until(lambda: len(curve()) >= 50)
+
+    at = {20: stop_and_give_up_soon, 55: wait}
     lines = watch(viewer, at, "stopped")
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
     assert curve() == list(range(1, STEPS + 1))
@@ -219,22 +223,6 @@ def test_login(tmp_path, watch, monkeypatch):
             log_in(server.address, "ada", "wrong")
 
 
-@needs_visdom
-def test_a_queue_that_overflows_is_filled_up_from_the_log(server, watch, monkeypatch):
-    monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
-    lines = watch(Timed("auto", "http://127.0.0.1", server.port), name="overflow")
-    assert len(lines) == 1
-    assert list(server.curve("overflow", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
-    assert len(server.panes("overflow")["history"]["content"]) == 3
-
-
-def test_an_overflow_with_a_server_that_never_answers(watch, monkeypatch):
-    monkeypatch.setattr(visdom, "QUEUE_LIMIT", 5)
-    give_up_soon(monkeypatch)
-    with stub(silence) as port:
-        assert len(watch(Timed("auto", "http://127.0.0.1", port))) == 1
-
-
 def test_attempts_become_rare(monkeypatch, tmp_path, capsys):
     """1, 2, 4, ... 60 seconds between attempts, seen through a clock that runs fast."""
     monkeypatch.setattr(threading.Thread, "start", lambda self: None)
@@ -257,16 +245,12 @@ def test_a_fault_of_our_own_is_one_line_too(watch, monkeypatch):
     assert len(lines) == 1 and "visdom: stopped: ZeroDivisionError" in lines[0]
 
 
-def listening_addresses(port: int) -> list[str]:
-    """Addresses in state LISTEN on a port, from /proc/net."""
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(FileNotFoundError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                address, state = line.split()[1], line.split()[3]
-                if state == "0A" and int(address.rpartition(":")[2], 16) == port:
-                    found.append(address.rpartition(":")[0])
-    return found
+def listens_at(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def is_alive(pid: int) -> bool:
@@ -280,21 +264,22 @@ def is_alive(pid: int) -> bool:
 @needs_visdom
 @pytest.mark.parametrize("held", [False, True], ids=["port free", "port held by another program"])
 def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch, monkeypatch):
-    monkeypatch.setattr(visdom_server, "missing_scripts", list)  # the page is the browser test's concern
+    monkeypatch.setattr(visdom, "missing_scripts", list)  # the page is the browser test's concern
     seen: dict[str, object] = {}
 
     def look() -> None:
         server = viewer._server
         wait_until(lambda: viewer._reports._introduced)
         port = server.address.port
-        seen.update(port=port, pid=server._process.pid, addresses=listening_addresses(port))
+        seen.update(port=port, pid=server._process.pid)
+        seen["addresses"] = [listens_at(address, port) for address in ("127.0.0.1", "127.0.0.2")]
         wait_until(lambda: "losses_adversarial" in ask(server.address, "win_data", win=None, eid="watched"))
 
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(stub(answer("200 OK", b"hello"))) if held else unused_port()
         viewer = Timed("on", "http://localhost", port)
         lines = watch(viewer, {40: look})
-    assert seen["addresses"] == ["0100007F"], "127.0.0.1 and nothing else"
+    assert seen["addresses"] == [True, False], "127.0.0.1 and nothing else"
     assert (seen["port"] != port) == held
     assert len(lines) == 1 + held and lines[-1] == f"visdom: http://localhost:{seen['port']}/env/watched"
     assert not is_alive(seen["pid"]), "no orphan"
@@ -305,15 +290,11 @@ def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tm
 @needs_visdom
 def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
     """As when two trainings share the server of one of them, and that one ends."""
-    monkeypatch.setattr(visdom_server, "missing_scripts", list)
+    monkeypatch.setattr(visdom, "missing_scripts", list)
     other = RealServer(tmp_path / "server")
     other.start()
     curve = lambda: list(other.curve("watched", "losses_adversarial", "G_GAN"))
     viewer = Timed("on", "http://localhost", other.port)
-
-    def is_back() -> bool:
-        viewer.commands()  # the training's own thread starts the server
-        return len(curve()) > 24
 
     try:
         lines = watch(
@@ -321,7 +302,7 @@ def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkey
             {
                 20: lambda: wait_until(lambda: bool(curve())),
                 25: other.kill,
-                50: lambda: wait_until(is_back),
+                50: lambda: wait_until(lambda: len(curve()) > 24),
             },
         )
     finally:
@@ -338,7 +319,7 @@ from gan.viewers.visdom_server import Address, LocalServer
 server = LocalServer(Path({str(tmp_path)!r}), Address(port={unused_port()}), keep=False)
 server.start()
 print(server._process.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     training = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     pid = int(training.stdout.readline())
@@ -352,7 +333,7 @@ time.sleep(60)
 @needs_visdom
 def test_a_page_that_will_be_blank_is_announced(tmp_path, monkeypatch, capsys):
     quicken(monkeypatch)
-    monkeypatch.setattr(visdom_server, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
+    monkeypatch.setattr(visdom, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
     viewer = Visdom("on", "http://localhost", unused_port())
     viewer.start(FakeRun(tmp_path).info, [])
     wait_until(lambda: viewer._reports._introduced)

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from browser_support import chromium
 from conftest import serving
-from visdom_support import needs_visdom, unused_port, wait_until
+from visdom_support import needs_visdom, unused_port
 
-from gan.viewers.visdom_server import Address, LocalServer, Unreachable, log_in
+from gan.viewers.visdom_server import Address, LocalServer
 
 pytestmark = needs_visdom
 
@@ -20,16 +20,6 @@ pytestmark = needs_visdom
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     server = LocalServer(tmp_path_factory.mktemp("visdom"), Address(port=unused_port()), keep=False)
     server.start()
-
-    def answers() -> bool:
-        assert server.is_running, server.log.read_text()
-        try:
-            log_in(server.address)
-        except Unreachable:
-            return False
-        return True
-
-    wait_until(answers)
     yield server.address.port
     server.stop()
 

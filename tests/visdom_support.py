@@ -23,36 +23,34 @@ from gan.viewers.visdom_server import Address, Unreachable, exchange, log_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# npm package -> {file in it: places under visdom/static}. Visdom 0.3 differs in the second table.
-PAGE_FILES = {
-    "jquery@3.1.1": {"dist/jquery.min.js": ["js/jquery.min.js"]},
-    "bootstrap@3.3.7": {
-        "dist/js/bootstrap.min.js": ["js/bootstrap.min.js"],
-        "dist/css/bootstrap.min.css": ["css/bootstrap.min.css"],
-    },
-    "react@16.2.0": {"umd/react.production.min.js": ["js/react-react.min.js"]},
-    "react-dom@16.2.0": {"umd/react-dom.production.min.js": ["js/react-dom.min.js"]},
-    "react-modal@3.1.10": {"dist/react-modal.min.js": ["js/react-modal.min.js"]},
-    "plotly.js-dist-min@2.11.1": {"plotly.min.js": ["js/plotly-plotly.min.js"]},
-    "sjcl@1.0.7": {"sjcl.js": ["js/sjcl.js"]},
-    "layout-bin-packer@1.4.0": {
-        "dist/layout-bin-packer.js": ["js/layout_bin_packer.js", "fonts/layout_bin_packer.js"]
-    },
-    "d3@3.5.17": {"d3.min.js": ["js/d3.v3.min.js"]},
-    "d3-selection-multi@1.0.1": {"build/d3-selection-multi.js": ["js/d3-selection-multi.v1.js"]},
-    "save-svg-as-png@1.4.17": {"lib/saveSvgAsPng.js": ["js/saveSvgAsPng.js"]},
-    "classnames@2.2.5": {"index.js": ["fonts/classnames"]},
-}
-PAGE_FILES_0_2 = {
-    "react-resizable@1.4.6": {"css/styles.css": ["css/react-resizable-styles.css"]},
-    "react-grid-layout@0.16.3": {"css/styles.css": ["css/react-grid-layout-styles.css"]},
-    "mathjax@2.7.5": {"MathJax.js": ["js/mathjax/2.7.5/MathJax.js"]},
-}
-PAGE_FILES_0_3 = {
-    "react-resizable@3.1.3": {"css/styles.css": ["css/react-resizable-styles.css"]},
-    "react-grid-layout@2.2.3": {"css/styles.css": ["css/react-grid-layout-styles.css"]},
-    "mathjax@3.2.2": {"es5/tex-mml-svg.js": ["js/mathjax/3.2.2/es5/tex-mml-svg.js"]},
-}
+# npm package, file in it, its place under visdom/static; the last ones differ in Visdom 0.3
+PAGE_FILES = """
+jquery@3.1.1 dist/jquery.min.js js/jquery.min.js
+bootstrap@3.3.7 dist/js/bootstrap.min.js js/bootstrap.min.js
+bootstrap@3.3.7 dist/css/bootstrap.min.css css/bootstrap.min.css
+bootstrap@3.3.7 dist/fonts/glyphicons-halflings-regular.woff2 fonts/glyphicons-halflings-regular.woff2
+react@16.2.0 umd/react.production.min.js js/react-react.min.js
+react-dom@16.2.0 umd/react-dom.production.min.js js/react-dom.min.js
+react-modal@3.1.10 dist/react-modal.min.js js/react-modal.min.js
+plotly.js-dist-min@2.11.1 plotly.min.js js/plotly-plotly.min.js
+sjcl@1.0.7 sjcl.js js/sjcl.js
+layout-bin-packer@1.4.0 dist/layout-bin-packer.js js/layout_bin_packer.js
+layout-bin-packer@1.4.0 dist/layout-bin-packer.js fonts/layout_bin_packer.js
+d3@3.5.17 d3.min.js js/d3.v3.min.js
+d3-selection-multi@1.0.1 build/d3-selection-multi.js js/d3-selection-multi.v1.js
+save-svg-as-png@1.4.17 lib/saveSvgAsPng.js js/saveSvgAsPng.js
+classnames@2.2.5 index.js fonts/classnames
+"""
+PAGE_FILES_0_2 = """
+react-resizable@1.4.6 css/styles.css css/react-resizable-styles.css
+react-grid-layout@0.16.3 css/styles.css css/react-grid-layout-styles.css
+mathjax@2.7.5 MathJax.js js/mathjax/2.7.5/MathJax.js
+"""
+PAGE_FILES_0_3 = """
+react-resizable@3.1.3 css/styles.css css/react-resizable-styles.css
+react-grid-layout@2.2.3 css/styles.css css/react-grid-layout-styles.css
+mathjax@3.2.2 es5/tex-mml-svg.js js/mathjax/3.2.2/es5/tex-mml-svg.js
+"""
 
 
 # a bare server, but without what its client part would import (seconds of torch)
@@ -76,11 +74,11 @@ def install_page_files() -> str:
     if static is None:
         return "visdom is not installed"
     version = (static.parent / "VERSION").read_text().strip()
-    table = {**PAGE_FILES, **(PAGE_FILES_0_2 if version.startswith("0.2") else PAGE_FILES_0_3)}
+    table = PAGE_FILES + (PAGE_FILES_0_2 if version.startswith("0.2") else PAGE_FILES_0_3)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visdom-page-files"
     cache.mkdir(parents=True, exist_ok=True)
-    for package, files in table.items():
-        if all((static / place).is_file() for places in files.values() for place in places):
+    for package, name, place in map(str.split, table.strip().replace("\n\n", "\n").split("\n")):
+        if (static / place).is_file():
             continue
         archive = cache / (package.replace("@", "-") + ".tgz")
         if not archive.is_file():
@@ -90,13 +88,10 @@ def install_page_files() -> str:
             if done.returncode or not archive.is_file():
                 return f"npm cannot get {package}: {done.stderr.strip()[-200:]}"
         with tarfile.open(archive) as packed:
-            for name, places in files.items():
-                source = packed.extractfile(f"package/{name}")
-                assert source is not None
-                data = source.read()
-                for place in places:
-                    (static / place).parent.mkdir(parents=True, exist_ok=True)
-                    (static / place).write_bytes(data)
+            source = packed.extractfile(f"package/{name}")
+            assert source is not None
+            (static / place).parent.mkdir(parents=True, exist_ok=True)
+            (static / place).write_bytes(source.read())
     return ""
 
 

@@ -89,7 +89,6 @@ STUBS = {
 
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a few tenths of a second instead of seconds and minutes; a busy server is waited for."""
-    monkeypatch.setattr(visdom_server, "CONNECT_TIMEOUT", 0.5)
     monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 60.0)
     monkeypatch.setattr(visdom, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(visdom, "LONGEST_WAIT", 0.2)

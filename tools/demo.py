@@ -99,7 +99,7 @@ def write_page(folder: Path, trained: float) -> Path:
         f"{trained / 60:.1f} minutes on this machine, on drawn towns of 128 pixels."
     )
     checkpoints = [folder / "checkpoints" / name for name in ("pix2pix", "cyclegan")]
-    table = Table("Test pictures", columns, rows, about)
+    table = Table("Test pictures", columns, rows, about, texts=2)
     return make_report_page(folder / "index.html", "Demo", checkpoints, [table], figures, intro)
 
 

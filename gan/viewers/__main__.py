@@ -10,7 +10,7 @@ from datasets.errors import RunError, UserError, run_command
 from gan.viewers import Record, RunInfo, shown_options, shown_records
 from gan.viewers.page import Page
 from gan.viewers.visdom import environment_name, login_of
-from gan.viewers.visdom_panes import Board, send_news
+from gan.viewers.visdom_panes import Board
 from gan.viewers.visdom_server import Address, Unreachable, log_in
 
 
@@ -44,7 +44,8 @@ def _play(arguments: argparse.Namespace, run: RunInfo, records: list[Record]) ->
         from gan.viewers.visdom_client import VisdomClient
 
         client = VisdomClient(address, env, cookie)
-        send_news(client, run, Board(records), with_controls=False)
+        for send in Board(records).take_news(run, with_controls=False):
+            send(client)
         client.save([env])
     except ImportError as error:
         raise RunError("visdom", "the package is not installed", "pip install visdom") from error

@@ -5,12 +5,12 @@ Where stderr is no terminal (a log file, a pipe) it prints plain lines, one a tr
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from gan.viewers import Record, RunInfo, Viewer
+from gan.viewers import Record, Viewer
 
 
 class Console(Viewer):
@@ -25,9 +25,6 @@ class Console(Viewer):
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
         self._text = ""
-
-    def start(self, run: RunInfo, records: Iterable[Record]) -> None:
-        self._clock.restart()
 
     def progress(self, step: int, epoch: int) -> None:
         self._clock.update(step)
@@ -68,8 +65,7 @@ class Console(Viewer):
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}% |{bar:12}| {n}/{total} {postfix}",
         )
-        if self._text:
-            self._bar.set_postfix_str(f"{self._text}  {self._left()}", refresh=False)
+        self._bar.set_postfix_str(f"{self._text}  {self._left()}".strip(), refresh=False)
 
     def _left(self) -> str:
         seconds = self._clock.left()
@@ -83,16 +79,13 @@ class Console(Viewer):
 
 
 class TimeLeft:
-    """Seconds left of a run, from the mean pace of this process (saves and samples included)."""
+    """Seconds left of a run of `total` steps, from the mean pace of this process (saves and samples included)."""
 
-    def __init__(self, total_steps: int) -> None:
-        self._total = total_steps
+    def __init__(self, total: int) -> None:
+        self._total = total
         self._first: int | None = None
         self._step = 0
-        self._begin = time.monotonic()
-
-    def restart(self) -> None:
-        self._first, self._begin = None, time.monotonic()
+        self._begin = 0.0
 
     def update(self, step: int) -> None:
         if self._first is None:  # the first step warms up caches and compilers: the clock starts behind it

@@ -19,15 +19,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import say
+from datasets.errors import say, warn
 from datasets.files import write_atomically
 from gan.viewers import Record, RunInfo, Viewer, public_options
 
 CHUNK = 250
 """Records a data file: what an open page loads again to see the newest one."""
-
-RETRY_AFTER = 5.0
-"""Seconds between attempts to write while the disk is full."""
 
 WEB = Path(__file__).parent / "web"
 _SHARED_SCRIPTS = ("run.js", "curves.js", "samples.js")
@@ -41,7 +38,7 @@ class Page(Viewer):
         self._waiting: list[str] = []  # records, as lines, that are not in a file yet
         self._written = 0
         self._laid_out = False
-        self._failed_at: float | None = None
+        self._has_failed = False  # the last attempt to write
         self._generation = ""
         self._longest_pause = 0.0  # seconds between two records: how long a page may wait for news
         self._status = "training"
@@ -62,13 +59,10 @@ class Page(Viewer):
 
     def close(self) -> None:
         self._status = "ended"
-        self._failed_at = None  # one last attempt, whenever the last one was
         self._write()
 
     def _write(self) -> None:
-        if self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_AFTER:
-            return
-        failed_before = self._failed_at is not None
+        failed_before = self._has_failed
         try:
             if not self._laid_out:
                 self._lay_out()
@@ -76,13 +70,11 @@ class Page(Viewer):
                 self._append_to_chunk()
             self._write_state()
         except OSError as error:
-            self._failed_at = time.monotonic()
+            self._has_failed = True
             if not failed_before:
-                say(
-                    f"warning: {self._run.folder / 'index.html'} cannot be updated: {error.strerror or error}"
-                )
+                warn(self._run.folder / "index.html", f"cannot be updated: {error.strerror or error}")
         else:
-            self._failed_at = None
+            self._has_failed = False
             if failed_before:
                 say(f"note: {self._run.folder / 'index.html'} is up to date again")
 
@@ -131,20 +123,14 @@ def _line(index: int, record: Record) -> str:
 
 def _index(run: RunInfo) -> str:
     options = public_options(run.options)
-    info = {
-        "name": run.name,
-        "host": run.host,
-        "options": options,
-        "chunk": CHUNK,
-        "epochs": epochs_of(options),
-    }
-    return fill(
-        "page.html",
-        "live.js",
-        title=escape(run.name),
-        subtitle=escape(subtitle(options)),
-        run=embed(info),
-    )
+    data = embed({**about_run(run.name, options, run.host), "chunk": CHUNK})
+    return fill("page.html", "live.js", title=escape(run.name), subtitle=escape(subtitle(options)), run=data)
+
+
+def about_run(name: str, options: Mapping[str, Any], host: str = "") -> dict[str, Any]:
+    """What a page shows of a run beside its records."""
+    epochs = sum(int(options.get(key) or 0) for key in ("n_epochs", "n_epochs_decay"))
+    return {"name": name, "host": host, "options": options, "epochs": epochs}
 
 
 def fill(template: str, script: str, **texts: str) -> str:
@@ -170,8 +156,3 @@ def embed(data: Any) -> str:
 def subtitle(options: Mapping[str, Any]) -> str:
     """`pix2pix · nc_ms · unet_256 · ./data`: the options that tell runs apart."""
     return " · ".join(str(options[name]) for name in _SUBTITLE if options.get(name))
-
-
-def epochs_of(options: Mapping[str, Any]) -> int:
-    """Epochs the run was asked for, 0 if the options do not say."""
-    return int(options.get("n_epochs") or 0) + int(options.get("n_epochs_decay") or 0)

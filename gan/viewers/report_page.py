@@ -11,9 +11,10 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
+from tabulate import tabulate
 
 from gan.viewers import GRID, Record, public_options, shown_options, shown_records
-from gan.viewers.page import embed, epochs_of, fill, subtitle
+from gan.viewers.page import about_run, embed, fill, subtitle
 
 MOMENTS = 10
 """Samples shown of one run: first, last, and evenly between."""
@@ -25,12 +26,13 @@ PNG_LIMIT = 60_000
 
 @dataclass(frozen=True)
 class Table:
-    """Results as rows of cells; a cell that reads as a number stands on the right."""
+    """Results as rows of cells; the first `texts` columns stand on the left, numbers on the right."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
+    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,13 @@ def make_report_page(
 
 
 def _table(table: Table) -> str:
-    texts = [["–" if value is None else str(value) for value in row] for row in table.rows]
-    numeric = [all(_is_number(row[i]) for row in texts) for i in range(len(table.columns))]
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = (' class="number"' if number else "" for number in numeric)
-        made = (f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(made)}</tr>"
-
-    head, body = line("th", table.columns), "\n".join(line("td", row) for row in texts)
+    sides = ["left" if index < table.texts else "right" for index in range(len(table.columns))]
+    grid = tabulate(
+        table.rows, table.columns, "html", missingval="–", disable_numparse=True, colalign=sides
+    )  # it escapes every cell
     note = f'<p class="hint">{escape(table.note)}</p>' if table.note else ""
-    grid = f"<table><thead>{head}</thead><tbody>\n{body}\n</tbody></table>"
     card = f'<div class="card wide"><div class="scroll">{grid}</div>{note}</div>'
     return f"<section><h2>{escape(table.title)}</h2>{card}</section>"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.split("±")[0].replace("dB", "").strip("%+ "))
-    except ValueError:
-        return text == "–"
-    return True
 
 
 def _figure(figure: Figure) -> str:
@@ -100,24 +88,17 @@ def _figure(figure: Figure) -> str:
 def _run(folder: Path) -> str:
     options = public_options(shown_options(folder))
     records = thinned(shown_records(folder))
-    files: dict[str, int] = {}
     blobs: dict[str, int] = {}  # fixed inputs are the same at every moment: they go in once
     for record in records:
         if record["kind"] == "samples":
-            record["pictures"].pop(GRID, None)  # would show everything a second time
-            for name in record["pictures"].values():
-                path = folder / record["folder"] / name
-                if path.is_file():
-                    files[f"{record['folder']}/{name}"] = blobs.setdefault(data_address(path), len(blobs))
-    info = {
-        "name": folder.name,
-        "host": "",
-        "options": options,
-        "epochs": epochs_of(options),
-        "records": records,
-        "files": files,
-        "blobs": list(blobs),
-    }
+            files = {kind: folder / record["folder"] / name for kind, name in record["pictures"].items()}
+            record["pictures"] = {
+                kind: blobs.setdefault(data_address(path), len(blobs))
+                for kind, path in files.items()
+                if kind != GRID and path.is_file()  # the grid would show everything a second time
+            }
+    records = [record for record in records if record.get("pictures", True)]
+    info = {**about_run(folder.name, options), "records": records, "blobs": list(blobs)}
     return (
         f'<section class="run"><h2>{escape(folder.name)}</h2><p class="sub">{escape(subtitle(options))}</p>'
         f'<script type="application/json" class="run">{embed(info)}</script></section>'

@@ -72,36 +72,32 @@ def _tile(pictures: list[Image.Image]) -> Image.Image:
 
 
 def labelled_grid(pictures: Mapping[str, list[Image.Image]]) -> Image.Image:
-    """A row per input, a column per kind, the kind's caption above its column."""
+    """A row per input, a column per kind, the kind's caption above its column, all captions in one size."""
     cell_width = max(column[0].width for column in pictures.values())
     cell_height = max(column[0].height for column in pictures.values())
-    size = max(11, cell_width // 16)
-    captions = {kind: _fitting(CAPTIONS.get(kind, kind), cell_width, size) for kind in pictures}
-    head = max(round(font.size) for _, font in captions.values()) + 3 * GAP
+    captions = [CAPTIONS.get(kind, kind) for kind in pictures]
+    font = _font_for(captions, cell_width)
+    head = round(font.size) + 3 * GAP
     rows = max(len(column) for column in pictures.values())
-    sheet = Image.new(
-        "RGB",
-        (len(pictures) * (cell_width + GAP) + GAP, head + rows * (cell_height + GAP)),
-        BACKGROUND,
-    )
+    width, height = len(pictures) * (cell_width + GAP) + GAP, head + rows * (cell_height + GAP)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for position, (kind, column) in enumerate(pictures.items()):
+    for position, (caption, column) in enumerate(zip(captions, pictures.values(), strict=True)):
         left = GAP + position * (cell_width + GAP)
-        text, font = captions[kind]
-        draw.text((left + cell_width / 2, head / 2), text, fill=INK, font=font, anchor="mm")
+        while font.getlength(caption) > cell_width:
+            caption = caption[:-1]
+        draw.text((left + cell_width / 2, head / 2), caption, fill=INK, font=font, anchor="mm")
         for row, picture in enumerate(column):
             sheet.paste(picture.convert("RGB"), (left, head + row * (cell_height + GAP)))
     return sheet
 
 
-def _fitting(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text and the largest font up to `size` in which it fits (a long text is cut at 7 pixels)."""
+def _font_for(captions: list[str], width: int) -> ImageFont.FreeTypeFont:
+    """The largest font, from 7 pixels up to a sixteenth of the width, in which every caption fits."""
+    size = max(11, width // 16)
     while True:
         font = ImageFont.load_default(size)
         assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow >= 10.1 with FreeType, as every wheel has it
-        if font.getlength(text) <= width:
-            return text, font
-        if size > 7:
-            size -= 1
-        else:
-            text = text[:-1]
+        if size == 7 or all(font.getlength(caption) <= width for caption in captions):
+            return font
+        size -= 1

@@ -1,9 +1,8 @@
 """The run in Visdom: samples, curves, options, and three buttons. Nothing here can slow or stop a training.
 
-The training's thread only puts records into a bounded queue. A thread of the viewer's own brings them to the server.
-What the server shows is a `Board`, which that thread keeps up to date whether or not there is a server. So an outage
-loses nothing: when a server answers again, everything is sent anew. Should the queue overflow, the board is rebuilt
-from `metrics.jsonl`, which holds it all.
+The training's thread only adds records to a `Board`, which holds what the server shows. A thread of the viewer's own
+brings the news to the server, and starts a server where one is wanted. The board is kept up to date whether or not
+there is a server. So an outage loses nothing: when a server answers again, everything is sent anew.
 """
 
 import getpass
@@ -15,25 +14,18 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from datasets.errors import say, warn
-from gan.viewers import Record, RunInfo, Viewer, shown_records
-from gan.viewers.visdom_panes import Board, command_of, history_on_server, send_news
-from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, log_in
+from gan.viewers import Record, RunInfo, Viewer
+from gan.viewers.visdom_panes import Board, command_of, moments_on_server
+from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, log_in, missing_scripts
 
 if TYPE_CHECKING:  # it imports the visdom package
     from gan.viewers.visdom_client import VisdomClient
 
-Mode = Literal["auto", "on", "off", "offline"]
-
-DECIDE_SECONDS = 2.0
-"""How long the start of a training waits to learn whether a server answers already."""
-
 FLUSH_SECONDS = 5.0
 """How long the end of a run waits for what is still to be sent."""
-
-QUEUE_LIMIT = 1000
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds between attempts to reach a server: doubled from the first to the longest."""
@@ -49,15 +41,15 @@ class Visdom(Viewer):
     """Shows the run on the server at `server`:`port``base_url`, in the environment `env` (default: the run's name).
 
     mode: auto uses a server that answers, now or later; on starts one on this machine if none does, and stops it at
-    the end unless `keep`; offline sends nothing (`python -m gan.viewers RUN` plays the run's files later); off is
-    silent. The password may come from the environment variable VISDOM_PASSWORD instead, the name from
-    VISDOM_USERNAME. A user name without a password is one warning, and no login is sent. controls: buttons that steer
-    the training also on a server that this run has not started, where others may click them.
+    the end unless `keep`; offline sends nothing (`python -m gan.viewers RUN` plays the run's files later). The password
+    may come from the environment variable VISDOM_PASSWORD instead, the name from VISDOM_USERNAME. A user name without a
+    password is one warning, and no login is sent. controls: buttons that steer the training also on a server that this
+    run has not started, where others may click them.
     """
 
     def __init__(
         self,
-        mode: Mode = "auto",
+        mode: str = "auto",
         server: str = "http://localhost",
         port: int = 8097,
         base_url: str = "/",
@@ -71,25 +63,18 @@ class Visdom(Viewer):
         self._address = Address(server, port, base_url)
         self._login = login_of(username, password)
         self._thread: threading.Thread | None = None
-        self._queue: deque[Record] = deque(maxlen=QUEUE_LIMIT)
-        self._overflowed = self._is_rebuilt = False
         self._closing = threading.Event()
-        self._tried = threading.Event()
         self._server: LocalServer | None = None
-        self._server_wanted = False  # set by the viewer's thread, acted on by the training's
         self._client: VisdomClient | None = None
         self._connected_since: float | None = None
         self._connections_seen = 0
         self._given_up = False
-        self._pause, self._wait, self._next_try = 0.0, FIRST_WAIT, 0.0
+        self._wait, self._next_try = FIRST_WAIT, 0.0
         self._commands: deque[str] = deque()
-        self._closed_panes: deque[str] = deque()
 
     # In the training's thread.
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
-        if self._mode == "off":
-            return
         if self._mode == "offline":
             folder = shlex.quote(str(run.folder))
             say(f"visdom: offline; play the run into a server later with: python -m gan.viewers {folder}")
@@ -106,114 +91,81 @@ class Visdom(Viewer):
             self._server = LocalServer(run.folder / "visdom", self._address, self._keep)
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
         self._thread.start()
-        if self._server and (not self._tried.wait(DECIDE_SECONDS) or self._server_wanted):
-            self._start_server()
 
     def record(self, record: Record) -> None:
-        if len(self._queue) == self._queue.maxlen:
-            self._overflowed = True
-        self._queue.append(record)
+        if self._thread:
+            self._board.add(record)
 
     def commands(self) -> set[str]:
-        if self._server_wanted:
-            self._start_server()
         return {self._commands.popleft() for _ in range(len(self._commands))}
 
     def close(self) -> None:
         if self._thread:
-            if self._client:
-                self._client.seconds = FLUSH_SECONDS
             self._closing.set()
             self._thread.join(FLUSH_SECONDS)
             self._thread = None
             if self._server:
                 self._server.stop()
 
-    def _start_server(self) -> None:
-        """Start the server that the viewer's thread has missed; see LocalServer why it cannot do that itself."""
-        self._server_wanted = False
-        if self._server:
-            self._server.start()
-
     # In the viewer's thread.
 
     def _work(self) -> None:
         try:
-            while not self._closing.wait(self._pause):
-                self._update(closing=False)
-            self._update(closing=True)
-            while (
-                self._server and self._server.is_starting
-            ):  # the run was shorter than the start of its server
-                time.sleep(0.1)
-                self._update(closing=True)
+            pause = 0.0
+            while not self._closing.wait(pause):
+                pause = self._update()
+            self._update()
         except Exception as error:  # our own fault: still nothing that a training should hear of
             warn("visdom", f"stopped: {type(error).__name__}: {error} (training continues without it)")
         finally:
-            self._tried.set()
             if self._client:
                 self._client.stop_listening()
 
-    def _update(self, closing: bool) -> None:
-        """Bring the board and, where there is one, the server up to date."""
-        self._take_news()
+    def _update(self) -> float:
+        """Bring the server, where there is one, up to date. Returns the seconds to wait until the next time."""
         begin = time.monotonic()
-        self._pause = PAUSE
         if self._given_up:
-            return
+            return PAUSE
         try:
-            if self._connected_since is None and (closing or begin >= self._next_try):
-                self._connect(seconds=1.0 if closing else None)
+            if self._connected_since is None and begin >= self._next_try:
+                self._connect()
             if self._connected_since is not None:
                 assert self._client
-                if self._is_rebuilt:
-                    self._start_over()
                 self._notice_restart(self._client)
-                self._push(self._client, save=closing)
-                self._pause = min(LONGEST_PAUSE, max(PAUSE, (time.monotonic() - begin) / SHARE))
+                self._push(self._client)
+                return min(LONGEST_PAUSE, max(PAUSE, (time.monotonic() - begin) / SHARE))
         except Unreachable as error:
             self._lost(error)
-        finally:
-            self._tried.set()
+        return PAUSE
 
-    def _take_news(self) -> None:
-        news = [self._queue.popleft() for _ in range(len(self._queue))]
-        if self._overflowed:
-            self._overflowed = False
-            self._board = Board(shown_records(self._run.folder))
-            self._is_rebuilt = True  # it does not know what the server shows
-        for record in news:
-            self._board.add(record)
-        while self._closed_panes:
-            self._board.forget_pane(self._closed_panes.popleft())
-
-    def _connect(self, seconds: float | None) -> None:
-        """Connect, or note that a server is wanted. Raises Unreachable if there is none and none will be started."""
-        server = self._server
-        if server and server.failure:
-            self._server = None
-            raise Unreachable(f"none could be started: {server.failure}")
-        if server and server.is_running:
-            self._address = server.address
+    def _connect(self) -> None:
+        """Connect, to a server of our own where there is no other. Raises Unreachable if there is none."""
         try:
-            cookie = log_in(self._address, *self._login, seconds)
+            cookie = log_in(self._address, *self._login)
         except Refused:
             raise
-        except Unreachable as error:
-            if server is None:
+        except Unreachable:
+            if self._server is None or self._server.is_running:
                 raise
-            if server.is_running and not server.is_starting:
-                raise Unreachable(f"the one that was started does not answer, see {server.log}") from error
-            self._server_wanted = not server.is_running
-            self._pause = 0.2
-            return
-        if server and server.is_running and not server.has_answered:
-            server.has_answered = True
-            for note in server.notes():
-                say(f"note: {note}")
+            cookie = self._start_server(self._server)
         self._listen(cookie)
         self._connected_since = time.monotonic()
         self._start_over()
+
+    def _start_server(self, server: LocalServer) -> str:
+        """Start our own server and say what a person should know about it. Returns the cookie: none is needed."""
+        wanted = self._address.port
+        server.start()
+        self._address = server.address
+        if missing_scripts():
+            say(
+                "note: Visdom's page will stay blank: it could not load its scripts (docs/watching.md says what helps)"
+            )
+        if self._address.port != wanted:
+            say(
+                f"note: port {wanted} is held by something that is not Visdom, port {self._address.port} is used"
+            )
+        return ""
 
     def _listen(self, cookie: str) -> None:
         """Make a client of the package, or wake the one that there is."""
@@ -231,9 +183,7 @@ class Visdom(Viewer):
         """Send everything again: the server is another one, or has forgotten us."""
         assert self._client
         self._connections_seen = self._client.connections
-        self._is_rebuilt = False
-        self._board.forget_sent()
-        self._board.history_sent = history_on_server(self._client, self._board)
+        self._board.forget_sent(moments_on_server(self._client, self._board))
 
     def _notice_restart(self, client: "VisdomClient") -> None:
         """Start over if the server has been away, however shortly. Raises Unreachable if it is away now."""
@@ -242,9 +192,10 @@ class Visdom(Viewer):
         if again or (self._board.fixed_sent and self._env not in client.get_env_list()):
             self._start_over()
 
-    def _push(self, client: "VisdomClient", save: bool) -> None:
-        send_news(client, self._run, self._board, with_controls=client.connections > 0 and self._is_steered)
-        if save or self._board.epoch > self._saved_epoch:
+    def _push(self, client: "VisdomClient") -> None:
+        for send in self._board.take_news(self._run, client.connections > 0 and self._is_steered):
+            send(client)
+        if self._closing.is_set() or self._board.epoch > self._saved_epoch:
             client.save([self._env])
             self._saved_epoch = self._board.epoch
         self._reports.reached(self._address, self._env)
@@ -254,7 +205,7 @@ class Visdom(Viewer):
         if self._is_steered and (command := command_of(event, self._env)):
             self._commands.append(command)
         elif event.get("event_type") == "close" and event.get("eid") == self._env:
-            self._closed_panes.append(str(event.get("target")))
+            self._board.forget_pane(str(event.get("target")))
 
     @property
     def _is_steered(self) -> bool:
@@ -270,7 +221,8 @@ class Visdom(Viewer):
         self._next_try = now + self._wait
         self._wait = min(LONGEST_WAIT, 2 * self._wait)
         self._given_up = isinstance(reason, Refused)
-        self._reports.lost(self._address, reason, since is not None, self._closing.is_set())
+        if not (self._closing.is_set() and since is not None):
+            self._reports.lost(self._address, reason, since is not None)
 
 
 class Reports:
@@ -285,12 +237,12 @@ class Reports:
         self._reported: float | None = None  # when an outage was last reported
         self._owes_return = False
 
-    def lost(self, address: Address, reason: Unreachable, was_connected: bool, closing: bool) -> None:
+    def lost(self, address: Address, reason: Unreachable, was_connected: bool) -> None:
         """There is no server, or no longer: one line if that is news."""
         now, given_up = time.monotonic(), isinstance(reason, Refused)
         first = self._reported is None and not self._introduced
         recently = self._reported is not None and now - self._reported < QUIET_SECONDS
-        if not (first or given_up or (was_connected and not recently and not closing)):
+        if not (first or given_up or (was_connected and not recently)):
             return
         self._reported = now
         self._owes_return = True

@@ -36,7 +36,6 @@ class VisdomClient(visdom.Visdom):
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.address, self.cookie, self.on_event = address, cookie, on_event
-        self.seconds: float | None = None  # a request takes at most so long; None: as usual
         self.connections = 0
         """How often the package has connected to listen: a rise means that the server was another one or away."""
         self.curves: set[str] = set()  # panes of curves that were drawn
@@ -93,7 +92,7 @@ class VisdomClient(visdom.Visdom):
 
     def _handle_post(self, url: str, data: str | None = None) -> str:
         path = url.removeprefix(f"{self.address.origin}:{self.address.port}{self.address.path}")
-        answer = exchange(self.address, "POST", path, data or "", self.cookie, self.seconds)
+        answer = exchange(self.address, "POST", path, data or "", self.cookie)
         if answer.status != 200:
             raise Unreachable(f"it answers {answer.status}")
         return answer.body.decode(errors="replace")

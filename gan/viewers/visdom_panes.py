@@ -1,10 +1,11 @@
 """What is on the Visdom page: panes with stable names, and the calls of the package's client that fill them."""
 
-import contextlib
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_option
 
 if TYPE_CHECKING:  # it imports the visdom package
     from gan.viewers.visdom_client import VisdomClient
+
+Send = Callable[["VisdomClient"], None]
 
 POINTS = 2000
 """Steps of a curve that Visdom holds at most."""
@@ -44,6 +47,7 @@ class CurvePane:
             str, list[float]
         ] = {}  # name -> the logged value at each step, NaN where there is none
         self.sent = 0  # steps the server has; 0 asks for a pane from scratch
+        self.is_closed = False  # somebody closed the pane; its next point brings it back
         self._stride = 1
         self._seen = 0
         self._newest = -1
@@ -53,6 +57,8 @@ class CurvePane:
         known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         if step <= self._newest or not known:
             return
+        if self.is_closed:
+            self.is_closed, self.sent = False, 0
         self._newest = step
         self._seen += 1
         if (self._seen - 1) % self._stride:
@@ -70,18 +76,22 @@ class CurvePane:
             self._stride *= 2
             self.sent = 0
 
-    def send(self, client: "VisdomClient") -> None:
-        """Send the steps that the server lacks."""
+    def news(self) -> "Send | None":
+        """A call that sends the steps that the server lacks, None if it has them all."""
         if self.sent == len(self.steps):
-            return
+            return None
         options: dict[str, Any] = {"legend": list(self.curves)}
         if self.sent == 0:
             options |= {**TEXT_SIZE, "title": self.title, "layoutopts": {"plotly": self._layout()}}
         values = np.array(list(self.curves.values()), dtype=float).T[self.sent :]
-        steps = np.array(self.steps[self.sent :])
-        client.line(values, steps, win=self.name, opts=options, update="append" if self.sent else None)
-        client.curves.add(self.name)
+        steps, update = np.array(self.steps[self.sent :]), "append" if self.sent else None
         self.sent = len(self.steps)
+
+        def send(client: "VisdomClient") -> None:
+            client.line(values, steps, win=self.name, opts=options, update=update)
+            client.curves.add(self.name)
+
+        return send
 
     def _layout(self) -> dict[str, Any]:
         scales = [
@@ -102,7 +112,8 @@ class Board:
     """All that is shown of a run, in nearly constant memory, built from its records in their order.
 
     The newest samples have a pane of their own, which stands first. Older ones are in a slider. It only ever grows,
-    ever more slowly: a page that is open at a moment which is no longer there goes blank.
+    ever more slowly: a page that is open at a moment which is no longer there goes blank. The training's thread adds
+    records while another one takes the news; neither ever waits for a server.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
@@ -111,7 +122,7 @@ class Board:
         self.history: list[Record] = []  # records of samples in the slider, oldest first
         self.epoch = 0
         self._moments = 0
-        self._closed: set[str] = set()  # curves that somebody closed, and that have no new point yet
+        self._lock = threading.Lock()
         self.forget_sent()
         for record in records:
             self.add(record)
@@ -119,55 +130,81 @@ class Board:
     def add(self, record: Record) -> None:
         """Take one record; what is known already changes nothing."""
         step = record.get("step", 0)
-        self.epoch = max(self.epoch, record.get("epoch", 0))
-        if record["kind"] == "train":
-            losses: dict[tuple[str, str], dict[str, float]] = {}
-            for name, value in record["losses"].items():
-                losses.setdefault(loss_pane(name), {})[name] = value
-            for (pane, title), values in losses.items():
-                self._point(pane, title, step, values)
-            time = record.get("time", {})
-            self._point(LEARNING_RATE, "learning rate", step, {"lr": record.get("lr")})
-            self._point("throughput", "throughput, images/s", step, {"images/s": time.get("images_per_s")})
-            self._point(
-                "data_wait", "waiting for data, share of time", step, {"data wait": time.get("data_wait")}
-            )
-        elif record["kind"] == "metrics":
-            for name, value in record["metrics"].items():
-                counts = name.startswith("fid") and "n_fake" in record
-                title = f"{name}, n_fake {record['n_fake']}, n_real {record['n_real']}" if counts else name
-                self._point(f"metric_{name}", title, step, {name: value})
-        elif record["kind"] == "samples" and (self.newest is None or step > self.newest["step"]):
-            self.newest, self.newest_sent = record, False
-            if self._moments % 2 ** (len(self.history) // BLOCK) == 0:
-                self.history.append(record)
-            self._moments += 1
+        with self._lock:
+            self.epoch = max(self.epoch, record.get("epoch", 0))
+            if record["kind"] == "samples" and (self.newest is None or step > self.newest["step"]):
+                self.newest, self._newest_sent = record, False
+                if self._moments % 2 ** (len(self.history) // BLOCK) == 0:
+                    self.history.append(record)
+                self._moments += 1
+            for name, title, values in points_of(record):
+                self.panes.setdefault(name, CurvePane(name, title)).add(step, values)
 
-    def forget_sent(self) -> None:
-        """The server has lost everything, or may have."""
-        self.newest_sent = False
-        self.history_sent = 0
-        self.fixed_sent: set[str] = set()  # panes that never change
-        for pane in self.panes.values():
-            pane.sent = 0
+    def forget_sent(self, moments_shown: int = 0) -> None:
+        """The server has lost everything, or may have; its slider still shows so many moments."""
+        with self._lock:
+            self._newest_sent = False
+            self._history_sent = moments_shown
+            self.fixed_sent: set[str] = set()  # panes that never change
+            for pane in self.panes.values():
+                pane.sent = 0
 
     def forget_pane(self, name: str) -> None:
         """Somebody closed it. A curve comes back whole with its next point, samples with the next ones only.
 
         Options and buttons stay away until everything is sent again.
         """
-        if name == HISTORY:
-            self.history.clear()
-            self.history_sent = 0
-        else:
-            self._closed.add(name)
+        with self._lock:
+            if name == HISTORY:
+                self.history.clear()
+                self._history_sent = 0
+            elif name in self.panes:
+                self.panes[name].is_closed = True
 
-    def _point(self, name: str, title: str, step: int, values: Mapping[str, float | None]) -> None:
-        pane = self.panes.setdefault(name, CurvePane(name, title))
-        pane.add(step, values)
-        if name in self._closed:
-            self._closed.remove(name)
-            pane.sent = 0
+    def take_news(self, run: RunInfo, with_controls: bool) -> list["Send"]:
+        """Calls that send what the server does not have yet. After one that fails, `forget_sent`.
+
+        The page shows panes in the order in which they came, so a text holds the first place until there are samples.
+        """
+        news: list[Send] = []
+        with self._lock:
+            if self.newest and not self._newest_sent:
+                news.append(partial(_send_samples, pane=SAMPLES, run=run, record=self.newest))
+                self._newest_sent = True
+            fixed: dict[str, Send] = {ABOUT: partial(_send_text, pane=ABOUT, title="about", text=about(run))}
+            if not self.newest:
+                text = "Here the first samples will appear."
+                fixed = {
+                    SAMPLES: partial(_send_text, pane=SAMPLES, title="newest samples", text=text)
+                } | fixed
+            if with_controls:
+                fixed[CONTROLS] = _send_controls
+            news += [send for name, send in fixed.items() if name not in self.fixed_sent]
+            self.fixed_sent |= fixed.keys()
+            news += [send for pane in self.panes.values() if (send := pane.news())]
+            unsent = self.history[self._history_sent :]
+            news += [partial(_send_samples, pane=HISTORY, run=run, record=record) for record in unsent]
+            self._history_sent = len(self.history)
+        return news
+
+
+def points_of(record: Record) -> Iterator[tuple[str, str, dict[str, float | None]]]:
+    """Pane, title and named values of everything that a record adds to a curve."""
+    if record["kind"] == "train":
+        losses: dict[tuple[str, str], dict[str, float | None]] = {}
+        for name, value in record["losses"].items():
+            losses.setdefault(loss_pane(name), {})[name] = value
+        for (pane, title), values in losses.items():
+            yield pane, title, values
+        time = record.get("time", {})
+        yield LEARNING_RATE, "learning rate", {"lr": record.get("lr")}
+        yield "throughput", "throughput, images/s", {"images/s": time.get("images_per_s")}
+        yield "data_wait", "waiting for data, share of time", {"data wait": time.get("data_wait")}
+    elif record["kind"] == "metrics":
+        for name, value in record["metrics"].items():
+            counts = name.startswith("fid") and "n_fake" in record
+            title = f"{name}, n_fake {record['n_fake']}, n_real {record['n_real']}" if counts else name
+            yield f"metric_{name}", title, {name: value}
 
 
 def loss_pane(loss: str) -> tuple[str, str]:
@@ -185,38 +222,7 @@ def loss_pane(loss: str) -> tuple[str, str]:
     return "losses_other", "other losses"
 
 
-def send_news(client: "VisdomClient", run: RunInfo, board: Board, with_controls: bool) -> None:
-    """Send what the server does not have yet. Raises Unreachable half way.
-
-    The page shows panes in the order in which they came, so a text holds the first place until there are samples.
-    """
-    if board.newest and not board.newest_sent:
-        with contextlib.suppress(OSError):  # its picture is gone: the next one comes soon
-            _send_samples(client, SAMPLES, run, board.newest)
-        board.newest_sent = True
-    if not board.newest and SAMPLES not in board.fixed_sent:
-        options = {**TEXT_SIZE, "title": "newest samples"}
-        client.text("Here the first samples will appear.", win=SAMPLES, opts=options)
-        board.fixed_sent.add(SAMPLES)
-    for pane in board.panes.values():
-        pane.send(client)
-    if ABOUT not in board.fixed_sent:
-        client.text(about(run), win=ABOUT, opts={**TEXT_SIZE, "title": "about"})
-        board.fixed_sent.add(ABOUT)
-    if with_controls and CONTROLS not in board.fixed_sent:
-        buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
-        client.properties(buttons, win=CONTROLS, opts={"title": "controls", "width": 380, "height": 200})
-        board.fixed_sent.add(CONTROLS)
-    while board.history_sent < len(board.history):
-        try:
-            _send_samples(client, HISTORY, run, board.history[board.history_sent])
-        except OSError:  # its picture is gone: the slider has one moment less
-            del board.history[board.history_sent]
-        else:
-            board.history_sent += 1
-
-
-def history_on_server(client: "VisdomClient", board: Board) -> int:
+def moments_on_server(client: "VisdomClient", board: Board) -> int:
     """How many moments of our slider the server shows already, as after an outage without a restart.
 
     A slider of another run with this name goes. Raises Unreachable.
@@ -238,10 +244,13 @@ def caption_of(record: Record) -> str:
 
 
 def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Record) -> None:
-    """Send the samples of one moment, to the slider or in place of the newest. Raises OSError without their picture."""
+    """Send the samples of one moment, to the slider or in place of the newest; nothing if their picture is gone."""
     files = record["pictures"]
-    with Image.open(run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))) as file:
-        picture = file.convert("RGB")
+    try:
+        with Image.open(run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))) as file:
+            picture = file.convert("RGB")
+    except OSError:
+        return
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     width = min(1000, max(480, picture.width))  # the picture is scaled to the pane's width
     height = min(1000, round(width * picture.height / picture.width)) + CAPTION_HEIGHT
@@ -251,6 +260,15 @@ def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Recor
     else:
         options |= {"title": "newest samples"}
     client.image(np.asarray(picture).transpose(2, 0, 1), win=pane, opts=options)
+
+
+def _send_text(client: "VisdomClient", pane: str, title: str, text: str) -> None:
+    client.text(text, win=pane, opts={**TEXT_SIZE, "title": title})
+
+
+def _send_controls(client: "VisdomClient") -> None:
+    buttons = [{"type": "button", "name": name, "value": name} for name in BUTTONS]
+    client.properties(buttons, win=CONTROLS, opts={"title": "controls", "width": 380, "height": 200})
 
 
 def about(run: RunInfo) -> str:
@@ -265,11 +283,8 @@ def about(run: RunInfo) -> str:
 
 def command_of(event: Mapping[str, Any], env: str) -> str | None:
     """What a click in the controls pane asks for, None for any other event."""
-    if event.get("event_type") != "PropertyUpdate" or (event.get("eid"), event.get("target")) != (
-        env,
-        CONTROLS,
-    ):
-        return None
+    place = (event.get("event_type"), event.get("eid"), event.get("target"))
     index = event.get("propertyId")
-    commands = list(BUTTONS.values())
-    return commands[index] if isinstance(index, int) and 0 <= index < len(commands) else None
+    if place != ("PropertyUpdate", env, CONTROLS) or not isinstance(index, int):
+        return None
+    return dict(enumerate(BUTTONS.values())).get(index)

@@ -6,7 +6,6 @@ there, and a training that is killed closes it. With `--keep` it stays.
 """
 
 import contextlib
-import functools
 import hashlib
 import http.client
 import importlib.util
@@ -20,9 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
-CONNECT_TIMEOUT = 3.0
 REQUEST_TIMEOUT = 10.0
 """Seconds until an answer must be complete."""
 
@@ -38,7 +36,6 @@ START_SECONDS = 45.0
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 STOP_SECONDS = 2.0
 PORTS_TRIED = 20
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Unreachable(Exception):
@@ -58,12 +55,12 @@ class Address:
     base_url: str = "/"
 
     @property
-    def host(self) -> str:
-        return urlsplit(self._with_scheme()).hostname or "localhost"
+    def parts(self) -> SplitResult:
+        return urlsplit(self.server if "://" in self.server else "http://" + self.server)
 
     @property
-    def scheme(self) -> str:
-        return urlsplit(self._with_scheme()).scheme
+    def host(self) -> str:
+        return self.parts.hostname or "localhost"
 
     @property
     def is_loopback(self) -> bool:
@@ -72,19 +69,16 @@ class Address:
     @property
     def origin(self) -> str:
         """Scheme and host, without port: http://[::1]."""
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}"
+        return f"{self.parts.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}"
 
     @property
     def path(self) -> str:
         """The base path without a slash at its end: empty for `/`."""
-        return "/" + self.base_url.strip("/") if self.base_url.strip("/") else ""
+        return f"/{self.base_url.strip('/')}".rstrip("/")
 
     def page(self, env: str = "") -> str:
         """The address a person opens."""
         return f"{self.origin}:{self.port}{self.path}" + (f"/env/{quote(env)}" if env else "")
-
-    def _with_scheme(self) -> str:
-        return self.server if "://" in self.server else "http://" + self.server
 
 
 @dataclass(frozen=True)
@@ -96,30 +90,27 @@ class Answer:
     body: bytes
 
 
-def exchange(
-    address: Address, method: str, path: str, body: str = "", cookie: str = "", seconds: float | None = None
-) -> Answer:
+def exchange(address: Address, method: str, path: str, body: str = "", cookie: str = "") -> Answer:
     """One request that always ends. Raises Unreachable.
 
     A time-out per read is not enough: a server may send one byte a second. So the connection is shut down after
-    `seconds` (default: REQUEST_TIMEOUT), whatever comes in.
+    REQUEST_TIMEOUT, whatever comes in.
     """
-    seconds = REQUEST_TIMEOUT if seconds is None else seconds
-    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    connection = kind(address.host, address.port, timeout=min(CONNECT_TIMEOUT, seconds))
+    seconds = REQUEST_TIMEOUT
+    is_https = address.parts.scheme == "https"
+    kind = http.client.HTTPSConnection if is_https else http.client.HTTPConnection
+    connection = kind(address.host, address.port, timeout=seconds)
     late = threading.Event()
 
     def give_up() -> None:
         late.set()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # there is no socket before it is connected
             connection.sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
+    timer.start()
     try:
-        connection.connect()
-        connection.sock.settimeout(seconds)
-        timer.start()
         headers = {"Content-Type": "application/json"} | ({"Cookie": cookie} if cookie else {})
         connection.request(method, address.path + path, body.encode(), headers)
         answer = connection.getresponse()
@@ -130,32 +121,32 @@ def exchange(
             raise TimeoutError
         return Answer(answer.status, (answer.headers.get("Set-Cookie") or "").partition(";")[0], received)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         if late.is_set() or isinstance(error, TimeoutError):
-            raise Unreachable(f"no answer within {seconds:.0f} s") from error
-        if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
-            raise Unreachable("what answers there does not speak HTTP") from error
-        raise Unreachable(getattr(error, "strerror", None) or str(error)) from error
+            reason = f"no answer within {seconds:.0f} s"
+        elif isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+            reason = "what answers there does not speak HTTP"
+        raise Unreachable(reason) from error
     finally:
         timer.cancel()
         connection.close()
 
 
-def log_in(address: Address, username: str = "", password: str = "", seconds: float | None = None) -> str:
+def log_in(address: Address, username: str = "", password: str = "") -> str:
     """The cookie of a session, empty without a user name, if page and interface there are Visdom's.
 
-    seconds: for each of the requests. Raises Unreachable if not, Refused if the server does not let us in.
+    Raises Unreachable if not, Refused if the server does not let us in.
     """
-    ask = functools.partial(exchange, address, seconds=seconds)
     cookie = ""
     if username:
         hashed = hashlib.sha256(password.encode()).hexdigest()  # what Visdom's login page sends
-        answer = ask("POST", "/", json.dumps({"username": username, "password": hashed}))
+        answer = exchange(address, "POST", "/", json.dumps({"username": username, "password": hashed}))
         if answer.status in (400, 401):
             raise Refused(f"the login of {username!r} is refused")
         if answer.status != 200:
             raise Unreachable(f"its login answers {answer.status}")
         cookie = answer.cookie
-    status = ask("GET", "/env/main", cookie=cookie).status
+    status = exchange(address, "GET", "/env/main", cookie=cookie).status
     if status in (400, 401) and not username:
         raise Refused("it wants a login (--visdom_username, --visdom_password)")
     if status == 403:
@@ -163,7 +154,7 @@ def log_in(address: Address, username: str = "", password: str = "", seconds: fl
     if status != 200:
         raise Unreachable(f"its page answers {status}")
     try:
-        is_visdom = isinstance(json.loads(ask("POST", "/env_state", "{}", cookie).body), list)
+        is_visdom = isinstance(json.loads(exchange(address, "POST", "/env_state", "{}", cookie).body), list)
     except ValueError:
         is_visdom = False
     if not is_visdom:
@@ -172,20 +163,16 @@ def log_in(address: Address, username: str = "", password: str = "", seconds: fl
 
 
 class LocalServer:
-    """One server on the loopback interface, with its log and state under `folder`.
-
-    Only the training's own thread starts and stops the process. A loader worker that another thread forks at that
-    moment would inherit the pipe on which `Popen` waits for the start to succeed, and hold it open for an epoch.
-    """
+    """One server on the loopback interface, with its log and state under `folder`."""
 
     def __init__(self, folder: Path, address: Address, keep: bool) -> None:
         self.address = address
         self.log = folder / "server.log"
-        self.has_answered = False  # since its last start; whoever talks to it sets this
-        self.failure = ""  # why the last start failed, empty if it did not
-        self._folder, self._keep, self._wanted_port = folder, keep, address.port
+        self._folder, self._keep = folder, keep
         self._process: subprocess.Popen[bytes] | None = None
-        self._starts, self._started_at = 0, 0.0
+        self._starts = 0
+        self._is_over = False
+        self._lock = threading.Lock()  # no process is started after `stop`
 
     @property
     def is_running(self) -> bool:
@@ -193,63 +180,64 @@ class LocalServer:
         process = self._process
         return process is not None and process.poll() is None
 
-    @property
-    def is_starting(self) -> bool:
-        """Whether it has not had its time to answer for the first time yet."""
-        on_time = time.monotonic() < self._started_at + START_SECONDS
-        return self.is_running and not self.has_answered and on_time
-
     def start(self) -> None:
-        """Start the process, on the next free port if the wanted one is taken; it answers a few seconds later.
+        """Start the process, on the next free port if the wanted one is taken, and wait until it answers.
 
-        Does nothing while it runs. Notes the failure if it cannot be started.
+        Raises Unreachable if it ends or does not answer, Refused if it cannot be started or has ended too often.
         """
-        if not self.is_running:
-            try:
-                self._start()
-            except OSError as error:
-                self.failure = str(error)
-
-    def _start(self) -> None:
         if self._starts == START_LIMIT:
-            raise OSError(f"it ended {START_LIMIT} times, see {self.log}")
+            raise Refused(f"the one that was started ended {START_LIMIT} times, see {self.log}")
+        self._starts += 1
+        try:
+            with self._lock:
+                self._process = process = self._launch()
+        except OSError as error:
+            raise Refused(f"none could be started: {error}") from error
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                log_in(self.address)
+            except Unreachable as error:
+                if process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                what = "does not answer" if process.poll() is None else f"ended: {self._last_words()}"
+                raise Unreachable(f"the one that was started {what}, see {self.log}") from error
+            return
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """Start the process in a way that no fork in another thread can delay.
+
+        Otherwise Popen waits for the end of a pipe, which a loader worker that is forked at that moment inherits and
+        holds open for an epoch. Without `close_fds`, `cwd` and `start_new_session` it needs none (posix_spawn). All
+        our descriptors are closed by exec.
+        """
+        if self._is_over:
+            raise OSError("the training is over")
         if importlib.util.find_spec("visdom") is None:
             raise OSError("the visdom package is not installed")
         port = free_port(self.address.port)
         self.address = Address("http://localhost", port, self.address.base_url)
         (self._folder / "state").mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "gan.viewers.visdom_server"]
+        # with -P, so that `import visdom` there does not find the file beside this one
+        command = [sys.executable, "-P", __file__, *(["--keep"] if self._keep else [])]
         command += ["-logging_level", "WARNING"]  # it would log every request
         command += ["-port", str(port), "-bind_local", "-env_path", str(self._folder.resolve() / "state")]
         command += ["-base_url", self.address.path] if self.address.path else []
-        command += ["--keep"] if self._keep else []
+        stdin = subprocess.DEVNULL if self._keep else subprocess.PIPE
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL if self._keep else subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the training, which then stops the server
-            )
-        self._starts += 1
-        self._started_at, self.has_answered = time.monotonic(), False
+            return subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, close_fds=False)
 
-    def notes(self) -> list[str]:
-        """What a person should know about the server, one line each."""
-        notes = []
-        if missing_scripts():
-            notes.append(
-                "Visdom's page will stay blank: it could not load its scripts (docs/watching.md says what helps)"
-            )
-        if self.address.port != self._wanted_port:
-            held = f"port {self._wanted_port} is held by something that is not Visdom"
-            notes.append(f"{held}, port {self.address.port} is used")
-        return notes
+    def _last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
 
     def stop(self) -> None:
         """End the process within seconds, unless it is to be kept."""
-        process, self._process = self._process, None
+        with self._lock:
+            self._is_over = True
+            process, self._process = self._process, None
         if process is None or self._keep:
             return
         process.terminate()
@@ -266,12 +254,7 @@ class LocalServer:
 def free_port(wanted: int) -> int:
     """`wanted`, or the next port above it that nothing listens on. Raises OSError if there is none near."""
     for port in range(wanted, min(wanted + PORTS_TRIED, 65536)):
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as the server itself will bind it
-            listener.bind(("127.0.0.1", port))
-            listener.listen(1)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise OSError(f"ports {wanted} to {wanted + PORTS_TRIED - 1} are all taken")
 
@@ -303,6 +286,9 @@ def main(arguments: list[str]) -> None:
         arguments.remove("--keep")
     else:
         threading.Thread(target=_end_with_starter, daemon=True).start()
+    if not sys.stdin.isatty():
+        with contextlib.suppress(OSError):  # it leads a session or a group already
+            os.setsid()  # Ctrl-C is for the training, which then stops the server
     if missing_scripts():
         download = [sys.executable, "-c", "from visdom.server.build import download_scripts as d; d()"]
         try:

@@ -2,6 +2,6 @@
 
 for (const script of document.querySelectorAll("script.run")) {
   const run = JSON.parse(script.textContent);
-  const view = new RunView(script.parentElement, run, (record, file) => run.blobs[run.files[`${record.folder}/${file}`]]);
+  const view = new RunView(script.parentElement, run, (record, blob) => run.blobs[blob]);
   for (const record of run.records) view.add(record);
 }

@@ -153,7 +153,7 @@ class Samples {
     this.drawn = this.selected;
     const set = (image, kind) => {
       image.alt = `${caption(kind)}, epoch ${record.epoch}, step ${record.step}`;
-      const address = record.pictures[kind] ? this.address(record, record.pictures[kind]) : "";
+      const address = kind in record.pictures ? this.address(record, record.pictures[kind]) : "";
       if (image.getAttribute("src") !== address) image.src = address;
     };
     set(this.before, a);
