@@ -27,6 +27,7 @@ from evaluate.pixels import PixelFunction
 BATCHES_AHEAD = 2
 BATCH_PIXELS = 2**22
 """In a batch at most, 16 pictures of 512 x 512: of larger pictures there are fewer, so that memory stays flat."""
+STORED_NUMBERS = 2**23  # of a sum in the cache at most, 64 MiB: sets of pictures of up to 900 pixels
 ROWS_IN_MEMORY = 2048  # features of more pictures (8 KiB each) stay in the cache and are read in blocks
 
 
@@ -119,6 +120,7 @@ class Measurements:
         self.cache, self.networks = cache, networks
         self.batch_size, self.num_threads, self.progress = batch_size, num_threads, progress
         self.pictures_decoded = 0
+        self._sums: dict[str, lpips.FeatureSum] = {}  # by key: they are in memory anyway while they grow
 
     def entry(self, quantity: Quantity) -> tuple[str, int]:
         """Where the cache has it, and how many numbers it is."""
@@ -152,14 +154,18 @@ class Measurements:
 
     def lpips_sum(self, pictures: Sequence[Picture]) -> lpips.FeatureSum:
         """The sum over a set that was computed before."""
-        total = torch.from_numpy(self.read([LpipsSum(pictures)])[0].copy())
-        return lpips.FeatureSum(total[1:], float(total[0]), len(pictures))
+        wanted = LpipsSum(pictures)
+        if (key := wanted.key(self.networks)) not in self._sums:
+            total = torch.from_numpy(self.read([wanted])[0].copy())
+            self._sums[key] = lpips.FeatureSum(total[1:], float(total[0]), len(pictures))
+        return self._sums[key]
 
     def compute(self, quantities: Iterable[Quantity]) -> None:
         """Run the pass. Raises UserError naming a picture that cannot be read or gives values that are not finite."""
         by_entry = {self.entry(quantity): quantity for quantity in quantities}
-        missing = set(self.cache.missing(by_entry))
-        due = {key: quantity for (key, _), quantity in by_entry.items() if key in missing}
+        missing = self.cache.missing(entry for entry in by_entry if entry[0] not in self._sums)
+        by_key = {key: quantity for (key, _), quantity in by_entry.items()}
+        due = {key: by_key[key] for key in missing}
         sums = {key: set(total.pictures) for key, total in due.items() if isinstance(total, LpipsSum)}
         totals: dict[str, lpips.FeatureSum] = {}
         size = self._batch_size(due.values())
@@ -198,10 +204,13 @@ class Measurements:
                 self.cache.put({quantity.key(self.networks): value for quantity, value in values})
                 self.pictures_decoded += len(batch.pictures)
                 bar.update(len(batch.pictures))
-        packed = {key: np.concatenate([[s.squares], s.vector.cpu().numpy()]) for key, s in totals.items()}
-        if not all(np.isfinite(total).all() for total in packed.values()):
-            raise UserError("LPIPS", "its features are not finite", "check the files of weights")
-        self.cache.put(packed)
+        for key, total in totals.items():
+            if not (math.isfinite(total.squares) and total.vector.isfinite().all()):
+                raise UserError("LPIPS", "its features are not finite", "check the files of weights")
+            self._sums[key] = lpips.FeatureSum(total.vector.cpu(), total.squares, total.count)
+            if len(total.vector) <= STORED_NUMBERS:
+                vector = self._sums[key].vector.numpy()
+                self.cache.put({key: np.concatenate([[total.squares], vector])})
 
     def _batch_size(self, quantities: Iterable[Quantity]) -> int:
         """Pictures in a batch: all that are compared have one size, that of the first."""
@@ -242,8 +251,9 @@ class Measurements:
         heads, place = self.networks.heads, {picture: i for i, picture in enumerate(group)}
         maps = self.networks.lpips_maps(_as_images([decoded[picture].pixels for picture in group]))
         if pairs:
-            ours, theirs = ([m[[place[q.pictures[side]] for q in pairs]] for m in maps] for side in (0, 1))
-            values = lpips.distance(ours, theirs, heads).cpu().numpy()
+            ours, theirs = ([place[q.pictures[side]] for q in pairs] for side in (0, 1))
+            sides = (m[ours] for m in maps), (m[theirs] for m in maps)  # copies of one layer at a time
+            values = lpips.distance(*sides, heads).cpu().numpy()
             yield from ((pair, values[i : i + 1]) for i, pair in enumerate(pairs))
         for quantity in to_sets:
             own = [m[place[quantity.picture]][None] for m in maps]
