@@ -29,12 +29,14 @@ def run_evaluation(options: EvaluateOptions) -> int:
     options.check()
     runs = [find_run(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
     place = output_folder(options, runs)
-    with new_folder(place):  # a call that is refused leaves nothing behind
+    smaller = "" if runs else ", or --size"
+    with (
+        new_folder(place),  # a call that is refused leaves nothing behind
+        advising_on_memory(f"--batch_size 1, --num_threads 1, or --device cpu{smaller}"),
+    ):
         evaluation = prepare(options, runs)
         refuse_another_protocol(place, evaluation.protocol)
-        smaller = "" if runs else ", or --size"
-        with advising_on_memory(f"--batch_size 1, --num_threads 1, or --device cpu{smaller}"):
-            report = evaluation.carry_out(options)
+        report = evaluation.carry_out(options)
         first, *others = report.write(place, options.latex)
     print(report.table("simple"))
     print(f"\nprotocol {report.protocol.id}; {first}, {', '.join(path.name for path in others)}")

@@ -74,9 +74,9 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
             return code
         run = options.checkpoints_dir / training.name
         request = replace(evaluation, runs=(str(run),), dataroot=data_dir / training.setting.data.name)
-        prepared = prepare(request, [run])
         stored = output / "rows" / f"{training.name}.json"
         with advising_on_memory("--device cpu, or end other programs"):
+            prepared = prepare(request, [run])
             reports[training] = report_of(prepared, request, [*flags, options.epoch], stored)
         pictures[training] = prepared.comparisons
         text = write_table(reports, preset, output, notes, options.latex)
