@@ -384,7 +384,11 @@ def surface(thing: Thing, look: Look) -> tuple[int, ...] | None:
         if thing.material == "window":
             return 230, 184, 92, 0, 0
         r, g, b = thing.colour or material.photo
-        return *(c * thing.light // 100 for c in (r // 5 + 6, g // 5 + 8, b // 4 + 18)), material.fine // 5, material.coarse // 5
+        return (
+            *(c * thing.light // 100 for c in (r // 5 + 6, g // 5 + 8, b // 4 + 18)),
+            material.fine // 5,
+            material.coarse // 5,
+        )
     bare = 100 - material.snow if look == "winter" else 100
     mixed = (c * bare + s * (100 - bare) for c, s in zip(thing.colour or material.photo, SNOW, strict=True))
     swings = (

@@ -21,6 +21,7 @@ from datasets.files import (
     as_mib,
     free_space,
     read_json,
+    read_small,
     remove_leftovers,
     replacing,
     require_file,
@@ -90,7 +91,7 @@ def save_checkpoint(
             write_atomically(folder / name, pointer)
     except OSError as error:
         raise _not_saved(path, error, len(header) + sum(tensor.nbytes for tensor in tensors)) from error
-    _delete_others(folder, step, keep)
+    delete_others(folder, step, keep)
     return path
 
 
@@ -178,18 +179,24 @@ def _of_epoch(folder: Path, epoch: int) -> Path:
 
 def _read_pointer(pointer: Path) -> Path:
     """The file that latest.json or best.json names, always in the pointer's own folder."""
-    match read_json(pointer):
+    match read_json(pointer, limit=4096):
         case {"file": str(name)} if FILE_NAME.fullmatch(name):
             return pointer.with_name(name)
     raise UserError(pointer, "is damaged", "use another checkpoint")
 
 
-def _delete_others(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest up to `step` and the best one. What cannot be deleted now is tried again at the next save."""
+def delete_others(folder: Path, step: int, keep: int) -> None:
+    """Keep the newest up to `step` and the best one. What cannot be deleted now is tried again at the next save.
+
+    Nothing is deleted where a pointer is damaged or `latest.json` names another step.
+    """
     try:
         best = _read_pointer(folder / BEST) if (folder / BEST).exists() else None
+        latest = FILE_NAME.fullmatch(_read_pointer(folder / LATEST).name)
     except UserError:
-        return  # a damaged pointer: any of them may be the best one
+        return  # any of them may be the best one
+    if latest is None or int(latest[1]) != step:
+        return
     kept = list_checkpoints(folder)
     stay = {*[info.path for info in kept if info.step <= step][:keep], best}
     sidecars = (file for file in folder.glob("ckpt-*.pt.sha256") if FILE_NAME.fullmatch(file.stem))
@@ -201,8 +208,8 @@ def _delete_others(folder: Path, step: int, keep: int) -> None:
 
 def _read_sidecar(path: Path) -> str:
     """The text beside a checkpoint of the first format, as `sha256sum` writes it; empty where there is none."""
-    with contextlib.suppress(OSError), path.with_name(path.name + ".sha256").open("rb") as file:
-        return file.read(4096).decode("ascii", "replace")
+    with contextlib.suppress(UserError):
+        return read_small(path.with_name(path.name + ".sha256")).decode("ascii", "replace")
     return ""
 
 

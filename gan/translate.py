@@ -1,5 +1,6 @@
 """A checkpoint becomes a function from pictures to pictures; every option comes from the checkpoint."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from tqdm import tqdm
 
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import WantedRange, save_png, to_picture, to_tensor
+from datasets.images import save_png, to_picture, to_tensor
 from datasets.transforms import Augmentation
 from gan.checkpoint import load_checkpoint
-from gan.options import TrainOptions, channels, from_dict, value_range
+from gan.options import TrainOptions, channels, from_dict
 from gan.setup import generators
 from gan.state import check_format, load_network, refuse_malformed
 from gan.step import Placement, find_device
@@ -52,11 +53,6 @@ class Translator:
     def input_nc(self) -> int:
         return channels(self.options, self.direction)[0]
 
-    @property
-    def value_ranges(self) -> tuple[WantedRange, WantedRange]:
-        """Of the folder's A and B: what the training took as black and white."""
-        return value_range(self.options, "A"), value_range(self.options, "B")
-
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
 
@@ -82,9 +78,9 @@ def load_translator(
     test_mode "train" keeps dropout and batch statistics on (the published Pix2Pix protocol). Raises UserError for an
     unknown run or epoch, a damaged checkpoint, and a direction that was not trained.
     """
-    which: Literal["last", "best"] | int = int(epoch) if str(epoch).isdecimal() else epoch  # type: ignore[assignment]
-    if which not in ("last", "best") and not isinstance(which, int):
+    if not re.fullmatch(r"last|best|\d{1,18}", str(epoch), re.ASCII):
         raise UserError("--epoch", f"is {epoch}", "allowed: last, best or the number of a kept epoch")
+    which: Any = epoch if epoch in ("last", "best") else int(epoch)
     if not run.is_dir():
         there = sorted(p.name for p in run.parent.iterdir() if p.is_dir()) if run.parent.is_dir() else []
         known = f"runs there: {', '.join(there[:10])}" if there else "no run is there"

@@ -14,14 +14,20 @@ from gan.viewers import Record, Viewer
 
 
 class Console(Viewer):
-    """Progress on `stream` (default stderr) of `epochs` epochs of `steps_per_epoch` steps each."""
+    """Progress on `stream` (default stderr) of `epochs` epochs of `steps_per_epoch` steps each.
 
-    def __init__(self, epochs: int, steps_per_epoch: int, stream: TextIO | None = None) -> None:
+    more_steps: how many more steps were made in the epochs so far, which had other data.
+    """
+
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, stream: TextIO | None = None, more_steps: int = 0
+    ) -> None:
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._stream = stream or sys.stderr
         self._interactive = self._stream.isatty()
-        self._clock = TimeLeft(epochs * steps_per_epoch)
+        self._more_steps = more_steps
+        self._clock = TimeLeft(epochs * steps_per_epoch + more_steps)
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
         self._text = ""
@@ -33,10 +39,12 @@ class Console(Viewer):
         if epoch != self._epoch or self._bar is None:
             self._open_bar(epoch)
         assert self._bar is not None
-        self._bar.update(step - (epoch - 1) * self._steps_per_epoch - self._bar.n)
+        done = step - self._more_steps - (epoch - 1) * self._steps_per_epoch
+        self._bar.update(done - self._bar.n)
 
     def record(self, record: Record) -> None:
         if record["kind"] == "train":
+            self._clock.update(record["step"])
             speed = record.get("time", {}).get("images_per_s")
             self._text = losses_text(record["losses"])
             if speed is not None:
@@ -69,7 +77,7 @@ class Console(Viewer):
 
     def _left(self) -> str:
         seconds = self._clock.left()
-        return "" if seconds is None else f"{duration(seconds)} left"
+        return f"{duration(seconds)} left" if seconds else ""
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
@@ -93,11 +101,11 @@ class TimeLeft:
         self._step = step
 
     def left(self) -> float | None:
-        """Seconds, or None while fewer than two steps are known."""
-        if self._first is None or self._step <= self._first:
+        """Seconds, or None while fewer than two steps are known and when none is left."""
+        if self._first is None or not self._first < self._step < self._total:
             return None
         pace = (time.monotonic() - self._begin) / (self._step - self._first)
-        return max(0.0, pace * (self._total - self._step))
+        return pace * (self._total - self._step)
 
 
 def losses_text(values: Mapping[str, float]) -> str:
