@@ -1,6 +1,20 @@
-"""Normalized convolution: the operator and its backends. Tensors in, tensors out; nothing above torch is imported."""
+"""Normalized convolution: the operator and its backends. Tensors in, tensors out; nothing above torch is imported.
 
-from cuda_ops.direct import Activation, activate
-from cuda_ops.normalized_conv import ACTIVATIONS, BACKENDS, Backend, Moments, normalized_conv2d
+The names are imported when they are first asked for: `python -m cuda_ops --help` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuda_ops.direct import Activation, activate
+    from cuda_ops.normalized_conv import ACTIVATIONS, BACKENDS, Backend, Moments, normalized_conv2d
 
 __all__ = ["ACTIVATIONS", "BACKENDS", "Activation", "Backend", "Moments", "activate", "normalized_conv2d"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module("cuda_ops.normalized_conv"), name)
+    return found

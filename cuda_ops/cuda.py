@@ -15,9 +15,9 @@ already float16 or bfloat16 goes to the convolution as it is, and no copy is mad
 
 At batch 1 the GPU waits for these lines. So whatever the shapes decide is decided once, in a `KernelPlan`.
 
-Plain tensors go straight to the kernels. Under `torch.compile` or a dispatch mode (tracers, selective checkpointing),
-and for tensors that only stand for others (fake ones, wrappers), a call is a PyTorch operator: one node to the
-dispatcher, at twice the host time.
+The kernels serve plain tensors. `cuda_ops.normalized_conv` leaves all other calls to `direct`: under `torch.compile`, a
+dispatch mode (tracers, selective checkpointing) or a function transform, and tensors that only stand for others (fake
+ones, wrappers).
 """
 
 import ctypes
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import direct
-from cuda_ops.direct import ConvParams, InputGradients, IntPair, OutputGradients, Outputs
+from cuda_ops.direct import ConvParams, InputGradients, IntPair, OutputGradients
 from cuda_ops.nvrtc import DTYPES, LAUNCHERS, Arguments, BuildError, Dims, Launcher, LaunchKernel, Unit
 
 _MOST_GROUPS = 65535  # the second dimension of a grid
@@ -65,13 +65,11 @@ def why_not(x: Tensor, weight: Tensor, conv: ConvParams, warn: bool = False) -> 
         return "x is empty"
     if math.prod(conv.padded_size(x.shape)) >= _MOST_PIXELS:
         return f"{_MOST_PIXELS} pixels or more in one channel"
-    return build_failure(x.device.type, x.device.index or 0, warn, *unit_of(x, weight, conv))
+    return build_failure(x.device.type, x.device.index or 0, unit_of(x, weight, conv), warn)
 
 
-@torch.compiler.assume_constant_result
-def build_failure(device: str, index: int, warn: bool, *types: Any) -> str | None:
-    """Why the kernels of `Unit(*types)` cannot be had on this device; None where they are loaded now."""
-    unit = Unit(*types)  # the compiler hands over plain constants only
+def build_failure(device: str, index: int, unit: Unit, warn: bool = False) -> str | None:
+    """Why the kernels of a unit cannot be had on this device; None where they are loaded now."""
     key = (device, index, unit)
     if key not in _outcomes:
         try:
@@ -186,8 +184,9 @@ def _plan(
         dw_in_place=unit.weight == unit.compute and weight_layout == layout,
         template=ctypes.string_at(ctypes.addressof(template), ctypes.sizeof(template)),
         wide=wide,
-        copies=makes_copy(unit.x, unit.compute),
-        keeps_filters=keeps_filters(x, weight),
+        # A half type goes to the convolution as it is. W~ stays only where its memory does not count.
+        copies=unit.x != unit.compute or unit.x in (torch.float32, torch.float64),
+        keeps_filters=4 * math.prod(weight) <= math.prod(x),
         padded=(images, channels, padded_height, padded_width),
         statistics=(images, groups, out_height, out_width),
         output_padding=(
@@ -209,16 +208,6 @@ def _plan(
         project=((blocks, project[1]), block),
         collect=grid(images * height * width, per_group, True),
     )
-
-
-def makes_copy(x: torch.dtype, compute: torch.dtype) -> bool:
-    """Whether the convolution reads a padded, centred copy of x: not where x is a half type already."""
-    return x != compute or x in (torch.float32, torch.float64)
-
-
-def keeps_filters(x: Sequence[int], weight: Sequence[int]) -> bool:
-    """Whether W~ stays for the backward pass, by the shapes: only where its memory does not count."""
-    return 4 * math.prod(weight) <= math.prod(x)
 
 
 def tile(threads: int, channels: int, pixels: int, channels_last: bool) -> tuple[Dims, int]:
@@ -417,120 +406,3 @@ def _take_saved(ctx: Any) -> Saved:
     saved = Saved(*ctx.saved_tensors)
     ctx.maybe_clear_saved_tensors()
     return saved
-
-
-# The same as two PyTorch operators, whose schema, shapes and autograd are all in Python:
-# normalized_conv::forward   (y, mean, std, kept, filters, copy), the last three as in `Saved`, an empty tensor for None
-# normalized_conv::backward  (dx, dw, db), an empty tensor for each gradient that was not asked for
-_CONV_PARAMS = (
-    "int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, int correction, str activation, "
-    "float negative_slope, ScalarType compute, bool tf32"
-)
-_library = torch.library.Library("normalized_conv", "DEF")
-_library.define(
-    f"forward(Tensor x, Tensor weight, Tensor? bias, {_CONV_PARAMS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor y, Tensor std, Tensor kept, Tensor filters, Tensor copy, "
-    f"Tensor? dy, Tensor? dmean, Tensor? dstd, bool[3] needs, {_CONV_PARAMS}) -> (Tensor, Tensor, Tensor)"
-)
-
-
-def through_operator(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
-    """(y, mean, std) through the operator."""
-    y, mean, std, *_ = torch.ops.normalized_conv.forward.default(x, weight, bias, *conv)
-    return y, mean, std
-
-
-def register(device: str) -> None:
-    """Makes the operators available on a device type, by the launcher that `LAUNCHERS` holds for it."""
-    _library.impl("forward", _operator_forward, device.upper())
-    _library.impl("backward", _operator_backward, device.upper())
-
-
-def _conv_params(numbers: Sequence[Any]) -> ConvParams:
-    stride, padding, dilation = ((int(v[0]), int(v[1])) for v in numbers[:3])
-    return ConvParams(stride, padding, dilation, *numbers[3:])
-
-
-def _operator_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
-    conv = _conv_params(numbers)
-    results = _forward(x, weight, bias, make_plan(x, weight, conv, moments=True))
-    return tuple(x.new_empty(0, dtype=conv.compute) if v is None else v for v in results)
-
-
-def _operator_backward(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    y: Tensor, std: Tensor, kept: Tensor, filters: Tensor, copy: Tensor,
-    dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, needs: Sequence[bool], *numbers: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    present = (v if v.numel() else None for v in (filters, copy))
-    saved = Saved(x, weight, bias, y, std, kept, *present)
-    plan = make_plan(x, weight, _conv_params(numbers), moments=True)
-    gradients = _backward(needs, saved, plan, (dy, dmean, dstd))
-    likes = (x, weight, weight if bias is None else bias)
-    dx, dw, db = (
-        (like.new_zeros(like.shape) if needed else like.new_empty(0)) if gradient is None else gradient
-        for gradient, like, needed in zip(gradients, likes, needs, strict=True)
-    )
-    return dx, dw, db
-
-
-@torch.library.register_fake("normalized_conv::forward", lib=_library)
-def _forward_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, ...]:
-    conv, layout, wide = _conv_params(numbers), layout_of(x), direct.statistics_dtype(x)
-
-    def empty(*shape: int, wanted: bool = True) -> Tensor:
-        """In the dtype of the convolution; without entries where it is not wanted."""
-        if not wanted:
-            return x.new_empty(0, dtype=conv.compute)
-        return torch.empty(shape, dtype=conv.compute, device=x.device, memory_format=layout)
-
-    out = conv.output_size(x.shape, weight.shape)
-    y = empty(x.shape[0], weight.shape[0], *out)
-    mean, std = (x.new_empty((x.shape[0], conv.groups, *out), dtype=wide) for _ in range(2))
-    kept = x.new_empty(mean.numel() + x.shape[0] * conv.groups, dtype=wide)
-    filters = empty(*weight.shape, wanted=keeps_filters(x.shape, weight.shape))
-    copy = empty(*x.shape[:2], *conv.padded_size(x.shape), wanted=makes_copy(x.dtype, conv.compute))
-    return y, mean, std, kept, filters, copy
-
-
-@torch.library.register_fake("normalized_conv::backward", lib=_library)
-def _backward_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    needs = others[8]
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
-    dw = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=layout_of(weight))
-    db = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return tuple(v if needed else v.new_empty(0) for v, needed in zip((dx, dw, db), needs, strict=True))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, *numbers = inputs
-    y, _, std, *kept = output
-    ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(x, weight, bias, y, std, *kept)
-    ctx.numbers = numbers
-    ctx.set_materialize_grads(False)
-
-
-def _autograd_backward(
-    ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None, *unused: Any
-) -> tuple[Tensor | None, ...]:
-    needs, outputs = tuple(ctx.needs_input_grad[:3]), (dy, dmean, dstd)
-    x, weight, bias, *kept = ctx.saved_tensors
-    if torch.is_grad_enabled() or direct.is_transformed(*outputs):  # as in _NormalizedConv2d
-        conv = _conv_params(ctx.numbers)
-        gradients = direct.differentiable_backward(needs, x, weight, bias, conv, outputs)
-    else:
-        gradients = torch.ops.normalized_conv.backward.default(
-            x, weight, bias, *kept, *outputs, needs, *ctx.numbers
-        )
-    given = (v if needed else None for v, needed in zip(gradients, needs, strict=True))
-    return (*given, *(None for _ in ctx.numbers))
-
-
-torch.library.register_autograd(
-    "normalized_conv::forward", _autograd_backward, setup_context=_setup_context, lib=_library
-)
-register("cuda")

@@ -68,9 +68,7 @@ def normalized_conv2d(
     given = (
         stride, padding, dilation, groups, eps, correction, activation, negative_slope, backend, return_moments,
     )  # fmt: skip
-    plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
-    plain = plain and not direct.is_transformed()
-    if torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or not _is_plain(x, weight, bias):
         call = _prepare(x, weight, bias, given, False)
     else:
         device = x.device.type
@@ -107,12 +105,18 @@ _calls: dict[tuple[object, ...], _Call] = {}  # at batch 1 the checks would take
 _MOST_CALLS = 4096
 
 
-def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
-    """Checks the arguments and chooses what serves them.
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels may be launched on these tensors.
 
-    plain: whether the kernels may be launched straight away. Other tensors may have no memory to point at, and a
-    dispatch mode (a tracer, selective checkpointing) would not see the launches.
+    Others may have no memory to point at, and a dispatch mode (a tracer, selective checkpointing) or a function
+    transform would not see the launches.
     """
+    plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
+    return plain and not direct.is_transformed() and not torch._C._len_torch_dispatch_stack()
+
+
+def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
+    """Checks the arguments and chooses what serves them; without `plain`, the kernels do not."""
     stride, padding, dilation, groups, eps, correction, activation, slope, backend, moments = given
     pairs = _pair(stride), _pair(padding), _pair(dilation)
     compute = result_dtype(x)
@@ -122,12 +126,11 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
     autocast = autocast_dtype(x.device.type) is not None
     if not autocast and weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} but weight is {weight.dtype}; cast one or use autocast")
-    chosen = choose(backend, x, weight, conv)
-    if chosen == "cuda" and direct.is_transformed():
-        chosen = "direct"
-    if chosen == "cuda" and plain:  # its convolutions run in autocast's dtype as they are
+    chosen = choose(backend, x, weight, conv, plain)
+    if chosen == "cuda":  # its convolutions run in autocast's dtype as they are
         return _Call(cuda.normalized_conv2d, cuda.make_plan(x, weight, conv, moments), "")
-    return _Call(_FUNCTIONS[chosen], conv, x.device.type if autocast else "")
+    function = reference if chosen == "reference" else direct.normalized_conv2d
+    return _Call(function, conv, x.device.type if autocast else "")
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
@@ -152,18 +155,15 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) 
     return y.to(conv.compute), mean, std
 
 
-_FUNCTIONS = {"reference": reference, "direct": direct.normalized_conv2d, "cuda": cuda.through_operator}
-
-
-def choose(backend: str, x: Tensor, weight: Tensor, conv: ConvParams) -> str:
-    """The backend that `auto` stands for on these tensors: the fastest that works."""
-    if backend == "cuda" or (backend == "auto" and x.device.type in LAUNCHERS):
+def choose(backend: str, x: Tensor, weight: Tensor, conv: ConvParams, plain: bool = True) -> str:
+    """The backend that serves these tensors; for `auto` the fastest that works. Without `plain` never the kernels."""
+    if plain and (backend == "cuda" or (backend == "auto" and x.device.type in LAUNCHERS)):
         reason = cuda.why_not(x, weight, conv, warn=backend == "auto")
         if reason is None:
             return "cuda"
         if backend == "cuda":
             raise RuntimeError(f'backend="cuda" is not available here: {reason}')
-    if x.shape[0] == 0:  # nothing to unfold
+    if backend == "cuda" or x.shape[0] == 0:  # of an empty batch there is nothing to unfold
         return "direct"
     if backend != "auto":
         return backend

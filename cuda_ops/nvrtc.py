@@ -66,6 +66,9 @@ class Unit(NamedTuple):
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
 
+FLOAT32 = Unit(torch.float32, torch.float32, torch.float32, channels_last=False)
+
+
 class BuildError(RuntimeError):
     """The kernels cannot be built or loaded here; the text is the compiler's, or what is missing.
 

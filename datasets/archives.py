@@ -1,8 +1,8 @@
 """Safe unpacking of tar, tar.gz and zip archives from strangers.
 
 `examine` reads the whole listing before the first byte is written. It refuses members that break one of `RULES`, names
-that clash, more members or bytes than `Limits` allows, and archives that are incomplete. `unpack` then counts the bytes
-that really arrive, whatever the archive claims.
+that clash, more members or bytes than the limits below allow, and archives that are incomplete. `unpack` then counts
+the bytes that really arrive, whatever the archive claims.
 
 Pictures (IMAGE_EXTENSIONS) and plain text (TEXT_EXTENSIONS, TEXT_NAMES) are kept; other files, hidden files and
 `__MACOSX` are left out. Files get the permissions of any new file; owners, times and modes are ignored.
@@ -34,22 +34,10 @@ TEXT_EXTENSIONS = frozenset((".txt", ".md", ".csv", ".json"))
 TEXT_NAMES = frozenset(("README", "LICENSE", "LICENCE"))
 BLOCK = 1 << 20  # bytes copied at once
 LONGEST_READ = 40 << 20  # bytes; a zip of 300,000 members has a shorter table of contents
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an archive may hold."""
-
-    entries: int = 300_000
-    ratio: int = (
-        100  # unpacked bytes per byte of the archive; pictures stay below 2, raw label maps below 100
-    )
-    slack: int = 16 << 20  # bytes allowed beyond the ratio, for tiny archives
-    reserve: int = 64 << 20  # bytes of the disk that stay free
-
-    def most_bytes(self, archive: Path) -> int:
-        """Unpacked bytes that this archive may hold."""
-        return archive.stat().st_size * self.ratio + self.slack
+MOST_MEMBERS = 300_000
+MOST_RATIO = 100  # unpacked bytes per byte of the archive; pictures stay below 2, raw label maps below 100
+SLACK = 16 << 20  # bytes allowed beyond the ratio, for tiny archives
+RESERVE = 64 << 20  # bytes of the disk that stay free
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class ArchiveListing:
         return [path for path in self.paths if path is not None]
 
 
-def examine(archive: Path, keep_tops: Sequence[str] = (), limits: Limits = Limits()) -> ArchiveListing:
+def examine(archive: Path, keep_tops: Sequence[str] = ()) -> ArchiveListing:
     """List an archive's members and check each; writes nothing.
 
     A top folder that holds everything is dropped from the paths, unless it is one of `keep_tops`. Raises UserError for
@@ -102,15 +90,15 @@ def examine(archive: Path, keep_tops: Sequence[str] = (), limits: Limits = Limit
     """
     seen: dict[str, tuple[PurePosixPath, bool]] = {}
     paths: list[PurePosixPath | None] = []
-    size, allowed = 0, limits.most_bytes(archive)
+    size, allowed = 0, most_bytes(archive)
     with _members(archive) as members:
         for member in members:
             reason = next((reason for reason, holds in RULES if holds(member)), "") or _clash(member, seen)
             if reason:
                 reason = f"member {member.path} {reason}"
                 raise UserError(archive, reason, "an unsafe archive, nothing was unpacked")
-            if len(paths) == limits.entries:
-                raise UserError(archive, f"holds more than {limits.entries} members", "not unpacked")
+            if len(paths) == MOST_MEMBERS:
+                raise UserError(archive, f"holds more than {MOST_MEMBERS} members", "not unpacked")
             size += member.size
             if size > allowed:
                 raise _bomb(archive, allowed)
@@ -122,18 +110,18 @@ def examine(archive: Path, keep_tops: Sequence[str] = (), limits: Limits = Limit
     return ArchiveListing(archive, tuple(paths), size)
 
 
-def unpack(listing: ArchiveListing, folder: Path, limits: Limits = Limits()) -> None:
+def unpack(listing: ArchiveListing, folder: Path) -> None:
     """Write the listed files into an existing folder that nobody else uses; shows a progress bar.
 
     Raises UserError if more arrives than is allowed, if the disk has too little room, or if the archive is damaged;
     files written before that stay.
     """
     archive = listing.archive
-    free = max(0, free_space(folder) - limits.reserve)
+    free = max(0, free_space(folder) - RESERVE)
     if listing.bytes > free:
         reason = f"no space: need {as_mib(listing.bytes)}, free {as_mib(free)}"
         raise UserError(folder.parent, reason, "free some space")
-    allowed = min(limits.most_bytes(archive), free)
+    allowed = min(most_bytes(archive), free)
     written = 0
     bar = tqdm(total=len(listing.files), unit="file", disable=None)
     with _members(archive) as members, bar:
@@ -149,6 +137,11 @@ def unpack(listing: ArchiveListing, folder: Path, limits: Limits = Limits()) -> 
                         raise _bomb(archive, allowed)
                     file.write(block)
             bar.update()
+
+
+def most_bytes(archive: Path) -> int:
+    """Unpacked bytes that this archive may hold."""
+    return archive.stat().st_size * MOST_RATIO + SLACK
 
 
 def archive_kind(archive: Path) -> str:

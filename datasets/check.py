@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from datasets.errors import UserError, file_error
 from datasets.files import ahead, cores
-from datasets.images import HALVES, ImageInfo, Part, ValueRange, WantedRange, inspect_image
+from datasets.images import ImageInfo, ValueRange, WantedRange, inspect_halves, inspect_image
 from datasets.layouts import Sources, left_out, name_below
 from datasets.transforms import Augmentation, Preprocess, Size, half_size
 
@@ -23,7 +23,9 @@ class FileRecord:
 
     bytes: int
     crc: int  # CRC-32 of the content
-    info: ImageInfo | None  # None where there is an error
+    infos: tuple[
+        ImageInfo, ...
+    ]  # of the whole, or of the two halves of a side-by-side file; none after an error
     error: UserError | None = None
 
 
@@ -61,8 +63,7 @@ _FLAT = 1 / 64  # of the number format: a picture that uses less is nearly one c
 class ScanReport:
     """What the scan found in a split. Counts are of files; a side-by-side file counts once."""
 
-    count_a: int  # samples left in A and in B
-    count_b: int
+    layout_note: str  # see `Sources.note`
     sizes: Mapping[Size, int]  # (width, height), upright, as on disk
     modes: Mapping[str, int]  # Pillow's names: L grey, RGB, P palette, ...
     converted: Mapping[str, int]  # rule of datasets.images -> files
@@ -85,7 +86,7 @@ class ScanReport:
 
     def notes(self) -> list[str]:
         """One line for each kind of thing worth telling, none where all is plain."""
-        lines = []
+        lines = [f"layout: {self.layout_note}"] if self.layout_note else []
         if self.bad:
             first = "; ".join(self.bad[:3]) + ", ..." * (len(self.bad) > 3)
             lines.append(f"{_files(len(self.bad))} left out: {first}")
@@ -124,18 +125,12 @@ def scan(
     """
     augmentation = Augmentation(preprocess, load_size or crop_size, crop_size)
     wanted = dict(zip("AB", sources.ranges, strict=True))
-    sides = {"B" if sources.is_swapped else "A": sources.a, "A" if sources.is_swapped else "B": sources.b}
-    ranges = {path: wanted[domain] for domain, files in sides.items() for path in files}
-    has_two_ranges = sources.layout == "aligned" and any(wanted.values())
-    if has_two_ranges:  # one file holds both; the values of each half are looked at below
-        ranges = dict.fromkeys(ranges, "auto")
-    records = survey(sorted(ranges), ranges)
-    by_domain = dict.fromkeys("AB", records)
+    if sources.layout == "aligned":
+        ranges: dict[Path, tuple[WantedRange, ...]] = dict.fromkeys(sources.a, sources.ranges)
+    else:
+        ranges = {path: (wanted[domain],) for domain, files in _by_domain(sources).items() for path in files}
+    records = _survey(dict(sorted(ranges.items())))
     errors: dict[Path, UserError] = {}
-    if has_two_ranges:
-        for domain, part in zip("AB", HALVES, strict=True):
-            by_domain[domain] = survey(sorted(ranges), dict.fromkeys(ranges, wanted[domain]), part)
-            errors |= {path: record.error for path, record in by_domain[domain].items() if record.error}
     for path, record in records.items():
         try:
             _refuse_unusable(path, record, sources, augmentation)
@@ -154,35 +149,30 @@ def scan(
     left = _without(sources, set(errors))
     if not left.a or (sources.b and not left.b):
         raise UserError(sources.root, "no usable image is left", "", bad)
-    used = {*left.a, *left.b}
-    found = {path: info for path, record in records.items() if path in used and (info := record.info)}
-    infos = list(found.values())
+    domains = _by_domain(left)
+    infos = {path: records[path].infos[0] for path in sorted({*left.a, *left.b})}
+    part = {"A": 0, "B": 1 if sources.layout == "aligned" else 0}
     values = {
         domain: _value_use(
-            [(path, info) for path in files if path in found and (info := by_domain[domain][path].info)],
-            wanted[domain],
-            sources,
+            {path: records[path].infos[part[domain]] for path in files}, wanted[domain], sources
         )
-        for domain, files in sorted(sides.items())
-        if files
+        for domain, files in domains.items()
     }
     range_a, range_b = (values[domain].wanted if domain in values else None for domain in "AB")
     left = replace(left, ranges=(range_a, range_b))
-    most = max(found, key=lambda path: found[path].frames)
+    most = max(infos, key=lambda path: infos[path].frames)
     folders = sorted({path.parent for path in ranges})
     return left, ScanReport(
-        count_a=len(left.a),
-        count_b=len(left.b),
-        sizes=Counter(info.size for info in infos),
-        modes=Counter(info.mode for info in infos),
-        converted=Counter(info.conversion for info in infos if info.conversion),
-        several_frames=sum(info.frames > 1 for info in infos),
-        most_frames=(found[most].frames, name_below(most, sources.root)),
+        layout_note=sources.note,
+        sizes=Counter(info.size for info in infos.values()),
+        modes=Counter(info.mode for info in infos.values()),
+        converted=Counter(info.conversion for info in infos.values() if info.conversion),
+        several_frames=sum(info.frames > 1 for info in infos.values()),
+        most_frames=(infos[most].frames, name_below(most, sources.root)),
         values=values,
         median_sizes={
-            domain: _median_size([found[path].size for path in files if path in found], sources)
-            for domain, files in sides.items()
-            if files
+            domain: _median_size([infos[path].size for path in files], sources)
+            for domain, files in domains.items()
         },
         left_out=tuple(f"{folder.name}: {text}" for folder in folders if (text := left_out(folder))),
         same_files=sources.layout != "aligned"
@@ -195,9 +185,15 @@ def scan(
     )
 
 
-def _value_use(pictures: Sequence[tuple[Path, ImageInfo]], wanted: WantedRange, sources: Sources) -> ValueUse:
+def _by_domain(sources: Sources) -> dict[str, tuple[Path, ...]]:
+    """The files of A and of B as on disk, whatever the direction; without a domain that has none."""
+    a, b = (sources.b, sources.a) if sources.is_swapped else (sources.a, sources.b)
+    return {domain: files for domain, files in (("A", a), ("B", b)) if files}
+
+
+def _value_use(pictures: Mapping[Path, ImageInfo], wanted: WantedRange, sources: Sources) -> ValueUse:
     """The values of a domain; resolves the range "auto". Raises UserError where that has no one meaning."""
-    infos = [info for _, info in pictures]
+    infos = pictures.values()
     fulls = {info.full for info in infos}
     scale = {full: 1.0 if len(fulls) == 1 else 255.0 / full for full in fulls}
     lowest = min(info.lowest * scale[info.full] for info in infos)
@@ -215,7 +211,9 @@ def _value_use(pictures: Sequence[tuple[Path, ImageInfo]], wanted: WantedRange, 
         lowest,
         highest,
         full=fulls.pop() if len(fulls) == 1 else 255.0,
-        flat=tuple(name_below(path, sources.root) for path, info in pictures if _is_flat(info, wanted)),
+        flat=tuple(
+            name_below(path, sources.root) for path, info in pictures.items() if _is_flat(info, wanted)
+        ),
         clipped=sum(info.clipped for info in infos),
         count=len(infos),
     )
@@ -231,33 +229,32 @@ def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:
     return info.highest - info.lowest < _FLAT * (high - low)
 
 
-def survey(
-    files: Sequence[Path], ranges: Mapping[Path, WantedRange], part: Part = "whole"
-) -> dict[Path, FileRecord]:
+def _survey(ranges: Mapping[Path, tuple[WantedRange, ...]]) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
-    records = ahead(lambda path: _remembered(path, ranges[path], part), files, depth=64, threads=cores())
-    bar = tqdm(records, total=len(files), unit="file", desc="scan", leave=False, disable=None)
-    return dict(zip(files, bar, strict=True))
+    records = ahead(lambda path: _remembered(path, ranges[path]), ranges, depth=64, threads=cores())
+    bar = tqdm(records, total=len(ranges), unit="file", desc="scan", leave=False, disable=None)
+    return dict(zip(ranges, bar, strict=True))
 
 
-_memory: dict[tuple[Path, int, int, WantedRange, Part], FileRecord] = {}
+_memory: dict[tuple[Path, int, int, tuple[WantedRange, ...]], FileRecord] = {}
 
 
-def _remembered(path: Path, wanted: WantedRange, part: Part) -> FileRecord:
+def _remembered(path: Path, wanted: tuple[WantedRange, ...]) -> FileRecord:
     try:
         state = path.stat()
     except OSError:
-        return _read(path, wanted, part)
-    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted, part)
+        return _read(path, wanted)
+    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted)
     if key not in _memory:
-        _memory[key] = _read(path, wanted, part)
+        _memory[key] = _read(path, wanted)
     return _memory[key]
 
 
-def _read(path: Path, wanted: WantedRange, part: Part) -> FileRecord:
-    info, error = None, None
+def _read(path: Path, wanted: tuple[WantedRange, ...]) -> FileRecord:
+    infos: tuple[ImageInfo, ...] = ()
+    error = None
     try:
-        info = inspect_image(path, wanted, part)
+        infos = inspect_halves(path, *wanted) if len(wanted) == 2 else (inspect_image(path, *wanted),)
     except UserError as unusable:
         error = unusable
     size = crc = 0
@@ -268,13 +265,13 @@ def _read(path: Path, wanted: WantedRange, part: Part) -> FileRecord:
                     size, crc = size + len(block), zlib.crc32(block, crc)
     except OSError as failure:
         error = error or file_error(failure, path, "read")
-    return FileRecord(size, crc, None if error else info, error)
+    return FileRecord(size, crc, () if error else infos, error)
 
 
 def _refuse_unusable(path: Path, record: FileRecord, sources: Sources, augmentation: Augmentation) -> None:
-    if record.info is None:
-        raise record.error or UserError(path, "cannot be read")
-    size = record.info.size
+    if record.error:
+        raise record.error
+    size = record.infos[0].size
     if sources.layout == "aligned":
         size = half_size(size, path)
     augmentation.refuse_too_small(size, path)
@@ -285,10 +282,9 @@ def _unequal_pairs(
 ) -> dict[Path, UserError]:
     unequal = {}
     for a, b in zip(sources.a, sources.b, strict=True):
-        info_a, info_b = records[a].info, records[b].info
-        if a in errors or b in errors or info_a is None or info_b is None or info_a.size == info_b.size:
+        if a in errors or b in errors or records[a].infos[0].size == records[b].infos[0].size:
             continue
-        (wa, ha), (wb, hb) = info_a.size, info_b.size
+        (wa, ha), (wb, hb) = records[a].infos[0].size, records[b].infos[0].size
         reason = f"is {wa}x{ha}, its partner {name_below(b, sources.root)} {wb}x{hb}"
         unequal[a] = UserError(a, reason, "make them equal")
     return unequal

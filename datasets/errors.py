@@ -125,8 +125,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
     text = str(error)
-    signs = ("out of memory", "not enough memory", "DefaultCPUAllocator", "ALLOC_FAILED", "std::bad_alloc")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    signs = (
+        "out of memory", "not enough memory", "DefaultCPUAllocator", "ALLOC_FAILED", "std::bad_alloc",
+        "could not create a primitive", "failed to map segment",  # of oneDNN; of the loader of libraries
+    )  # fmt: skip
+    return isinstance(error, RuntimeError | ImportError) and any(sign in text for sign in signs)
 
 
 def out_of_memory_error(where: str = "") -> RunError:
@@ -140,6 +143,8 @@ def as_user_error(error: BaseException) -> UserError | None:
         return error
     if is_out_of_memory(error):
         return out_of_memory_error()
+    if "can't start new thread" in str(error):
+        return RunError("threads", "no thread can be started", "raise `ulimit -u` or `ulimit -v`")
     return error_from_os(error) if isinstance(error, OSError) else None
 
 

@@ -48,14 +48,12 @@ WantedRange = ValueRange | Literal["auto"] | None
 Part = Literal["whole", "left", "right"]
 """Of a side-by-side picture."""
 
-HALVES: tuple[Part, Part] = ("left", "right")
-
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a fully decoded file holds."""
+    """What a fully decoded file, or one half of it, holds."""
 
-    size: tuple[int, int]  # (width, height), upright
+    size: tuple[int, int]  # (width, height) of the whole file, upright
     mode: str  # Pillow's name of what is in the file
     conversion: str  # the rule of the table that applies, "" for plain grey and RGB
     frames: int
@@ -106,20 +104,35 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
     return picture
 
 
-def inspect_image(path: Path, wanted: WantedRange = None, part: Part = "whole") -> ImageInfo:
+def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
     """
     with naming_problems(path):
-        return _info(_read(path), wanted, part, path)
+        return _info(_read(path), wanted, "whole", path)
+
+
+def inspect_halves(path: Path, left: WantedRange, right: WantedRange) -> tuple[ImageInfo, ImageInfo]:
+    """As inspect_image, of the two halves of a side-by-side picture, which is decoded once."""
+    with naming_problems(path):
+        content = _read(path)
+        return _info(content, left, "left", path), _info(content, right, "right", path)
 
 
 def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> ImageInfo:
-    values, full, clipped = _values(content), content.full, 0
-    height, width = values.shape[:2]
-    if part != "whole":
-        values = values[:, width // 2 :] if part == "right" else values[:, : max(width // 2, 1)]
+    pixels, full, clipped = content.pixels, content.full, 0
+    width, height = size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
+    first, end = {"whole": (0, width), "left": (0, max(width // 2, 1)), "right": (width // 2, width)}[part]
+    if isinstance(pixels, Image.Image) and pixels.mode in ("L", "RGB") and wanted in (None, "auto"):
+        extremes = np.array(
+            pixels.crop((first, 0, end, height)).getextrema()
+        )  # an array of all takes 7 times as long
+        lowest, highest = float(extremes.min()), float(extremes.max())
+        return ImageInfo(
+            size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped
+        )
+    values = _values(content)[:, first:end]
     colours, has_alpha = _colours(values), values.shape[2] in (2, 4)
     if wanted == "auto":
         if has_alpha and (seen := values[..., -1] > 0).any():  # what is quite transparent does not count
@@ -136,7 +149,6 @@ def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> Ima
             clipped = int(np.count_nonzero((colours < low) | (colours > high)))
             if has_alpha:  # back to the file's own numbers
                 lowest, highest = (low + value / 255 * (high - low) for value in (lowest, highest))
-    size = (width, height)
     return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
 
 

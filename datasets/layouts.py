@@ -1,4 +1,4 @@
-"""Which of the four folder layouts a data root has, and the files of a split.
+"""Which layout a data root has, and the files of a split.
 
 | layout    | on disk                                                                     |
 |-----------|-----------------------------------------------------------------------------|
@@ -7,13 +7,14 @@
 | paired    | A/train, B/train, A/test, B/test: pairs by equal stem                       |
 | folder    | pictures directly in the root: for translation only                         |
 
-A `val` folder (valA, valB) is the test split where there is no `test` folder. Files are sorted by name, so
-that their order does not depend on the machine.
+Folders that other programs use are found too, see `_CONVENTIONS`. A `val` folder (valA, valB) is the test split where
+there is no `test` folder. Files are sorted by name, so that their order does not depend on the machine.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 from PIL import Image
 
@@ -25,8 +26,43 @@ Layout = Literal["aligned", "paired", "unaligned", "folder"]
 Split = Literal["train", "test"]
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
-_PLACES = {"unaligned": "{split}{side}", "paired": "{side}/{split}", "aligned": "{split}"}
+
+
+class _Convention(NamedTuple):
+    """Where a layout has A and B: folders below the root. Without a split in them, all is for training."""
+
+    layout: Layout | None  # None: paired if all pictures have partners by stem, unaligned if none has
+    a: str
+    b: str
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        """The names that the split may have; none for a test split that this convention does not know."""
+        return _SPLIT_NAMES[split] if "{split}" in self.a or split == "train" else ()
+
+    def places(self, name: str) -> tuple[str, str]:
+        return self.a.format(split=name), self.b.format(split=name)
+
+
+STANDARD = (
+    _Convention("unaligned", "{split}A", "{split}B"),
+    _Convention("paired", "A/{split}", "B/{split}"),
+    _Convention("aligned", "{split}", "{split}"),
+)
+_CONVENTIONS = (
+    *STANDARD[:2],
+    _Convention("unaligned", "{split}_A", "{split}_B"),
+    _Convention("paired", "{split}_label", "{split}_img"),
+    _Convention("paired", "{split}/input", "{split}/target"),
+    _Convention("paired", "input/{split}", "target/{split}"),
+    _Convention(None, "{split}/A", "{split}/B"),
+    STANDARD[2],
+    _Convention("paired", "input", "target"),
+    _Convention(None, "A", "B"),
+)
+"""In the order in which they are looked for."""
+
 _LOOKED_FOR = "trainA and trainB, A/train and B/train, or train with side-by-side images"
+_MAKE_SPLIT = "python -m datasets.prepare split-test makes one"
 
 
 class NoSplit(UserError):
@@ -42,6 +78,7 @@ class Sources:
     split: str  # the name it was read from: train, test or val; "." for a plain folder
     a: tuple[Path, ...]  # aligned: the side-by-side files, in both a and b
     b: tuple[Path, ...]  # plain folder: empty
+    note: str = ""  # which folders were taken, where they are not those of the table
     is_swapped: bool = False
     ranges: tuple[WantedRange, WantedRange] = (None, None)  # value ranges of the disk's A and B
 
@@ -77,17 +114,27 @@ def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int |
     if layout not in ("auto", *get_args(Layout)):
         known = ", ".join(("auto", *get_args(Layout)))
         raise UserError("--dataset_mode", f"unknown value {layout}", f"one of {known}")
-    found = _find_layout(root) if layout == "auto" else cast(Layout, layout)
-    if found == "folder":
+    convention = _find_convention(root, layout)
+    if convention is None and layout in ("auto", "folder"):
         if split == "train" and layout == "auto":
-            raise NoSplit(root, f"pictures, but no train split: looked for {_LOOKED_FOR}", "see --dataroot")
-        return Sources(found, root, ".", tuple(images_in(root)[:max_size]), ())
-    name, folder_a, folder_b = _split_folders(root, split, found)
+            fix = "side-by-side pairs are taken with --dataset_mode aligned"
+            raise NoSplit(root, f"pictures, but no train split: looked for {_LOOKED_FOR}", fix)
+        return Sources("folder", root, ".", tuple(images_in(root)[:max_size]), ())
+    if convention is None and layout == "aligned" and find_images(root):
+        convention = _Convention("aligned", ".", ".")
+    wanted = cast(Layout, layout)
+    convention = convention or next(standard for standard in STANDARD if standard.layout == wanted)
+    name, folder_a, folder_b = _split_folders(root, split, convention)
+    found = convention.layout or (_told_by_stems(folder_a, folder_b) if layout == "auto" else wanted)
     if found == "paired":
         a, b = map(list, zip(*match_pairs(folder_a, folder_b, root), strict=True))
     else:
         a, b = images_in(folder_a), images_in(folder_b)  # aligned: twice the same folder
-    return Sources(found, root, name, tuple(a[:max_size]), tuple(b[:max_size]))
+    note = ""
+    if convention not in STANDARD:
+        places = "A is {}, B is {}".format(*convention.places(name))
+        note = f"{'the folder itself' if found == 'aligned' else places}: {found}"
+    return Sources(found, root, name, tuple(a[:max_size]), tuple(b[:max_size]), note)
 
 
 def find_inputs(path: Path, output: Path) -> list[Path]:
@@ -100,19 +147,17 @@ def find_inputs(path: Path, output: Path) -> list[Path]:
         raise UserError(path, "no such file or folder")
     if not path.is_dir():
         return [path]
-    folders = [
-        path,
-        *(below for below in sorted(path.rglob("*")) if below.is_dir() and not below.is_symlink()),
-    ]
-    written, given = output.resolve(), path.resolve()
-    is_below = written != given and written.is_relative_to(given)
-    seen = [
-        folder
-        for folder in folders
-        if not any(part.startswith(".") for part in folder.relative_to(path).parts)
-        and not (is_below and folder.resolve().is_relative_to(written))
-    ]
-    return [picture for folder in seen for picture in find_images(folder)] or images_in(path)
+    found = []
+    for folder, below, _ in os.walk(path, onerror=_not_listed):
+        below[:] = sorted(
+            name for name in below if name[0] != "." and Path(folder, name).resolve() != output.resolve()
+        )
+        found += find_images(Path(folder))
+    return found or images_in(path)
+
+
+def _not_listed(error: OSError) -> None:
+    raise file_error(error, error.filename, "listed") from error
 
 
 def match_pairs(folder_a: Path, folder_b: Path, root: Path) -> list[tuple[Path, Path]]:
@@ -175,27 +220,40 @@ def name_below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _place(layout: str, split_name: str, side: str) -> str:
-    """The folder below the root where a layout has a side of a split."""
-    return _PLACES[layout].format(split=split_name, side=side)
+def _find_convention(root: Path, layout: str) -> _Convention | None:
+    """The first convention that fits the root and, unless that is "auto", the layout; None for a plain folder.
+
+    Both sides must be there, or one side of a split. Raises UserError where nothing fits "auto".
+    """
+    names = [name for names in _SPLIT_NAMES.values() for name in names]
+    for fits in (all, any):
+        for convention in _CONVENTIONS:
+            if layout not in ("auto", convention.layout) and (
+                convention.layout or layout not in ("paired", "unaligned")
+            ):
+                continue
+            if fits is any and "{split}" not in convention.a:
+                continue
+            if any(fits((root / place).is_dir() for place in convention.places(name)) for name in names):
+                return convention
+    if layout == "auto" and not find_images(root):
+        raise UserError(
+            root, f"no data set here: looked for {_LOOKED_FOR}; {_contents(root)}", "see --dataroot"
+        )
+    return None
 
 
-def _find_layout(root: Path) -> Layout:
-    layouts: tuple[Layout, ...] = ("unaligned", "paired", "aligned")
-    for layout in layouts:
-        places = (_place(layout, name, side) for name in ("train", "test", "val") for side in "AB")
-        if any((root / place).is_dir() for place in places):
-            return layout
-    if find_images(root):
-        return "folder"
-    raise UserError(root, f"no data set here: looked for {_LOOKED_FOR}; {_contents(root)}", "see --dataroot")
+def _told_by_stems(folder_a: Path, folder_b: Path) -> Layout:
+    """Whether two folders without a telling name hold pairs: not if no stem is in both."""
+    a, b = ({path.stem for path in images_in(folder)} for folder in (folder_a, folder_b))
+    return "paired" if a & b else "unaligned"
 
 
-def _split_folders(root: Path, split: Split, layout: Layout) -> tuple[str, Path, Path]:
+def _split_folders(root: Path, split: Split, convention: _Convention) -> tuple[str, Path, Path]:
     """(split name, folder of A, folder of B) of the first split name that is there."""
     wanted = []
-    for name in _SPLIT_NAMES[split]:
-        a, b = _place(layout, name, "A"), _place(layout, name, "B")
+    for name in convention.names(split):
+        a, b = convention.places(name)
         there = [place for place in (a, b) if (root / place).is_dir()]
         if len(there) == 2:
             return name, root / a, root / b
@@ -203,9 +261,11 @@ def _split_folders(root: Path, split: Split, layout: Layout) -> tuple[str, Path,
             missing = b if there == [a] else a
             raise UserError(root, f"{there[0]} without {missing}; {_contents(root)}", f"add {missing}")
         wanted.append(a if a == b else f"{a} and {b}")
-    kind = "folder" if layout == "aligned" else "folders"
+    if not wanted:
+        raise NoSplit(root, "no test split: all pictures are for training", _MAKE_SPLIT)
+    kind = "folder" if convention.layout == "aligned" else "folders"
     reason = f"no {kind} {' or '.join(wanted)}; {_contents(root)}"
-    raise NoSplit(root, reason, f"needed for the {split} split")
+    raise NoSplit(root, reason, _MAKE_SPLIT if split == "test" else "needed for the train split")
 
 
 def _refuse_non_folder(root: Path) -> None:

@@ -4,11 +4,14 @@ python -m datasets.prepare download maps                      fetch a known set,
 python -m datasets.prepare download maps --from_archive FILE  the same from a local archive
 python -m datasets.prepare join --a DIR --b DIR --output DIR  join pairs of equal stem to side-by-side A|B files
 python -m datasets.prepare split --input DIR --output DIR     split side-by-side files to A/ and B/
+python -m datasets.prepare split-test --input DIR --output DIR [--fraction 0.1]   make a test split
 python -m datasets.prepare check DIR [--skip_bad]             check a folder and say what is in it
 """
 
+import contextlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -221,6 +224,59 @@ def split_pairs(input: Path, output: Path) -> list[str]:
     return [f"{output}: {_listed({k: len(v) for k, v in files.items()})} pairs in A and B"]
 
 
+def split_test(
+    input: Path,
+    output: Path,
+    fraction: float = 0.1,
+    seed: int = 0,
+    dataset_mode: Literal["auto", "aligned", "paired", "unaligned"] = "auto",
+) -> list[str]:
+    """Copy a data set that has no test split, with some of its pictures as the test split.
+
+    Args:
+        input: root of the data set; it is not changed
+        output: new or empty folder for the copy
+        fraction: share of the pictures that become the test split, of A and of B each
+        seed: another seed, other pictures
+        dataset_mode: layout of the folder; auto detects it
+    """
+    # Pairs stay together. The choice depends on seed and name alone, so a picture that joins changes few others.
+    # Raises UserError for a set that has a test split, or too few pictures. Then nothing is written.
+    from datasets.layouts import STANDARD, NoSplit, find_sources
+    from datasets.loader import stable_hash
+
+    if not 0 < fraction < 1:
+        raise UserError("--fraction", f"{fraction:g} is out of range", "more than 0 and less than 1")
+    if not 0 <= seed < 2**63:
+        raise UserError("--seed", f"{seed} is out of range", f"use 0 to {2**63 - 1}")
+    sources = find_sources(input, "train", dataset_mode)
+    with contextlib.suppress(NoSplit):
+        there = find_sources(input, "test", dataset_mode).split
+        raise UserError(input, f"has a test split already: {there}", "use it as it is")
+    sides = {"A": sources.a} if sources.layout == "aligned" else {"A": sources.a, "B": sources.b}
+    standard = next(convention for convention in STANDARD if convention.layout == sources.layout)
+    copies: dict[str, list[Path]] = {}  # by folder
+    for side, files in sides.items():
+        key = "" if sources.is_paired else side  # pairs have equal stems
+        ranks = {path: stable_hash(seed, key, path.stem) for path in files}
+        order = sorted(files, key=ranks.__getitem__)
+        count = max(1, round(fraction * len(files)))
+        if count == len(files):
+            raise UserError(input, f"has too few pictures for a test split of {fraction:g}", "see --fraction")
+        for split, chosen in (("train", order[count:]), ("test", order[:count])):
+            copies[standard.places(split)["AB".index(side)]] = chosen
+    total = sum(map(len, copies.values()))
+    with whole_folder(output) as folder, tqdm(total=total, unit="file", disable=None) as bar:
+        for place, chosen in copies.items():
+            (folder / place).mkdir(parents=True)
+            for path in chosen:
+                shutil.copyfile(path, folder / place / path.name)
+                bar.update()
+    return [
+        f"{output}: {_listed({place: len(chosen) for place, chosen in copies.items()})}, {sources.layout}"
+    ]
+
+
 def _splits(folder: Path) -> tuple[str, ...]:
     """The split folders in a folder, or "." if the folder itself holds the pictures."""
     if not folder.is_dir():
@@ -275,11 +331,12 @@ def check_folder(
 def _described(sources: "Sources", report: "ScanReport") -> Iterator[str]:
     name = "pictures" if sources.layout == "folder" else sources.split
     if sources.is_paired:
-        yield f"{name}: {report.count_a} pairs, {sources.layout}"
+        yield f"{name}: {len(sources.a)} pairs, {sources.layout}"
     elif sources.b:
-        yield f"{name}: {report.count_a} in A, {report.count_b} in B, {sources.layout}"
+        yield f"{name}: {len(sources.a)} in A, {len(sources.b)} in B, {sources.layout}"
     else:
-        yield f"{name}: {report.count_a}, no A and B: for translation only"
+        yield f"{name}: {len(sources.a)}, no A and B: for translation only"
+        yield "  note: side-by-side pairs are taken with --dataset_mode aligned"
     yield f"  sizes: {_most_frequent({f'{w}x{h}': n for (w, h), n in report.sizes.items()})}"
     yield f"  modes: {_most_frequent(report.modes)}"
     yield from (f"  note: {note}" for note in report.notes())
@@ -298,6 +355,7 @@ def main() -> None:
         "download": download,
         "join": join_pairs,
         "split": split_pairs,
+        "split-test": split_test,
         "check": check_folder,
     }
     lines = tyro.extras.subcommand_cli_from_dict(

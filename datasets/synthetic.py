@@ -9,10 +9,10 @@ testA/ and testB/ with both of the same N/5 towns, so that results can be judged
 Town k of a split and seed is the same picture whatever the count, the layout and the machine.
 """
 
-import argparse
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+import tyro
 from tqdm import tqdm
 
 from datasets.errors import UserError, run_command
@@ -49,10 +49,19 @@ def write_dataset(
     extent: int = EXTENT,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Write a data set into a new or empty folder; returns the number of files by sub-folder.
+    """Draw invented towns: aerial photos (A), and street maps or the same in winter (B).
 
-    Raises UserError for values out of range, and for a folder that is not empty or cannot be written.
+    Args:
+        output: new or empty folder
+        count: training pictures; val and test get a fifth
+        size: side of a picture in pixels, 16 to 2048
+        layout: aligned writes train/ val/ test/ of side-by-side pictures, unaligned trainA trainB testA testB
+        task: what B shows
+        extent: metres that a picture shows, 32 to 256
+        seed: another seed, other towns
     """
+    # Returns the number of files by sub-folder. Raises UserError for values out of range, and for a folder that is not
+    # empty or cannot be written.
     for flag, value in (("count", count), ("size", size), ("extent", extent), ("seed", seed)):
         if value not in (allowed := ALLOWED[flag]):
             fix = f"use {allowed.start} to {allowed.stop - 1}"
@@ -71,27 +80,15 @@ def write_dataset(
     return {name: number for name, (_, number, _) in plan.items()}
 
 
-def main() -> int:
+def main() -> None:
     """Parse the command line, write the folders, print their counts."""
-    parser = argparse.ArgumentParser(
+    counts = tyro.cli(
+        write_dataset,
         prog="python -m datasets.synthetic",
-        description="Draw invented towns: aerial photos (A), and street maps or the same in winter (B).",
-        allow_abbrev=False,
+        use_underscores=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
-    flag = parser.add_argument
-    flag("--output", type=Path, required=True, help="new or empty folder")
-    flag("--count", type=int, required=True, help="training pictures; val and test get a fifth")
-    flag("--size", type=int, required=True, help="side of a picture in pixels, 16 to 2048")
-    layouts = "aligned: train/ val/ test/ of side-by-side pictures; unaligned: trainA trainB testA testB"
-    flag("--layout", choices=get_args(Layout), default="aligned", help=layouts)
-    flag("--task", choices=get_args(Task), default="map", help="what B shows (default map)")
-    flag("--extent", type=int, default=EXTENT, help="metres that a picture shows, 32 to 256 (default 256)")
-    flag("--seed", type=int, default=0, help="another seed, other towns (default 0)")
-    options = parser.parse_args()
-    counts = ", ".join(f"{name} {number}" for name, number in write_dataset(**vars(options)).items())
-    size = f"{options.size}x{options.size}"
-    print(f"{options.output}: {counts} pictures of {size} pixels, A photo, B {options.task}")
-    return 0
+    print("pictures written: " + ", ".join(f"{name} {number}" for name, number in counts.items()))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,42 @@
 """A function applied to a list in worker processes that can neither hang a run nor outlive it.
 
-Around torch's DataLoader, for what it leaves open: an exception that cannot be pickled, a worker that hangs
-or is killed, a worker that outlives its parent. Results travel through pipes as NumPy arrays, so neither
-the size of /dev/shm nor the number of open files matters.
+A training has threads, locks and open files, and a process forked from it would inherit their state. So on Linux the
+workers are forked from a server process of the standard library, which has none of these; elsewhere they are started
+from nothing. Results travel through pipes as NumPy arrays. So no shared memory is needed.
 """
 
 import atexit
-import contextlib
-import ctypes
 import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from datasets.errors import RunError, UserError, as_user_error
 from datasets.files import cores
 
 TIMEOUT = 120.0  # seconds without a result after which a worker counts as hanging
-_LOOK_EVERY = 2  # seconds between looks whether the workers are still alive
-_PR_SET_PDEATHSIG = 1  # Linux's prctl: the signal a process gets when its parent ends
+_HAS_SERVER = sys.platform == "linux"
+_LEFT_TO_THE_PARENT = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""Signals that a terminal or a scheduler sends to the whole process group. The parent ends the workers itself."""
+
+
+class _Worker(NamedTuple):
+    process: BaseProcess
+    results: "Connection[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -41,23 +47,23 @@ class _Failure:
     trace: str
 
 
-class _Calls(Dataset[Any]):
-    """Item i is the result of the i-th call, or its _Failure."""
+def start_server() -> None:
+    """Start the process that workers are forked from, unless it runs. It imports torch while the caller goes on.
 
-    def __init__(self, function: Callable[[Any], dict[str, Any]], arguments: Sequence[Any]) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __getitem__(self, i: int) -> Any:
-        try:
-            result = self.function(self.arguments[i])
-        except Exception as error:
-            known = as_user_error(error) or RunError(
-                "data loading", f"{type(error).__name__}: {error}", "please report it"
-            )
-            return _Failure(known, traceback.format_exc())
-        return {
-            key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in result.items()
-        }
+    Without this call, the first epoch starts it and waits. Raises OSError.
+    """
+    if not _HAS_SERVER:
+        return
+    multiprocessing.set_forkserver_preload(["torch", "PIL.Image", "tifffile"])
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, _LEFT_TO_THE_PARENT
+    )  # a new process inherits what is blocked
+    try:
+        resource_tracker.ensure_running()  # the server's start does this too, and it unblocks signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def map_in_workers(
@@ -65,19 +71,18 @@ def map_in_workers(
 ) -> Iterator[Any]:
     """The results of function(argument), dicts with tensors, in order, made ahead by num_workers processes.
 
-    Raises what function raised where it is a UserError, else a RunError; RunError too where a worker is
-    lost, or no result comes for timeout seconds. All workers have ended when the iterator has, also when it
-    is abandoned.
+    The function and the arguments must be picklable. Raises what function raised where it is a UserError, else a
+    RunError; RunError too where a worker cannot be started or is lost, or no result comes for timeout seconds. All
+    workers have ended when the iterator has, also when it is abandoned.
     """
     num_workers = min(num_workers, len(arguments), cores())
-    if num_workers == 0:
-        return
-    iterator, processes = _start(_Calls(function, arguments), num_workers)
-    stop = functools.partial(_stop, processes)
+    workers: list[_Worker] = []
+    stop = functools.partial(_stop, workers)
     atexit.register(stop)  # multiprocessing's own exit would wait for workers, which ignore its SIGTERM
     try:
-        for _ in arguments:
-            result = _next(iterator, processes, timeout)
+        workers.extend(_start(function, arguments[k::num_workers]) for k in range(num_workers))
+        for i in range(len(arguments)):
+            result = _next(workers[i % num_workers], timeout)
             if isinstance(result, _Failure):
                 raise result.error from RuntimeError(f"in a worker:\n{result.trace}")
             yield {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in result.items()}
@@ -86,59 +91,59 @@ def map_in_workers(
         atexit.unregister(stop)
 
 
-def _start(calls: _Calls, num_workers: int) -> tuple[Iterator[Any], list[BaseProcess]]:
-    before = multiprocessing.active_children()
-    loader = DataLoader(
-        calls,
-        batch_size=None,
-        sampler=range(len(calls.arguments)),
-        collate_fn=_unchanged,
-        num_workers=num_workers,
-        timeout=_LOOK_EVERY,
-        worker_init_fn=functools.partial(_prepare_worker, os.getpid()),
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-        generator=torch.Generator(),  # or it would draw a number from the global one
+def _start(function: Callable[[Any], Any], arguments: Sequence[Any]) -> _Worker:
+    context = (
+        multiprocessing.get_context("forkserver") if _HAS_SERVER else multiprocessing.get_context("spawn")
     )
-    handler = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        # torch's handler would raise for a dead worker in the middle of a training step or of a save
-        signal.signal(signal.SIGCHLD, handler)
-    return iterator, [process for process in multiprocessing.active_children() if process not in before]
+    try:
+        start_server()
+        results, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(function, arguments, sending), daemon=True)
+        process.start()
+    except (OSError, EOFError) as error:
+        reason = f"a worker process cannot be started: {error or 'its server has ended'}"
+        raise RunError("data loading", reason, _FIX) from error
+    sending.close()  # or the end of the worker would not be seen
+    return _Worker(process, results)
 
 
-def _unchanged(result: Any) -> Any:
-    return result
+def _work(function: Callable[[Any], Any], arguments: Sequence[Any], results: "Connection[Any, Any]") -> None:
+    """The life of a worker: it ends after the last result is taken, or at once with its parent."""
+    for number in _LEFT_TO_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    for argument in arguments:
+        results.send(_result(function, argument))
 
 
-def _prepare_worker(parent: int, _worker: int) -> None:
-    """Leave signals to the parent, which ends the workers when it ends itself, and never outlive it."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)  # a terminal or a scheduler sends them to the whole process group
-    if sys.platform == "linux":  # a worker keeps the parent's lock files open, so every second counts
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
-def _next(iterator: Iterator[Any], processes: list[BaseProcess], timeout: float) -> Any:
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            return next(iterator)
-        except RuntimeError as error:
-            lost = [process for process in processes if process.exitcode is not None]
-            if lost:
-                raise RunError(
-                    "data loading", f"a worker process {_cause(lost[0].exitcode or 0)}", _FIX
-                ) from error
-            if "timed out" not in str(error):
-                raise RunError("data loading", str(error), _FIX) from error
-            if time.monotonic() >= deadline:
-                raise RunError(
-                    "data loading", f"no data for {timeout:g} seconds, a worker hangs", _FIX
-                ) from error
+def _result(function: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        result = function(argument)
+    except Exception as error:
+        known = as_user_error(error) or RunError(
+            "data loading", f"{type(error).__name__}: {error}", "please report it"
+        )
+        return _Failure(known, traceback.format_exc())
+    return {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in result.items()}
+
+
+def _next(worker: _Worker, timeout: float) -> Any:
+    try:
+        if worker.results.poll(timeout):
+            return worker.results.recv()
+    except (OSError, EOFError) as error:
+        worker.process.join()
+        cause = _cause(worker.process.exitcode or 0)
+        raise RunError("data loading", f"a worker process {cause}", _FIX) from error
+    raise RunError("data loading", f"no data for {timeout:g} seconds, a worker hangs", _FIX)
 
 
 _FIX = "--num_threads 0 loads without workers"
@@ -151,9 +156,9 @@ def _cause(exit_code: int) -> str:
     return f"was killed by {name}" + (", as by a system out of memory" if name == "SIGKILL" else "")
 
 
-def _stop(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    for process in processes:
-        process.join()
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join()
+        worker.results.close()

@@ -108,9 +108,10 @@ def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers
     host = (
         f"{platform.node()}, {device} ({card}), torch {torch.__version__}, Python {platform.python_version()}"
     )
-    info = RunInfo(run.name, run.path, stored_dict(training.options), host)
     at, steps = training.position, training.data.steps_per_epoch
     more_steps = at.step - (at.epoch - 1) * steps - at.batches  # than epochs of this data have
+    total_steps = training.options.schedule.epochs * steps + more_steps
+    info = RunInfo(run.name, run.path, stored_dict(training.options), host, total_steps)
     viewers = Viewers(choose_viewers(training.options, steps, more_steps))
     try:
         viewers.start(info, read_records(run.metrics))

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import Activation, Backend, Moments, activate
+from cuda_ops import Activation, Moments, activate
 from models.names import BaseNormName
 from models.normalized_conv import NormalizedConv2d, pad
 from models.norms import BASE_NORMS, PONO, DynamicMomentShortcut, Positional
@@ -45,11 +45,8 @@ class ConvBlock(nn.Module):
         positional: Positional = "none",
         keep_moments: bool = False,
         activation: Activation = "none",
-        nc_backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if keep_moments and positional == "none":
-            raise ValueError("keep_moments: a plain convolution has no moments, choose positional pono or nc")
         base = BASE_NORMS[base_norm]
         bias = base.bias_before if bias is None else bias
         fused = positional == "nc" and base_norm == "none"
@@ -64,7 +61,6 @@ class ConvBlock(nn.Module):
                 bias=bias,
                 padding_mode=padding_mode,
                 return_moments=keep_moments,
-                backend=nc_backend,
                 activation=activation if fused else "none",
                 negative_slope=LEAKY_SLOPE,
             )

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn import init
 
+from cuda_ops import Backend
 from models.names import DiscriminatorName, GeneratorName, InitName
+from models.normalized_conv import NormalizedConv2d
 from models.patchgan import PatchGAN, PixelDiscriminator
 from models.resnet import ResnetGenerator
 from models.unet import UnetGenerator
@@ -30,32 +32,30 @@ DISCRIMINATORS: dict[DiscriminatorName, Callable[..., Discriminator]] = {
 }
 
 
-def build_generator(name: GeneratorName, **named: Any) -> Generator:
+def build_generator(name: GeneratorName, *, nc_backend: Backend = "auto", **named: Any) -> Generator:
     """A generator with PyTorch's own initial weights; see `initialize`.
 
-    Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout, nc_backend. Raises ValueError for an
-    unknown name and for a norm that does not go with its base norm.
+    Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout. nc_backend: that of every normalized
+    convolution in it. Raises ValueError for a norm that does not go with its base norm.
 
     >>> build_generator("resnet_6blocks", ngf=8, norm="nc_ms").size_multiple
     4
     """
-    if name not in GENERATORS:
-        raise ValueError(f"generator: unknown name {name!r}, known are {', '.join(GENERATORS)}")
-    return GENERATORS[name](**named)
+    network = GENERATORS[name](**named)
+    for layer in network.modules():
+        if isinstance(layer, NormalizedConv2d):
+            layer.backend = nc_backend
+    return network
 
 
 def build_discriminator(name: DiscriminatorName, *, n_layers: int = 3, **named: Any) -> Discriminator:
     """A discriminator with PyTorch's own initial weights; see `initialize`.
 
-    Named arguments: input_nc, ndf, base_norm; `n_layers` has a meaning for the discriminator of that name
-    only.
-    Raises ValueError for an unknown name.
+    Named arguments: input_nc, ndf, base_norm; `n_layers` has a meaning for the discriminator of that name only.
 
     >>> build_discriminator("n_layers", n_layers=2, ndf=8).min_size
     12
     """
-    if name not in DISCRIMINATORS:
-        raise ValueError(f"discriminator: unknown name {name!r}, known are {', '.join(DISCRIMINATORS)}")
     if name == "n_layers":
         named["n_layers"] = n_layers
     return DISCRIMINATORS[name](**named)
@@ -70,7 +70,7 @@ def initialize(
     """Draw the weights of every convolution, and of every affine batch norm around 1; set every bias to 0.
 
     `gain` is the standard deviation (normal), or the factor (xavier, orthogonal); kaiming has none.
-    Batch-norm weights come from N(1, gain). Raises ValueError for an unknown `init_type`.
+    Batch-norm weights come from N(1, gain).
     Source: pix2pix, section 3.3 (N(0, 0.02)); Glorot 2010; He 2015; Saxe 2014.
     """
     draws: dict[InitName, Callable[[torch.Tensor], Any]] = {
@@ -79,8 +79,6 @@ def initialize(
         "kaiming": lambda weight: init.kaiming_normal_(weight, generator=generator),
         "orthogonal": lambda weight: init.orthogonal_(weight, gain, generator=generator),
     }
-    if init_type not in draws:
-        raise ValueError(f"init_type: unknown name {init_type!r}, known are {', '.join(draws)}")
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             draws[init_type](layer.weight)

@@ -9,7 +9,3 @@ DiscriminatorName = Literal["basic", "n_layers", "pixel"]
 InitName = Literal["normal", "xavier", "kaiming", "orthogonal"]
 
 NORM_NAMES: tuple[NormName, ...] = get_args(NormName)
-BASE_NORM_NAMES: tuple[BaseNormName, ...] = get_args(BaseNormName)
-GENERATOR_NAMES: tuple[GeneratorName, ...] = get_args(GeneratorName)
-DISCRIMINATOR_NAMES: tuple[DiscriminatorName, ...] = get_args(DiscriminatorName)
-INIT_NAMES: tuple[InitName, ...] = get_args(InitName)

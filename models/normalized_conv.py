@@ -101,10 +101,3 @@ class NormalizedConv2d(nn.Conv2d):
         whole = (result,) if isinstance(result, Tensor) else (result[0], *result[1])
         y, *moments = (v[:, :, bottom - top :, right - left :] for v in whole)
         return (y, Moments(*moments)) if moments else y
-
-    def extra_repr(self) -> str:
-        shown = {"eps": True, "correction": True, "return_moments": self.return_moments}
-        shown |= {"backend": self.backend != "auto", "activation": self.activation != "none"}
-        shown |= {"negative_slope": self.activation == "leaky_relu"}
-        parts = (f"{name}={getattr(self, name)}" for name, wanted in shown.items() if wanted)
-        return ", ".join([super().extra_repr(), *parts])

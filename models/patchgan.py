@@ -25,8 +25,6 @@ class PatchGAN(nn.Module):
         self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, base_norm: BaseNormName = "instance"
     ) -> None:
         super().__init__()
-        if n_layers < 1:
-            raise ValueError(f"n_layers: must be at least 1, got {n_layers}")
         self.min_size = 3 * 2**n_layers
         width = [ndf * min(2**layer, 8) for layer in range(n_layers + 1)]
         self.first = ConvBlock(input_nc, ndf, 4, stride=2, padding=1, activation="leaky_relu")

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cuda_ops import Backend, Moments
+from cuda_ops import Moments
 from models.blocks import ConvBlock, PlainConv2d, UpBlock, check_size
 from models.names import BaseNormName, NormName
 from models.norms import MomentShortcut, Positional, plan_norms
@@ -21,7 +21,6 @@ class ResidualBlock(nn.Module):
         base_norm: BaseNormName,
         positional: Positional,
         dropout: bool,
-        nc_backend: Backend,
     ) -> None:
         super().__init__()
         block = partial(
@@ -33,7 +32,6 @@ class ResidualBlock(nn.Module):
             padding_mode="reflect",
             base_norm=base_norm,
             positional=positional,
-            nc_backend=nc_backend,
         )
         self.first = block(activation="relu")
         self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()
@@ -68,7 +66,6 @@ class ResnetGenerator(nn.Module):
         norm: NormName = "instance",
         base_norm: BaseNormName = "instance",
         dropout: bool = False,
-        nc_backend: Backend = "auto",
     ) -> None:
         super().__init__()
         plan, base = plan_norms(norm, base_norm)
@@ -81,7 +78,6 @@ class ResnetGenerator(nn.Module):
             base_norm=base,
             positional=plan.rest,
             activation="relu",
-            nc_backend=nc_backend,
         )
         self.downs = nn.ModuleList(
             ConvBlock(
@@ -94,14 +90,11 @@ class ResnetGenerator(nn.Module):
                 positional=plan.down,
                 keep_moments=plan.shortcut != "none",
                 activation="relu",
-                nc_backend=nc_backend,
             )
             for channels in (ngf, 2 * ngf)
         )
         self.blocks = nn.ModuleList(
-            ResidualBlock(
-                4 * ngf, base_norm=base, positional=plan.rest, dropout=dropout, nc_backend=nc_backend
-            )
+            ResidualBlock(4 * ngf, base_norm=base, positional=plan.rest, dropout=dropout)
             for _ in range(n_blocks)
         )
         self.ups = nn.ModuleList(

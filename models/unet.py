@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import Backend, Moments
+from cuda_ops import Moments
 from models.blocks import ConvBlock, UpBlock, check_size
 from models.names import BaseNormName, NormName
 from models.norms import BASE_NORMS, MomentShortcut, plan_norms
@@ -39,13 +39,8 @@ class UnetGenerator(nn.Module):
         norm: NormName = "batch",
         base_norm: BaseNormName = "batch",
         dropout: bool = False,
-        nc_backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if num_downs < 2:
-            raise ValueError(
-                f"num_downs: needs an outermost and an innermost level, at least 2, got {num_downs}"
-            )
         plan, base = plan_norms(norm, base_norm)
         bias = BASE_NORMS[base].bias_before
         last = num_downs - 1
@@ -67,7 +62,6 @@ class UnetGenerator(nn.Module):
                     positional=plan.down if inner else plan.rest,
                     keep_moments=inner and plan.shortcut != "none",
                     activation="relu" if level == last else "leaky_relu",
-                    nc_backend=nc_backend,
                 )
             )
         self.ups = nn.ModuleList()  # ups[i] is the up-conv of level i + 1; the outermost one is `out`

@@ -1,13 +1,11 @@
 """The grid that the CUDA kernels are tested on, on a GPU and (compiled for the host) without one."""
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from cuda_ops import cuda
 from cuda_ops.direct import ConvParams
 from cuda_ops.normalized_conv import normalized_conv2d, reference
 
@@ -23,14 +21,6 @@ TOLERANCE = {
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 layouts = pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-# Of the operators: what follows the tensors in `opcheck`'s calls.
-CONV_PARAMS = ConvParams((1, 1), (1, 1), (1, 1), 1, 1e-5, 1, "relu", 0.2, torch.float32)
-
-
-@cache
-def register_on_cpu() -> None:
-    """The operators for CPU tensors too: once in a process, torch refuses a second time."""
-    cuda.register("cpu")
 
 
 class Case(NamedTuple):

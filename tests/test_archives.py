@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from datasets import archives
-from datasets.archives import Limits, examine, unpack
+from datasets.archives import examine, most_bytes, unpack
 from datasets.errors import UserError
 
-LIMITS = Limits()
 PICTURE = b"not looked at here " * 50
 Entry = tuple[str | zipfile.ZipInfo, bytes] | tarfile.TarInfo
 
@@ -58,19 +57,19 @@ MAKERS = {"tar": tar, "zip": zipped}
 both_kinds = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
-def unpacked(archive: Path, folder: Path, limits: Limits = LIMITS) -> dict[str, bytes]:
+def unpacked(archive: Path, folder: Path) -> dict[str, bytes]:
     """What a caller does: examine, then unpack into an empty folder; returns what is there then."""
-    listing = examine(archive, limits=limits)
+    listing = examine(archive)
     folder.mkdir()
-    unpack(listing, folder, limits)
+    unpack(listing, folder)
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def refusal(archive: Path, limits: Limits = LIMITS) -> str:
+def refusal(archive: Path) -> str:
     """The reason; and nothing may appear beside the archive."""
     before = sorted(archive.parent.rglob("*"))
     with pytest.raises(UserError) as caught:
-        unpacked(archive, archive.parent / "out", limits)
+        unpacked(archive, archive.parent / "out")
     assert sorted(archive.parent.rglob("*")) == before
     assert caught.value.subject == str(archive)
     assert len(str(caught.value)) < 300
@@ -202,23 +201,27 @@ def test_lying_zip_is_stopped_by_the_bytes_that_arrive(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in (tmp_path / "out").iterdir()) <= 17 << 20
 
 
-def test_bytes_are_counted_while_writing(tmp_path: Path) -> None:
+def test_bytes_are_counted_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listing that allowed more than the writer does: writing stops at the limit all the same."""
     archive = tar(tmp_path / "a.tar", ("a.bmp", bytes(30 << 20)), ("b.bmp", bytes(30 << 20)))
     assert "bomb" in refusal(archive)
-    listing = examine(archive, limits=Limits(slack=100 << 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "SLACK", 100 << 20)
+        listing = examine(archive)
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="bomb"):
         unpack(listing, tmp_path / "out")
     written = sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
-    assert written <= Limits().most_bytes(archive) == (16 << 20) + 100 * archive.stat().st_size
+    assert written <= most_bytes(archive) == (16 << 20) + 100 * archive.stat().st_size
 
 
 @both_kinds
-def test_too_many_members(tmp_path: Path, make: Any) -> None:
+def test_too_many_members(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make(tmp_path / "a", *((f"{i}.jpg", b"") for i in range(40)))
-    assert "more than 30 members" in refusal(archive, Limits(entries=30))
-    assert len(examine(archive, limits=Limits(entries=40)).files) == 40
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 30)
+    assert "more than 30 members" in refusal(archive)
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 40)
+    assert len(examine(archive).files) == 40
 
 
 def test_a_million_members_are_refused_without_reading_their_table(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_compile_without_graph_break(compiler: str, last: bool) -> None:
     y, (mean, std) = compiled(*tensors)
     gradients = torch.autograd.grad((y, mean, std), tensors, [v.float() for v in inputs.upstream])
     plain = run_backend(case, inputs)
-    for got, name in zip((y, mean, std, *gradients), plain, strict=True):
-        torch.testing.assert_close(got, plain[name])
+    for got, name in zip((y, mean, std, *gradients), plain, strict=True):  # compiled is the torch form
+        torch.testing.assert_close(got, plain[name], rtol=1e-4, atol=1e-4)
 
 
 @layouts

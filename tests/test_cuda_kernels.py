@@ -1,6 +1,5 @@
 """The CUDA kernels' own source, compiled for this machine's CPU and launched by the same code, against `reference`."""
 
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from cuda_shim.launcher import HostLauncher, build, host_launchers
 from cuda_support import (
     CASES,
-    CONV_PARAMS,
     NAMES,
     TOLERANCE,
     Case,
@@ -23,7 +21,6 @@ from cuda_support import (
     expected,
     layouts,
     make_inputs,
-    register_on_cpu,
     run_backend,
 )
 
@@ -297,70 +294,6 @@ def test_a_broken_kernel_is_noticed(
     assert noticed
 
 
-@pytest.fixture(scope="module")
-def operator_on_cpu() -> None:
-    register_on_cpu()
-
-
-@devices
-@layouts
-def test_opcheck(last: bool, device: str, operator_on_cpu: None) -> None:
-    case = Case(activation="relu")
-    x, weight, bias, (dy, dmean, dstd) = make_inputs(case, torch.float32, last, device)
-    tensors = tuple(v.requires_grad_() for v in (x, weight, bias) if v is not None)
-    torch.library.opcheck(torch.ops.normalized_conv.forward.default, (*tensors, *CONV_PARAMS))
-    with torch.no_grad():
-        y, _, std, *kept = torch.ops.normalized_conv.forward.default(*tensors, *CONV_PARAMS)
-        for needs in ((True, True, True), (True, False, False)):
-            upstream = (dy.float(), dmean.float(), dstd.float())
-            torch.library.opcheck(
-                torch.ops.normalized_conv.backward.default,
-                (*(v.detach() for v in tensors), y, std, *kept, *upstream, needs, *CONV_PARAMS),
-            )
-
-
-@layouts
-@pytest.mark.parametrize("backend", ["auto", "cuda"])
-def test_compile_without_graph_break(backend: str, last: bool, operator_on_cpu: None) -> None:
-    case = Case(activation="relu", groups=2)
-    inputs = make_inputs(case, torch.float32, last)
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, w, b: cuda_ops.normalized_conv2d(
-            x * 1.0, w, b, padding=1, groups=2, activation="relu", return_moments=True, backend=backend
-        ),
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    tensors = [v.detach().requires_grad_() for v in inputs[:3] if v is not None]
-    y, (mean, std) = compiled(*tensors)
-    upstream = [v.float() for v in inputs.upstream]
-    gradients = torch.autograd.grad((y, mean, std), tensors, upstream)
-    plain = run_backend(case, inputs)
-    for got, name in zip((y, mean, std, *gradients), plain, strict=True):
-        torch.testing.assert_close(got, plain[name], rtol=0, atol=0)
-
-
-def test_autocast_and_dynamic_shapes_under_the_compiler(operator_on_cpu: None) -> None:
-    weight = torch.randn(4, 6, 3, 3, requires_grad=True)
-
-    def layer(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            y = cuda_ops.normalized_conv2d(x, weight, padding=1, activation="relu")
-        assert isinstance(y, torch.Tensor)
-        return y
-
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for side in (8, 11):
-        x = torch.randn(2, 6, side, side + 1, requires_grad=True)
-        results = []
-        for function in (compiled, layer):
-            y = function(x)
-            results.append((y, *torch.autograd.grad(y.float().sum(), (x, weight))))
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 def test_a_retained_graph_serves_twice() -> None:
     x, weight = torch.randn(1, 2, 7, 7, requires_grad=True), torch.randn(3, 2, 3, 3)
     y = cuda_ops.normalized_conv2d(x, weight, backend="cuda", activation="relu")
@@ -375,14 +308,6 @@ def test_changing_y_in_place_is_noticed() -> None:
     assert isinstance(y, torch.Tensor)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.mul_(2).sum().backward()
-
-
-def test_the_host_compiler_speaks(tmp_path: Path, libraries: Path) -> None:
-    broken = tmp_path / "broken.cu"
-    broken.write_text("this is not C++")
-    unit = nvrtc.Unit(*[torch.float32] * 3, channels_last=False)
-    with pytest.raises(subprocess.CalledProcessError):
-        build(unit, tmp_path, broken)
 
 
 @pytest.fixture

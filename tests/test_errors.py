@@ -140,12 +140,19 @@ def test_a_log_that_cannot_be_written_costs_no_line(tmp_path: Path, capsys: Any)
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("could not create a primitive"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     ],
 )
 def test_used_up_memory_is_recognised(error: Exception, capsys: Any) -> None:
     code, text = run(raises(error), capsys)
     assert code == 1
     assert text == "error: memory: out of memory (try a smaller --crop_size or --batch_size)\n"
+
+
+def test_a_limit_on_threads_is_recognised(capsys: Any) -> None:
+    code, text = run(raises(RuntimeError("can't start new thread")), capsys)
+    assert (code, text.count("\n")) == (1, 1) and text.startswith("error: threads: no thread can be started")
 
 
 def test_memory_that_torch_really_refuses_is_recognised() -> None:

@@ -95,6 +95,47 @@ def test_a_plain_folder_is_for_translation(tmp_path: Path) -> None:
     assert find_sources(tmp_path, "train", "folder").layout == "folder"
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "layout", "test_a"),
+    [
+        ("train_A", "train_B", "unaligned", "test_A"),
+        ("train_label", "train_img", "paired", "test_label"),
+        ("train/input", "train/target", "paired", "val/input"),
+        ("input/train", "target/train", "paired", "input/test"),
+        ("train/A", "train/B", "paired", "test/A"),
+        ("input", "target", "paired", ""),
+        ("A", "B", "paired", ""),
+    ],
+)
+def test_folders_of_other_programs(tmp_path: Path, a: str, b: str, layout: str, test_a: str) -> None:
+    root = tree(tmp_path, f"{a}/1.png", f"{a}/2.png", f"{b}/1.png", f"{b}/2.png")
+    sources = find_sources(root, "train")
+    assert (sources.layout, sources.note) == (layout, f"A is {a}, B is {b}: {layout}")
+    assert (sources.a[0].parent, sources.b[0].parent) == (root / a, root / b)
+    assert "python -m datasets.prepare split-test" in refusal(lambda: find_sources(root, "test"), root).fix
+    if test_a:
+        test_b = test_a.replace("A", "B").replace("label", "img").replace("input", "target")
+        tree(tmp_path, f"{test_a}/3.png", f"{test_b}/3.png")
+        assert names(find_sources(root, "test").b) == ["3.png"]
+
+
+def test_bare_a_and_b_are_pairs_only_by_their_names(tmp_path: Path) -> None:
+    root = tree(tmp_path, "A/1.png", "B/x.png")
+    assert find_sources(root, "train").layout == "unaligned"
+    tree(tmp_path, "B/1.png")
+    assert "without a partner" in refusal(lambda: find_sources(root, "train"), root).reason
+    assert find_sources(root, "train", "unaligned").layout == "unaligned"
+
+
+def test_a_folder_of_side_by_side_pictures_is_taken_when_it_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, "1.png", "A/x.png")
+    error = refusal(lambda: find_sources(tmp_path, "train"), tmp_path)
+    assert "--dataset_mode aligned" in error.fix
+    sources = find_sources(tmp_path, "train", "aligned")
+    assert (names(sources.a), sources.note) == (["1.png"], "the folder itself: aligned")
+    assert isinstance(refusal(lambda: find_sources(tmp_path, "test", "aligned"), tmp_path), NoSplit)
+
+
 def test_the_layout_can_be_told(tmp_path: Path) -> None:
     root = tree(tmp_path, "trainA/1.png", "trainB/1.png", "train/1.png")
     assert find_sources(root, "train").layout == "unaligned"

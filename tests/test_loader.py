@@ -1,7 +1,6 @@
 """Batches depend on seeds and positions alone, and worker processes can neither hang a run nor outlive it."""
 
 import contextlib
-import math
 import multiprocessing
 import os
 import random
@@ -9,10 +8,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import loader_functions
 import numpy as np
 import pytest
 import torch
@@ -260,38 +261,25 @@ def test_when_every_file_is_gone_skipping_ends(aligned: Sources) -> None:
         epoch(PairDataset(aligned, SMALL, seed=0, skip_bad=True))
 
 
-def _pids(i: int) -> dict[str, Any]:
-    return {"i": i, "pid": os.getpid()}
-
-
-def _local_exception(_: int) -> None:
-    class Unpicklable(Exception):
-        def __init__(self) -> None:
-            super().__init__(lambda: None)
-
-    raise Unpicklable
-
-
 @pytest.mark.parametrize(
-    ("function", "timeout", "cause"),
+    ("function", "cause"),
     [
-        (_local_exception, math.inf, "Unpicklable"),
-        (lambda _: os.kill(os.getpid(), signal.SIGKILL), math.inf, "killed by SIGKILL"),
-        (lambda _: os.kill(os.getpid(), signal.SIGSEGV), math.inf, "killed by SIGSEGV"),
-        (lambda _: os._exit(0), math.inf, "exit code 0"),
-        (lambda _: signal.pause(), 1, "a worker hangs"),
+        (loader_functions.local_exception, "Unpicklable"),
+        (loader_functions.killed, "killed by SIGKILL"),
+        (loader_functions.segfault, "killed by SIGSEGV"),
+        (loader_functions.exits, "exit code 0"),
+        (loader_functions.hangs, "a worker hangs"),
     ],
-    ids=["exception", "killed", "segfault", "exits", "hangs"],
 )
-def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, timeout: float, cause: str) -> None:
+def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, cause: str) -> None:
     with pytest.raises(RunError, match=cause) as caught:
-        list(workers.map_in_workers(function, [1, 2, 3], 2, timeout))
+        list(workers.map_in_workers(function, [1, 2, 3], 2, timeout=1 if "hangs" in cause else 600))
     assert caught.value.exit_code == 1
     assert multiprocessing.active_children() == []
 
 
 def test_abandoned_batches_leave_no_process() -> None:
-    results = workers.map_in_workers(_pids, list(range(50)), 2)
+    results = workers.map_in_workers(loader_functions.pids, list(range(50)), 2)
     pids = {next(results)["pid"] for _ in range(4)}
     del results
     assert multiprocessing.active_children() == []
@@ -301,13 +289,11 @@ def test_abandoned_batches_leave_no_process() -> None:
 
 
 _PARENT = """
-import os, signal, sys, time
+import os, signal, sys
 from datasets import workers
+from loader_functions import pids
 
-def answer(i):
-    return {"pid": os.getpid()}
-
-results = workers.map_in_workers(answer, list(range(1000)), 1)
+results = workers.map_in_workers(pids, list(range(100_000)), 1)
 print(next(results)["pid"], flush=True)
 %s
 """
@@ -324,15 +310,17 @@ print(next(results)["pid"], flush=True)
 )
 def test_workers_end_with_their_parent(ending: str, code: int) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT % ending], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _PARENT % ending],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
     with contextlib.suppress(ProcessLookupError):  # it has ended already
         descriptor = os.pidfd_open(worker)
-        select.select(
-            [descriptor], [], []
-        )  # readable once it has ended, also while nobody has asked for its exit code
+        select.select([descriptor], [], [])  # readable once it has ended
         os.close(descriptor)
     assert parent.wait() == code
     parent.stdout.close()
@@ -340,18 +328,53 @@ def test_workers_end_with_their_parent(ending: str, code: int) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_to_the_process_group_is_left_to_the_parent(name: str) -> None:
-    results = workers.map_in_workers(_pids, list(range(40)), 1)
-    os.kill(next(results)["pid"], getattr(signal, name))
-    assert [result["i"] for result in results] == list(range(1, 40))
-
-
-def test_a_dead_worker_does_not_interrupt_the_training_step() -> None:
-    handler = signal.getsignal(signal.SIGCHLD)
-    results = workers.map_in_workers(_pids, list(range(1000)), 1)
+    """To the worker and to the server that it was forked from."""
+    results = workers.map_in_workers(loader_functions.pids, list(range(40)), 1)
     pid = next(results)["pid"]
-    assert signal.getsignal(signal.SIGCHLD) is handler
-    os.kill(pid, signal.SIGKILL)
-    [process] = multiprocessing.active_children()
-    process.join()  # an exception from a signal handler would come here
-    with pytest.raises(RunError, match="SIGKILL"):
-        list(results)
+    status = Path(f"/proc/{pid}/status").read_text()
+    for target in (pid, int(status.split("PPid:")[1].split()[0])):
+        os.kill(target, getattr(signal, name))
+    assert [result["i"] for result in results] == list(range(1, 40))
+    assert len(list(workers.map_in_workers(loader_functions.pids, [1, 2], 1))) == 2
+
+
+def test_a_worker_holds_nothing_of_its_parent(tmp_path: Path) -> None:
+    """Neither locks nor the ends of pipes, on which somebody may wait for an end of file."""
+    ends = os.pipe()
+    with (tmp_path / "run.lock").open("w"):
+        ours = {str(Path(f"/proc/self/fd/{end}").readlink()) for end in ends} | {str(tmp_path / "run.lock")}
+        [result] = workers.map_in_workers(loader_functions.descriptors, [0], 1)
+    for end in ends:
+        os.close(end)
+    assert result["held"] and not ours & set(result["held"])
+
+
+def test_processes_may_start_while_workers_do() -> None:
+    """`Popen` waits for the end of a pipe, which a worker forked at that moment would hold open as long as it lives."""
+    stop = threading.Event()
+
+    def start_processes() -> None:
+        while not stop.is_set():
+            subprocess.run(["true"], check=True)
+
+    threads = [threading.Thread(target=start_processes, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        hanging = workers.map_in_workers(loader_functions.hangs, [1, 2], 2, timeout=0.2)
+        with contextlib.suppress(RunError):
+            next(hanging)
+    kept = workers._start(loader_functions.hangs, [1])
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    stuck = [thread for thread in threads if thread.is_alive()]
+    workers._stop([kept])
+    assert not stuck
+
+
+def test_a_server_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with too little memory for it."""
+    monkeypatch.setattr(workers.forkserver._forkserver, "_forkserver_address", "\0nobody listens")
+    with pytest.raises(RunError, match=r"^data loading: a worker process cannot be started: .*num_threads 0"):
+        list(workers.map_in_workers(loader_functions.pids, [1], 1))

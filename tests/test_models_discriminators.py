@@ -54,11 +54,6 @@ def test_smallest_size(n_layers: int) -> None:
         network(torch.randn(1, 3, smallest, smallest - 1))
 
 
-def test_no_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="n_layers"):
-        PatchGAN(n_layers=0)
-
-
 @pytest.mark.parametrize("name", ["basic", "n_layers", "pixel"])
 @pytest.mark.parametrize("base_norm", BASE_LAYERS)
 def test_only_the_base_norm(name: str, base_norm: str) -> None:

@@ -67,23 +67,6 @@ def test_padding_same_keeps_its_digits_at_a_large_offset(kernel: int) -> None:
         assert (ours.double() - truth).norm() <= 2e-6 * truth.norm()
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "direct"])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_activation_is_part_of_the_layer(backend: str, activation: str) -> None:
-    layer = NormalizedConv2d(3, 4, 3, padding=1, backend=backend, return_moments=True, dtype=torch.float64)
-    x = torch.randn(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    y, moments = layer(x)
-    want = F.relu(y) if activation == "relu" else F.leaky_relu(y, 0.3)
-    layer.activation, layer.negative_slope = activation, 0.3
-    got, same_moments = layer(x)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(same_moments.std, moments.std)  # the moments are those of the input, not of y
-    upstream = torch.randn_like(y)
-    (want_grad,) = torch.autograd.grad(want, x, upstream, retain_graph=True)
-    (got_grad,) = torch.autograd.grad(got, x, upstream)
-    torch.testing.assert_close(got_grad, want_grad, rtol=1e-10, atol=1e-12)
-
-
 def test_is_a_conv2d_in_keys_and_initial_weights() -> None:
     arguments = (4, 6, 3, 2, 1, 1, 2)
     torch.manual_seed(3)
@@ -107,17 +90,3 @@ def test_groups_have_their_own_moments() -> None:
     half = NormalizedConv2d(3, 2, 3, padding=1)
     half.load_state_dict({"weight": layer.weight[2:], "bias": layer.bias[2:]})
     torch.testing.assert_close(y[:, 2:], half(x[:, 3:]), rtol=1e-5, atol=1e-5)
-
-
-def test_one_value_has_no_variance() -> None:
-    with pytest.raises(ValueError, match="no variance"):
-        NormalizedConv2d(1, 1, 1)(torch.zeros(1, 1, 3, 3))
-
-
-def test_repr_shows_what_differs_from_a_convolution() -> None:
-    named = {"backend": "direct", "activation": "leaky_relu", "return_moments": True}
-    text = repr(NormalizedConv2d(3, 8, 3, padding=1, padding_mode="reflect", **named))
-    assert text.startswith("NormalizedConv2d(3, 8") and "padding_mode=reflect" in text
-    assert "eps=1e-05, correction=1, return_moments=True" in text
-    assert "backend=direct, activation=leaky_relu, negative_slope=0.2" in text
-    assert "backend" not in repr(NormalizedConv2d(3, 8, 3))

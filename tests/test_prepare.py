@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from PIL import Image
 from datasets import prepare
 from datasets.errors import UserError, run_command
 from datasets.files import whole_folder
-from datasets.prepare import KNOWN_SETS, KnownSet, check_folder, download, join_pairs, split_pairs
+from datasets.prepare import KNOWN_SETS, KnownSet, check_folder, download, join_pairs, split_pairs, split_test
 
 COUNTS = {"train": 3, "val": 2}
 Run = Callable[..., tuple[int, str, str]]
@@ -93,13 +93,6 @@ def make_archive(path: Path, counts: Mapping[str, int] = COUNTS, top: str = "set
 
 
 # --- known sets and archives ---------------------------------------------------------------------------------
-
-
-def test_published_counts() -> None:
-    assert KNOWN_SETS["maps"].counts == {"train": 1096, "val": 1098}
-    assert KNOWN_SETS["horse2zebra"].counts == {"trainA": 1067, "trainB": 1334, "testA": 120, "testB": 140}
-    assert KNOWN_SETS["night2day"].counts == {"train": 17823, "test": 2287}
-    assert all(known.url.startswith("https://efrosgans.eecs.berkeley.edu/") for known in KNOWN_SETS.values())
 
 
 @pytest.mark.parametrize(
@@ -173,27 +166,40 @@ def test_bad_downloads_leave_nothing(web: tuple[Path, str], tmp_path: Path, faul
     assert files(tmp_path / "out") == {}
 
 
-def test_a_kill_while_unpacking_never_leaves_a_folder_that_looks_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("archives", lambda root: download("mine", root / "data", root / "a.tar.gz")),
+        ("prepare", lambda root: split_test(root / "all", root / "data")),
+    ],
+)
+def test_a_kill_never_leaves_a_folder_that_looks_whole(tmp_path: Path, module: str, call: Any) -> None:
     """SIGKILL after the k-th file; the next run completes, without what the first one left."""
     make_archive(tmp_path / "a.tar.gz")
+    for k in range(5):
+        save(tmp_path / f"all/train/{k}.png", png(k))
+    before = names(tmp_path)
     script = (
         "import os, signal, sys; from pathlib import Path; from datasets import archives, prepare\n"
+        "root, module = Path(), sys.argv[2]\n"
         "class Deadly(archives.tqdm):\n"
         "    left = int(sys.argv[1])\n"
         "    def update(self):\n"
         "        self.left -= 1\n"
         "        if not self.left: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "archives.tqdm = Deadly\n"
-        "prepare.download('mine', Path('data'), Path('a.tar.gz'))\n"
+        "getattr(sys.modules['datasets'], module).tqdm = Deadly\n"
+        "if module == 'archives': prepare.download('mine', Path('data'), Path('a.tar.gz'))\n"
+        "else: prepare.split_test(Path('all'), Path('data'))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for k in (1, 4):
-        killed = subprocess.run([sys.executable, "-c", script, str(k)], cwd=tmp_path, env=environment)
+        killed = subprocess.run([sys.executable, "-c", script, str(k), module], cwd=tmp_path, env=environment)
         assert killed.returncode == -signal.SIGKILL
-        assert [re.sub("[0-9a-f]{12}", "X", name) for name in names(tmp_path)] == [".data.X.tmp", "a.tar.gz"]
-    download("mine", tmp_path / "data", tmp_path / "a.tar.gz")
-    assert names(tmp_path) == ["a.tar.gz", "data"]
-    assert len(files(tmp_path / "data")) == 6
+        left = [re.sub("[0-9a-f]{12}", "X", name) for name in names(tmp_path)]
+        assert left == [".data.X.tmp", *before]
+    call(tmp_path)
+    assert names(tmp_path) == sorted([*before, "data"])
+    assert len(files(tmp_path / "data")) == (6 if module == "archives" else 5)
 
 
 def test_disk_full_keeps_the_download(
@@ -265,20 +271,6 @@ def test_join_then_split_gives_the_same_pixels(run: Run, tmp_path: Path, splits:
         assert np.array_equal([pixels(tmp_path / "out" / side / path) for side in "AB"], both)
 
 
-def test_join_pairs_by_stem_whatever_the_format_and_order(tmp_path: Path) -> None:
-    stems = [f"n{k}" for k in range(6)]
-    random.Random(0).shuffle(stems)
-    for stem in stems:
-        save(tmp_path / f"a/{stem}.png", png(int(stem[1])))
-        Image.new("L", (8, 4), int(stem[1])).save(tmp_path / f"a/{stem}.bmp.tmp", "BMP")
-    (tmp_path / "b").mkdir()
-    for stem in reversed(stems):
-        Image.new("L", (8, 4), 40 * int(stem[1])).save(tmp_path / f"b/{stem}.bmp")
-    assert "ab: 6 pairs" in join_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "ab")[0]
-    for stem in stems:
-        assert (pixels(tmp_path / f"ab/{stem}.png")[:, 8:] == 40 * int(stem[1])).all()
-
-
 def test_join_refuses(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
 
@@ -312,6 +304,62 @@ def test_split_refuses_odd_widths(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="odd width, 9x4"):
         split_pairs(tmp_path / "ab", tmp_path / "parts")
     assert names(tmp_path) == ["ab"]
+
+
+# --- test split ----------------------------------------------------------------------------------------------
+
+
+def test_split_test_of_pairs(run: Run, tmp_path: Path) -> None:
+    """Pairs stay together, the choice is that of the seed, and nothing is lost."""
+    for k in range(20):
+        save(tmp_path / f"all/A/{k}.png", png(k))
+        save(tmp_path / f"all/B/{k}.png", png(100 + k))
+    before = files(tmp_path / "all")
+    code, out, err = run("split-test", "--input", "all", "--output", "data", "--fraction", "0.25")
+    assert (code, out, err) == (0, "data: A/train 15, A/test 5, B/train 15, B/test 5, paired\n", "")
+    found = files(tmp_path / "data")
+    assert {Path(name).parent.as_posix() for name in found} == {"A/train", "B/train", "A/test", "B/test"}
+    assert {f"{name[0]}/{Path(name).name}": content for name, content in found.items()} == before
+    chosen = names(tmp_path / "data/A/test")
+    assert names(tmp_path / "data/B/test") == chosen and files(tmp_path / "all") == before
+    split_test(tmp_path / "all", tmp_path / "again", 0.25)
+    assert names(tmp_path / "again/A/test") == chosen
+    split_test(tmp_path / "all", tmp_path / "other", 0.25, seed=1)
+    assert names(tmp_path / "other/A/test") != chosen
+
+
+def test_split_test_of_other_layouts(tmp_path: Path) -> None:
+    for k in range(10):
+        save(tmp_path / f"two/trainA/{k}.png", png(k))
+        save(tmp_path / f"two/trainB/b{k % 4}.png", png(k))
+        save(tmp_path / f"sides/{k}.png", png(k))
+    [line] = split_test(tmp_path / "two", tmp_path / "o")
+    assert line.endswith("o: trainA 9, testA 1, trainB 3, testB 1, unaligned")
+    [line] = split_test(tmp_path / "sides", tmp_path / "p", 0.5, dataset_mode="aligned")
+    assert line.endswith("p: train 5, test 5, aligned")
+    assert files(tmp_path / "sides").keys() == {Path(name).name for name in files(tmp_path / "p")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--input all --fraction 0", "out of range"),
+        ("--input all --fraction 1", "out of range"),
+        ("--input all --fraction nan", "out of range"),
+        ("--input all --fraction 0.5 --seed -1", "out of range"),
+        ("--input all --fraction 0.5 --seed 99999999999999999999", "out of range"),
+        ("--input all", "has a test split already: test"),
+        ("--input one", "too few"),
+        ("--input plain", "no train split"),
+    ],
+)
+def test_split_test_refuses(run: Run, tmp_path: Path, arguments: str, reason: str) -> None:
+    for name in ("all/train/1.png", "all/train/2.png", "all/test/3.png", "one/train/1.png", "plain/1.png"):
+        save(tmp_path / name, png())
+    before = files(tmp_path)
+    code, out, err = run("split-test", "--output", "data", *arguments.split())
+    assert (code, out) == (2, "") and reason in err and err.count("\n") == 1
+    assert files(tmp_path) == before
 
 
 # --- check ---------------------------------------------------------------------------------------------------
@@ -365,16 +413,6 @@ def test_check_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
 
 
 # --- the command line ----------------------------------------------------------------------------------------
-
-
-def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
-    make_archive(tmp_path / "a.tgz")
-    result = subprocess.run(
-        [sys.executable, "-m", "datasets.prepare", "download", "mine", "--from_archive", "a.tgz"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "data/mine: train 3, val 2" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw
 
 from datasets.errors import UserError
 from datasets.synthetic import write_dataset
-from datasets.towns import EXTENT, MATERIALS, OVERSAMPLING, Noise, Thing, Town, draw, pixels_of, reduced
-from datasets.transforms import side_by_side
+from datasets.towns import EXTENT, MATERIALS, Thing, Town, draw, pixels_of
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -142,31 +141,6 @@ def test_polygons_and_discs_against_pillow() -> None:
         assert (ours != theirs).sum() < 0.03 * theirs.sum()
     _, mask = pixels_of(Thing("crown", [(-200.0, 300.0)], radius=10.0), side, EXTENT)
     assert not mask.any()
-
-
-def test_reduction_is_the_rounded_mean() -> None:
-    colours = (
-        np.random.default_rng(0).integers(0, 256, (8 * OVERSAMPLING, 8 * OVERSAMPLING, 3)).astype(np.int16)
-    )
-    means = colours.reshape(8, OVERSAMPLING, 8, OVERSAMPLING, 3).mean(axis=(1, 3))
-    assert np.array_equal(reduced(colours), np.floor(means + 0.5))
-
-
-def test_noise_is_centred_bell_shaped_and_smooth_noise_is_smooth() -> None:
-    white = Noise(0, "train", 0).white(200, 201)
-    assert white.shape == (200, 201)
-    assert abs(white.mean()) < 1.5
-    assert white.std() == pytest.approx(255 / 12**0.5 / 2, rel=0.03)  # four uniform bytes
-    smooth = Noise(0, "train", 0).smooth(100, 8)
-    assert smooth.shape == (100, 100)
-    assert np.abs(np.diff(smooth, axis=0)).max() <= 2 * 127 // 8 + 2
-
-
-def test_side_by_side_keeps_both() -> None:
-    left, right = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (3, 2), "blue")
-    both = np.asarray(side_by_side(left, right))
-    assert both.shape == (2, 6, 3)
-    assert (both[:, :3] == (255, 0, 0)).all() and (both[:, 3:] == (0, 0, 255)).all()
 
 
 @pytest.mark.parametrize(

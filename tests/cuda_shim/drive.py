@@ -43,7 +43,7 @@ unit = nvrtc.Unit(*[torch.float16] * 3, False)
 for status in (900, 2, 0):
     fake.fake_refuse(status)
     try:
-        cuda.build_failure("cuda", 0, False, *unit)
+        cuda.build_failure("cuda", 0, unit)
         seen.append("built")
     except nvrtc.BuildError as error:
         seen.append(str(error))
