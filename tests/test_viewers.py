@@ -164,6 +164,21 @@ def test_time_left_is_steps_left_times_pace(monkeypatch):
     assert stream.getvalue().rstrip().endswith("6 min left")
 
 
+def test_time_left_counts_the_steps_of_todays_data(monkeypatch):
+    """Two epochs of 50 steps are done, and an epoch has 10 now: after 2 of 30 steps, 28 are left."""
+    clock = iter([10.0, 14.0, 130.0])
+    monkeypatch.setattr("gan.viewers.console.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    console = Console(epochs=5, steps_per_epoch=10, stream=stream, more_steps=80)
+    console.progress(101, 3)
+    console.progress(102, 3)
+    console.record(train_record(102, 3))
+    assert stream.getvalue().rstrip().endswith("1 min left")  # 28 times 4 s
+    console.progress(130, 5)
+    console.record(train_record(130, 5))
+    assert not stream.getvalue().rstrip().endswith("left"), "no word of 0 s"
+
+
 def test_history_survives_torn_and_foreign_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         json.dumps(train_record(1))
