@@ -18,7 +18,8 @@ from evaluate.measure import Measurements
 from evaluate.metrics import measure
 from evaluate.options import EvaluateOptions
 from evaluate.weights import SOURCES, Weights, WeightsChoice, load_weights
-from gan.options import TrainOptions, from_dict, resolve
+from gan.command_line import resolve
+from gan.options import TrainOptions, from_dict
 from train import train
 
 
