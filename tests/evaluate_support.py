@@ -108,6 +108,8 @@ def lpips_heads() -> Weights:
 class FewFeatures(Networks):
     """An Inception that is one linear layer (fast), an AlexNet with random weights; counts its pictures."""
 
+    width = 8
+
     def __init__(self) -> None:
         weights = {
             "inception": Weights({}, "1" * 64, Path("inception"), True),
