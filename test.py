@@ -12,6 +12,7 @@ def main() -> int:
 
     description = "Translate the test split of a run's data, or any folder of pictures."
     options = parse_flags(TranslationOptions, sys.argv[1:], "test.py", description)
+    options.check()
     from gan.translate_command import run_test
 
     return run_test(options)

@@ -2,6 +2,7 @@
 """Train CycleGAN or Pix2Pix: `python train.py --dataroot FOLDER --model pix2pix --norm nc_ms`."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.errors import run_command
@@ -30,49 +31,32 @@ def train(
 
     evaluate: computes the metrics of --eval_every. Raises UserError and RunError, which become one line.
     """
-    from gan import messages
+    from gan import start
     from gan.loop import Training
-    from gan.options import stored_dict
-    from gan.resume import resume
-    from gan.run import MetricsLog, open_run
-    from gan.setup import build_data, build_trainer, build_viewers, found_options
+    from gan.run import RunFolder, open_run
+    from gan.setup import build_data, build_trainer, checkpoint_size
     from gan.signals import StopRequest, tolerate_closed_stdout
-    from gan.state import Position, checkpoint_size
 
+    run = RunFolder(Path(options.run.checkpoints_dir) / options.run.name)
     if options.run.dry_run:
-        print(messages.plan(options, build_trainer(options), build_data(options)))
+        trainer = build_trainer(options)
+        print(start.plan(Training(options, run, trainer, build_data(options, trainer.networks))))
         return 0
     tolerate_closed_stdout()
-    with open_run(options.run.checkpoints_dir, options.run.name, is_new=saved is None) as run:
+    with open_run(run, is_new=saved is None):
         trainer = build_trainer(options)
         run.require_space(2 * checkpoint_size(trainer))  # a new checkpoint is written before an old one goes
-        data = build_data(options)
-        position, log = Position(), MetricsLog(run.metrics)
+        training = Training(options, run, trainer, build_data(options, trainer.networks), evaluate)
         if saved is not None:
-            position = resume(run, trainer, data, log, options)
-            if position.epoch > options.schedule.epochs:
-                print(messages.nothing_left(run, position, options.schedule))
+            start.resume(training)
+            if training.position.epoch > options.schedule.epochs:
+                print(start.nothing_left(training))
                 return 0
-        stored = stored_dict(options) | found_options(options, data)
-        run.write_options(stored)
-        print(messages.plan(options, trainer, data), flush=True)
-        with StopRequest() as stop, build_viewers(options, data, trainer, run) as viewers:
-            training = Training(
-                trainer,
-                data,
-                options.schedule,
-                options.output,
-                run,
-                log,
-                viewers,
-                stop,
-                position,
-                stored,
-                evaluate,
-            )
-            training.log_changes(saved)
-            finished = training.train()
-        print(messages.end(run, position, stop.requested, finished), flush=True)
+        run.write_options(training.stored)
+        print(start.plan(training), flush=True)
+        with StopRequest() as stop, start.open_viewers(training, saved) as viewers:
+            finished = training.train(viewers, stop)
+        print(start.ending(training, finished), flush=True)
         return stop.exit_code
 
 

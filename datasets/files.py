@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,16 +12,20 @@ import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datasets.errors import UserError, file_error
+from filelock import lock_descriptor
+
+from datasets.errors import UserError, file_error, warn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SMALL = 2**20  # bytes of a file that is read at once
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
 @contextlib.contextmanager
@@ -34,7 +37,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Callable[[bytes | me
     Raises OSError of any step; `path` is then what it was before (or, if only the last flush of the folder
     failed, the new file).
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = _temporary(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -68,6 +71,8 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder to the disk, so that a rename in it survives a power cut."""
+    if os.name == "nt":  # a folder cannot be opened there
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,33 +83,86 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in a folder; those being written now are left alone.
+def _temporary(path: Path) -> Path:
+    """A name beside a path that no file of somebody else has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
-    A writer holds a lock on its temporary file, and the system drops it when the process dies, so this needs
-    neither process ids (which are reused) nor clocks.
+
+def remove_leftovers(folder: Path, name: str = "") -> bool:
+    """Remove temporary files and folders that a killed process left in a folder. False if one is being written.
+
+    name: only what was to become the entry of that name. A writer holds a lock on its temporary file, and the system
+    drops it when the process dies, so this needs neither process ids (which are reused) nor clocks.
     """
+    all_gone = True
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if not TEMPORARY_NAME.fullmatch(entry.name):
+        match = TEMPORARY_NAME.fullmatch(entry.name)
+        if not match or (name and match[1] != name):
             continue
         with contextlib.suppress(OSError):  # vanished or not ours to remove: the next save tries again
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(entry, os.O_RDONLY | NO_FOLLOW)
             try:
-                if try_lock(descriptor):
+                if not try_lock(descriptor):
+                    all_gone = False
+                elif entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
                     entry.unlink()
             finally:
                 os.close(descriptor)
+    return all_gone
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file; False where another process (or thread) holds it."""
+    """Take the lock of an open file; False where another process (or thread) holds it.
+
+    The system drops the lock with the last copy of the descriptor. Where locks do not work (some network file systems),
+    there is one warning for the whole process, and the answer is True.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        _warn_of_missing_locks(error.strerror or str(error))
+        return True
+
+
+@cache
+def _warn_of_missing_locks(reason: str) -> None:
+    warn("file locks", f"do not work here ({reason}); do not start a command twice on the same folder")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file for this process, or give False if another one has it.
+
+    The file is made where there is none; what it holds is never changed, and links are not followed. Raises OSError
+    where it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+    owner = os.getpid()
+    try:
+        _held.add(descriptor)
+        yield try_lock(descriptor)
+    finally:
+        if os.getpid() == owner:  # a forked child has closed its copy already
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+# A lock lives as long as any copy of its descriptor. Forked children may outlive this process by seconds, so they drop
+# theirs at once.
+_held: set[int] = set()
+
+
+def _drop_locks() -> None:
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
 
 
 def as_mib(size: int) -> str:
@@ -146,17 +204,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     refuse_occupied(target)
     place = target.resolve()  # an empty folder behind a link is filled where it really is
-    partial = place.with_name(f".{place.name}.partial")
     try:
         with new_folder(place.parent), contextlib.ExitStack() as cleanup:
-            partial.mkdir(exist_ok=True)
-            descriptor = os.open(partial, os.O_RDONLY)
-            cleanup.callback(os.close, descriptor)
-            if not try_lock(descriptor):
+            if not remove_leftovers(place.parent, place.name):
                 raise UserError(target, "another process is writing it", "wait or choose another place")
+            partial = _temporary(place)
+            partial.mkdir()
             cleanup.callback(shutil.rmtree, partial, ignore_errors=True)
-            for left in partial.iterdir():  # by a process that was killed
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            if os.name != "nt":  # a folder cannot be opened there
+                descriptor = os.open(partial, os.O_RDONLY)
+                cleanup.callback(os.close, descriptor)
+                try_lock(descriptor)  # held while the writer lives: see remove_leftovers
             yield partial
             partial.replace(place)
     except OSError as error:

@@ -47,7 +47,7 @@ class Augmentation:
         width, height = size
         if min(size) < 2:
             raise UserError(subject, f"image is {width}x{height}, needs at least 2x2", "remove it")
-        if self.preprocess in ("crop", "none") and min(size) < self.crop_size:
+        if self.preprocess == "crop" and min(size) < self.crop_size:
             reason = f"image is {width}x{height}, smaller than --crop_size {self.crop_size}"
             raise UserError(subject, reason, "lower that or use --preprocess resize_and_crop")
 

@@ -34,8 +34,8 @@ from evaluate.pictures import (
     role_of,
 )
 from gan.checkpoint import checkpoint_hash
-from gan.options import TrainOptions, channels, from_dict, stored_dict, value_range
-from gan.run import RunFolder
+from gan.options import TrainOptions, channels, from_dict, stored_dict
+from gan.run import RunFolder, read_yaml
 from gan.state import forked_random_state
 from gan.translate import TestMode, Translator, load_translator, output_names, translate_pictures
 
@@ -134,7 +134,7 @@ class EvaluatedRun:
     def trained(self) -> TrainOptions:
         run = RunFolder(self.folder)
         if run.options.is_file():
-            return from_dict(run.read_options())
+            return from_dict(read_yaml(run.options))
         return load_translator(self.folder, epoch=self.epoch, device="cpu").options
 
     @property
@@ -167,7 +167,7 @@ class EvaluatedRun:
         if sources.layout == "aligned":
             parts = ("right", "left") if sources.is_swapped else ("left", "right")
         input_nc, output_nc = channels(self.trained, direction)
-        ranges = value_range(self.trained, direction[0]), value_range(self.trained, direction[-1])
+        ranges = data.value_ranges if direction == "AtoB" else data.value_ranges[::-1]
         inputs = pictures_of(sources.a, data.crop_size, input_nc, parts[0], ranges[0])
         reals = pictures_of(sources.b, data.crop_size, output_nc, parts[1], ranges[1])
         if not inputs or not reals:

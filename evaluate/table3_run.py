@@ -125,7 +125,7 @@ def train(training: PlannedTraining, flags: list[str], options: Table3Options, e
     if training.epochs_done(options.checkpoints_dir) >= training.preset.epochs:
         print("trained already", flush=True)
         return 0
-    if RunFolder.at(options.checkpoints_dir, training.name).exists:
+    if RunFolder(options.checkpoints_dir / training.name).exists:
         flags = [*flags, "--continue_train"]
     code = execute(flags)
     if code in (0, 2) or code >= 128:  # done, refused with its own line, or stopped by a signal

@@ -90,7 +90,7 @@ def save_checkpoint(
             write_atomically(folder / name, pointer)
     except OSError as error:
         raise _not_saved(path, error, len(header) + sum(tensor.nbytes for tensor in tensors)) from error
-    _delete_others(folder, step, keep)
+    delete_others(folder, step, keep)
     return path
 
 
@@ -184,12 +184,18 @@ def _read_pointer(pointer: Path) -> Path:
     raise UserError(pointer, "is damaged", "use another checkpoint")
 
 
-def _delete_others(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest up to `step` and the best one. What cannot be deleted now is tried again at the next save."""
+def delete_others(folder: Path, step: int, keep: int) -> None:
+    """Keep the newest up to `step` and the best one. What cannot be deleted now is tried again at the next save.
+
+    Nothing is deleted where a pointer is damaged or `latest.json` names another step.
+    """
     try:
         best = _read_pointer(folder / BEST) if (folder / BEST).exists() else None
+        latest = FILE_NAME.fullmatch(_read_pointer(folder / LATEST).name)
     except UserError:
-        return  # a damaged pointer: any of them may be the best one
+        return  # any of them may be the best one
+    if latest is None or int(latest[1]) != step:
+        return
     kept = list_checkpoints(folder)
     stay = {*[info.path for info in kept if info.step <= step][:keep], best}
     sidecars = (file for file in folder.glob("ckpt-*.pt.sha256") if FILE_NAME.fullmatch(file.stem))

@@ -3,29 +3,23 @@
 G_A: A -> B, judged by D_A (real B against translated A)        G_B: B -> A, judged by D_B
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.losses import GAN_LOSSES, ImagePool, gradient_penalty
-from gan.step import Batch, Placement, StepResult, evaluating, requires_grad
+from gan.losses import GAN_LOSSES, gradient_penalty
+from gan.step import Batch, StepResult, Trainer, evaluating, requires_grad
 
 
-@dataclass(frozen=True)
-class CycleGAN:
+@dataclass(frozen=True, kw_only=True)
+class CycleGAN(Trainer):
     """Networks `G_A G_B D_A D_B`, optimisers `G` (both generators) and `D`, pools `A B`, and the loss weights."""
 
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    pools: dict[str, ImagePool]
-    gan_mode: str = "lsgan"
-    lambda_A: float = 10.0
-    lambda_B: float = 10.0
-    lambda_identity: float = 0.5
-    lambda_gp: float = 10.0
-    placement: Placement = field(default_factory=lambda: Placement(torch.device("cpu")))
+    lambda_A: float
+    lambda_B: float
+    lambda_identity: float
 
     def step(self, batch: Batch) -> StepResult:
         """Generators first, then discriminators; the identity loss is left out where its weight is 0."""

@@ -3,19 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out_of_memory_error, say
+from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out_of_memory_error, say, warn
 from gan.checkpoint import list_checkpoints, save_checkpoint
-from gan.options import OutputGroup, ScheduleGroup
+from gan.options import TrainOptions, stored_dict
 from gan.run import MetricsLog, RunFolder
 from gan.setup import TrainingData
 from gan.signals import StopRequest
-from gan.state import Position, capture
+from gan.state import Position, capture, not_finite
 from gan.step import Batch, Trainer, set_learning_rate
 from gan.viewers import SAMPLE, SAVE, STOP, Viewers
 from gan.viewers.samples import save_samples
@@ -30,52 +30,52 @@ Evaluate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 class Training:
     """One training: its parts, its position, and the loop over epochs and steps."""
 
+    options: TrainOptions
+    run: RunFolder
     trainer: Trainer
     data: TrainingData
-    schedule: ScheduleGroup
-    output: OutputGroup
-    run: RunFolder
-    log: MetricsLog
-    viewers: Viewers
-    stop: StopRequest
-    position: Position
-    options: dict[str, Any]
-    """As stored in checkpoints."""
     evaluate: Evaluate | None = None
-    skipped: int = 0
+    position: Position = field(default_factory=Position)
 
-    def train(self) -> bool:
+    def __post_init__(self) -> None:
+        self.log = MetricsLog(self.run.metrics)
+        self.viewers, self.stop, self.skipped = Viewers([]), StopRequest(), 0
+        self._failing: set[str] = set()
+        found = zip("AB", self.options.data.value_ranges, self.data.sources.ranges, strict=True)
+        self.stored: dict[str, Any] = stored_dict(self.options) | {
+            f"value_range_{domain}": f"{wanted[0]:.17g},{wanted[1]:.17g}"
+            for domain, asked, wanted in found
+            if asked == "auto" and wanted and wanted != "auto"
+        }
+        """The options as options.yaml and checkpoints hold them, with the value ranges that `auto` has found."""
+
+    def train(self, viewers: Viewers, stop: StopRequest) -> bool:
         """Train to the last epoch, or until a signal or a viewer asks to stop. True if all epochs are done.
 
         Raises RunError for a non-finite loss and for lack of memory, UserError where the last save fails.
         """
-        at, epochs = self.position, self.schedule.epochs
-        while at.epoch <= epochs:
-            stop_after_epoch = self._train_epoch(self.schedule.learning_rate(at.epoch))
-            if self.stop.requested:
+        self.viewers, self.stop = viewers, stop
+        at, schedule = self.position, self.options.schedule
+        while at.epoch <= schedule.epochs:
+            stop_after_epoch = self._train_epoch(schedule.learning_rate(at.epoch))
+            if stop.requested:
                 self.save()
                 return False
             metrics = self._end_epoch()
             best_before = at.best
             is_best = self._is_best(metrics)
             at.epoch, at.batches = at.epoch + 1, 0
-            is_last = at.epoch > epochs or stop_after_epoch or bool(self.stop.requested)
-            is_due = is_last or is_best or (at.epoch - 1) % self.output.save_epoch_freq == 0
+            is_last = at.epoch > schedule.epochs or stop_after_epoch or bool(stop.requested)
+            is_due = is_last or is_best or (at.epoch - 1) % self.options.output.save_epoch_freq == 0
             if is_due and not self.save(best=is_best, must=is_last):
                 at.best = best_before  # no file holds the new one
             if is_last:
-                return at.epoch > epochs
+                return at.epoch > schedule.epochs
         return True
-
-    def log_changes(self, saved: Mapping[str, Any] | None) -> None:
-        """On resume: record the options that have changed."""
-        changes = {name: value for name, value in self.options.items() if saved and saved.get(name) != value}
-        if changes:
-            self._record({"kind": "event", "message": "resumed with other options", "options": changes})
 
     def _train_epoch(self, lr: float) -> bool:
         """Train the rest of the current epoch. True if a viewer asked to stop after it."""
-        at, output = self.position, self.output
+        at, output = self.position, self.options.output
         stop_after_epoch = False
         set_learning_rate(self.trainer, lr)
         window = _Window()
@@ -94,7 +94,8 @@ class Training:
             is_epoch_end = at.batches == self.data.steps_per_epoch
             window.step_done(len(batch["A"]))
             if step % output.print_freq == 0 or is_epoch_end:
-                self._record({"kind": "train", "losses": losses, "lr": lr, "time": window.figures()})
+                self.record("train", losses=losses, lr=lr, time=window.figures())
+                window = _Window()
             asked = self.viewers.commands()
             stop_after_epoch |= STOP in asked
             if SAMPLE in asked or (step % output.display_freq == 0 and not is_epoch_end):
@@ -125,27 +126,21 @@ class Training:
     def _end_epoch(self) -> dict[str, float]:
         """Draw samples and compute the metrics of a finished epoch."""
         metrics, counts = {}, {}
-        images = self._sample()
-        if "target" in images:
-            metrics["val_l1"] = _mean_distance(images["fake"], images["target"])
-        if self.evaluate and self.output.eval_every and self.position.epoch % self.output.eval_every == 0:
-            metrics |= self._evaluate(images)
+        images, every = self._sample(), self.options.output.eval_every
+        if "target" in images:  # from 0 (equal) to 1 (black against white)
+            metrics["val_l1"] = float((images["fake"] - images["target"]).abs().mean() / 2)
+        if self.evaluate and every and self.position.epoch % every == 0:
             counts = dict.fromkeys(("n_fake", "n_real"), len(next(iter(images.values()))))
+            try:
+                metrics |= self.evaluate(images)
+            except (UserError, RuntimeError) as error:
+                self._warn_once("metrics not computed", f"{error}; training continues")
         if metrics:
-            self._record({"kind": "metrics", "metrics": metrics, **counts})
+            self.record("metrics", metrics=metrics, **counts)
         return metrics
 
-    def _evaluate(self, images: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """The metrics of --eval_every. A metric that fails does not stop the training."""
-        assert self.evaluate is not None
-        try:
-            return self.evaluate(images)
-        except (UserError, RuntimeError) as error:
-            say(f"warning: metrics not computed: {error}; training continues")
-            return {}
-
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        name = self.output.best_by
+        name = self.options.output.best_by
         if name is None or name not in metrics:
             return False
         value, best = metrics[name], self.position.best
@@ -157,22 +152,23 @@ class Training:
     def save(self, best: bool = False, must: bool = False) -> bool:
         """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead."""
         at = self.position
-        require_finite_weights(self.trainer.networks, at.step, self.run)
+        for name, network in self.trainer.networks.items():  # a finite loss does not rule it out
+            if bad := not_finite(network.state_dict()):
+                raise _not_finite(f"{name}.{bad} after step {at.step}", self.run)
         scanned = self.data.report
-        state = capture(
-            self.trainer, at, self.options, self.log.offset, scanned.listing, scanned.median_sizes
-        )
+        state = capture(self.trainer, at, self.stored, self.log.offset, scanned.listing, scanned.median_sizes)
+        keep = self.options.output.keep
         try:
-            save_checkpoint(
-                self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=self.output.keep, best=best
-            )
+            self.run.require_ours()
+            save_checkpoint(self.run.path, state, step=at.step, epoch=at.epoch - 1, keep=keep, best=best)
             if not self.run.options.exists():  # the run's folder was deleted; now it can be resumed again
-                self.run.write_options(self.options)
+                self.run.write_options(self.stored)
         except (UserError, OSError) as error:
             if must or self.stop.requested:
                 raise
-            say(f"warning: checkpoint not saved: {error}; training continues, the next save tries again")
+            self._warn_once("checkpoint not saved", f"{error}; training continues, every save tries again")
             return False
+        self._failing.discard("checkpoint not saved")
         return True
 
     def _sample(self) -> dict[str, Tensor]:
@@ -182,51 +178,44 @@ class Training:
         try:
             pictures = save_samples(folder, images)
         except (OSError, UserError) as error:
-            say(f"warning: sample pictures not written: {error}; training continues")
+            self._warn_once("sample pictures not written", f"{error}; training continues")
             return images
         names = {kind: path.name for kind, path in pictures.items()}
-        record = {"kind": "samples", "folder": f"samples/{folder.name}", "pictures": names}
-        self._record(record)
+        self.record("samples", folder=f"samples/{folder.name}", pictures=names)
         return images
 
-    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add step and epoch to a record, log it, and show it."""
-        kind = record.pop("kind")
-        line = {"kind": kind, "step": self.position.step, "epoch": self.position.epoch, **record}
+    def _warn_once(self, what: str, why: str) -> None:
+        """Warn of the first of a series of equal failures."""
+        if what not in self._failing:
+            warn(what, why)
+        self._failing.add(what)
+
+    def record(self, kind: str, **content: Any) -> None:
+        """Log a record with its step and epoch, and show it."""
+        line = {"kind": kind, "step": self.position.step, "epoch": self.position.epoch, **content}
         self.log.append(line)
         self.viewers.record(line)
-        return line
 
 
 class _Window:
     """Speed and waiting time since the last record."""
 
     def __init__(self) -> None:
-        self._begin = self._restart()
-
-    def _restart(self) -> float:
-        self.images, self.waited = 0, 0.0
-        self._since = now = time.perf_counter()
-        return now
+        self._images, self._waited = 0, 0.0
+        self._begin = self._since = time.perf_counter()
 
     def data_arrived(self) -> None:
-        self.waited += time.perf_counter() - self._since
+        self._waited += time.perf_counter() - self._since
 
     def step_done(self, images: int) -> None:
-        self.images += images
+        self._images += images
         self._since = time.perf_counter()
 
     def figures(self) -> dict[str, float]:
-        """Images per second and the share of time spent waiting for data. Starts a new window."""
+        """Images per second and the share of time spent waiting for data."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)
-        figures = {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
-        self._begin = self._restart()
+        figures = {"images_per_s": self._images / elapsed, "data_wait": self._waited / elapsed}
         return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _mean_distance(fake: Tensor, target: Tensor) -> float:
-    """Mean absolute difference on the scale from 0 (equal) to 1 (black against white)."""
-    return float((fake.float() - target.float()).abs().mean() / 2)
 
 
 def finite_losses(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> dict[str, float]:
@@ -236,14 +225,6 @@ def finite_losses(losses: Mapping[str, Tensor], step: int, run: RunFolder) -> di
         if not math.isfinite(value):
             raise _not_finite(f"loss {name} is {value} at step {step}", run)
     return dict(zip(losses, values, strict=True))
-
-
-def require_finite_weights(networks: Mapping[str, nn.Module], step: int, run: RunFolder) -> None:
-    """RunError if a weight is NaN or infinite, which a finite loss does not rule out; checked before a save."""
-    for name, network in networks.items():
-        for key, value in network.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise _not_finite(f"{name}.{key} is not finite after step {step}", run)
 
 
 def _not_finite(what: str, run: RunFolder) -> RunError:

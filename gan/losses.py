@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -51,20 +52,23 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
 
 
+@dataclass
 class ImagePool:
     """Keeps up to `size` images. Once full, half of the queries hand back a stored image and keep the new one.
 
     The pool draws from a random generator of its own, so its history is part of its state and of nothing else's.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        self._size = size
+    size: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         self._images: list[Tensor] = []
-        self._random = random.Random(seed)
+        self._random = random.Random(self.seed)
 
     def query(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in, as many out: new ones or, half of the time, stored ones."""
-        if self._size == 0:
+        if self.size == 0:
             return images
         new = images.detach()
         chosen = [self._exchange(image) for image in new]
@@ -73,12 +77,12 @@ class ImagePool:
         return torch.stack(chosen)
 
     def _exchange(self, image: Tensor) -> Tensor:
-        if len(self._images) < self._size:
+        if len(self._images) < self.size:
             self._images.append(image.clone())
             return image
         if self._random.random() < 0.5:
             return image
-        place = self._random.randrange(self._size)
+        place = self._random.randrange(self.size)
         stored, self._images[place] = self._images[place], image.clone()
         return stored
 

@@ -15,6 +15,8 @@ from datasets.errors import UserError
 from models.names import BaseNormName, DiscriminatorName, GeneratorName, InitName, NormName
 
 Model = Literal["cycle_gan", "pix2pix"]
+RangeOption = tuple[float, float] | Literal["auto"] | None
+"""The values that become black and white. None: the full range of the number format."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ class DataGroup:
     """Number of fixed validation pictures, for samples and metrics. The seed chooses them from the training split."""
     val_holdout: bool = False
     """Keep the validation pictures out of training."""
+
+    @property
+    def value_ranges(self) -> tuple[RangeOption, RangeOption]:
+        """What becomes black and white in the folder's domains A and B. Raises UserError naming the flag."""
+        return (
+            _value_range(self.value_range_A or self.value_range),
+            _value_range(self.value_range_B or self.value_range),
+        )
 
 
 @dataclass(frozen=True)
@@ -291,42 +301,12 @@ RANGES: dict[str, tuple[float, float]] = {
 """Smallest and largest value of every number with a closed range."""
 
 
-def model_defaults(model: str) -> TrainOptions:
-    """The options of a model before any flag is given."""
-    return from_dict({"model": model})
-
-
-def resolve(options: TrainOptions) -> TrainOptions:
-    """Derive the base norm and the run's name where they are not given, and check every value.
-
-    Raises UserError naming the flag and what it allows.
-    """
-    model = options.model
-    for domain in "AB":
-        value_range(options, domain)
-    implied = {"instance": "instance", "batch": "batch", "none": "none", "nc": "none"}.get(model.norm)
-    if implied and model.base_norm not in (None, implied):
-        reason = f"--norm {model.norm} does not use the base norm {model.base_norm}"
-        raise UserError("--base_norm", reason, f"leave it out or use {implied}")
-    flat = to_dict(options)
-    flat["base_norm"] = model.base_norm or implied or BASE_NORM[model.model]
-    flat["name"] = flat["name"] or default_name(options)
-    _check_ranges(flat)
-    _check_combinations(flat)
-    return from_dict(flat)
-
-
 def discriminator_norm(options: TrainOptions) -> str:
     """The base norm; with `nc`, which has none, the model's default."""
     return BASE_NORM[options.model.model] if options.model.norm == "nc" else str(options.model.base_norm)
 
 
-def value_range(options: TrainOptions, domain: str) -> tuple[float, float] | Literal["auto"] | None:
-    """The values that become black and white in the folder's domain A or B. None: the full range of the number format.
-
-    Raises UserError naming the flag.
-    """
-    text = getattr(options.data, f"value_range_{domain}") or options.data.value_range
+def _value_range(text: str) -> RangeOption:
     if text in ("", "auto"):
         return "auto" if text else None
     try:
@@ -344,12 +324,6 @@ def channels(options: TrainOptions, direction: str) -> tuple[int, int]:
     if model.model == "cycle_gan" and direction == "BtoA":
         return model.output_nc, model.input_nc
     return model.input_nc, model.output_nc
-
-
-def default_name(options: TrainOptions) -> str:
-    """FOLDER_MODEL_NORM."""
-    folder = options.data.dataroot.rstrip("/").rsplit("/", 1)[-1] or "run"
-    return f"{folder}_{options.model.model}_{options.model.norm}"
 
 
 def to_dict(options: TrainOptions) -> dict[str, Any]:
@@ -394,55 +368,3 @@ def changes_that_matter(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         for name, value in wanted.items()
         if name in saved and name not in MAY_CHANGE_ON_RESUME | NEVER_STORED and saved[name] != value
     ]
-
-
-def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
-    """Metrics that --eval_metrics computes. A cycle_gan run has no targets, but two directions and a mean."""
-    flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
-    if flat["model"] == "pix2pix":
-        return ["val_l1", *flags]
-    return [flag + side for flag in flags if flag not in ("psnr", "ssim", "l1") for side in ("", "_A", "_B")]
-
-
-def _check_ranges(flat: Mapping[str, Any]) -> None:
-    """Ranges that types cannot express. NaN fails every comparison, so it is refused too."""
-    if not flat["dataroot"]:
-        raise UserError("--dataroot", "is required", "name the folder that holds your pictures")
-    for name, (low, high) in RANGES.items():
-        if flat[name] is not None and not low <= flat[name] <= high:
-            allowed = f"{low} or more" if high > 65535 and flat[name] < low else f"{low} to {high}"
-            raise UserError(f"--{name}", f"is {flat[name]}", f"allowed: {allowed}")
-    for name in ("lr", "init_gain"):
-        if not 0 < flat[name] < float("inf"):
-            raise UserError(f"--{name}", f"is {flat[name]}", "allowed: greater than 0, finite")
-    if not 0 <= flat["beta1"] < 1:
-        raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
-
-
-def _check_combinations(flat: Mapping[str, Any]) -> None:
-    """Options that contradict each other."""
-    if "@" in flat["visdom_server"]:  # only a login holds one; options are stored and shown
-        fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
-        raise UserError("--visdom_server", "holds a login", fix)
-    if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
-        fix = "--n_epochs plus --n_epochs_decay must be at least 1"
-        raise UserError("--n_epochs", "no epoch to train", fix)
-    if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
-        reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
-        raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
-    if flat["compile"] and flat["gan_mode"] == "wgangp":
-        reason = "the gradient penalty of wgangp cannot be compiled"
-        raise UserError("--compile", reason, "leave one of them out")
-    if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:
-        raise UserError("--lambda_identity", "needs --input_nc and --output_nc to be equal", "set it to 0")
-    best = flat["best_by"]
-    if best == "val_l1" and flat["model"] == "cycle_gan":
-        reason = "val_l1 needs pairs, and cycle_gan has none"
-        raise UserError("--best_by", reason, "use fid with --eval_every N")
-    if best in (None, "val_l1"):
-        return
-    if best not in (known := _computed_metrics(flat)):
-        reason = f"{best} is not among the computed metrics"
-        raise UserError("--best_by", reason, f"allowed: {', '.join(known)}")
-    if not flat["eval_every"]:
-        raise UserError("--best_by", f"{best} is never computed", "add --eval_every N")

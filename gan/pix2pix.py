@@ -1,26 +1,20 @@
 """Pix2Pix: one generator, one conditional discriminator, pairs (Isola et al. 2017)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gan.losses import GAN_LOSSES, ImagePool, gradient_penalty
-from gan.step import Batch, Placement, StepResult, evaluating, requires_grad
+from gan.losses import GAN_LOSSES, gradient_penalty
+from gan.step import Batch, StepResult, Trainer, evaluating, requires_grad
 
 
-@dataclass(frozen=True)
-class Pix2Pix:
+@dataclass(frozen=True, kw_only=True)
+class Pix2Pix(Trainer):
     """Networks `G D`, optimisers `G D`, pool `AB` of (input, translation) pairs, and the loss weights."""
 
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    pools: dict[str, ImagePool]
-    gan_mode: str = "vanilla"
-    lambda_L1: float = 100.0
-    lambda_gp: float = 10.0
-    placement: Placement = field(default_factory=lambda: Placement(torch.device("cpu")))
+    lambda_L1: float
 
     def step(self, batch: Batch) -> StepResult:
         """Discriminator first, then generator."""

@@ -1,10 +1,10 @@
 """A run's folder, `CHECKPOINTS_DIR/NAME/`: its paths, its lock, its options, its log of metrics."""
 
 import contextlib
-import fcntl
 import json
 import math
 import os
+import secrets
 import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,58 +15,44 @@ from typing import Any
 import yaml
 
 from datasets.errors import UserError, error_from_os, printable, set_log_file, warn
-from datasets.files import as_mib, free_space, new_folder, write_atomically
+from datasets.files import (
+    NO_FOLLOW,
+    as_mib,
+    file_lock,
+    free_space,
+    new_folder,
+    require_file,
+    write_all,
+    write_atomically,
+)
 
 LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Where everything of one run is."""
+    """Where everything of one run is, made or not."""
 
     path: Path
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def options(self) -> Path:
-        return self.path / "options.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "run.log"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.path / "run.lock"
-
-    @property
-    def page(self) -> Path:
-        return self.path / "index.html"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
+    def __post_init__(self) -> None:
+        self.name = self.path.name
+        self.options = self.path / "options.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "run.log"
+        self.lock_file = self.path / "run.lock"
+        self.holder_file = self.path / "run.holder"
+        self.page = self.path / "index.html"
+        self._signature = ""
 
     def sample_folder(self, step: int) -> Path:
         """Where the sample pictures of a step are."""
-        return self.samples / f"step-{step:08d}"
+        return self.path / "samples" / f"step-{step:08d}"
 
     @property
     def exists(self) -> bool:
         """Whether a training has been started here."""
         return self.options.exists() or any(self.path.glob("ckpt-*.*"))
-
-    @classmethod
-    def at(cls, checkpoints_dir: Path | str, name: str) -> "RunFolder":
-        """The run of this name, made or not; UserError for a name that is not one plain folder name."""
-        return cls(Path(checkpoints_dir) / check_name(name))
 
     def require_space(self, size: int) -> None:
         """UserError unless `size` bytes are free where the run is."""
@@ -79,10 +65,8 @@ class RunFolder:
         """Write options.yaml, whole or not at all (OSError). Plain types only (yaml.YAMLError otherwise)."""
         text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
         write_atomically(self.options, text.encode())
-
-    def read_options(self) -> dict[str, Any]:
-        """What options.yaml holds; UserError where it is missing or is not a plain mapping."""
-        return read_yaml(self.options)
+        if self._signature:
+            self._sign()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -90,76 +74,63 @@ class RunFolder:
 
         The system frees the lock when the process ends, however it ends.
         """
-        try:
-            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(
-                self.lock_file, f"cannot be opened: {error.strerror}", "check the folder"
-            ) from error
-        owner = os.getpid()
-        try:
-            self._take_lock(descriptor)
-            _held.add(descriptor)
+        with contextlib.ExitStack() as stack:
+            try:
+                is_free = stack.enter_context(file_lock(self.lock_file))
+            except OSError as error:
+                reason = "is a link" if self.lock_file.is_symlink() else f"cannot be opened: {error.strerror}"
+                raise UserError(self.lock_file, reason, "remove it, or check the folder") from error
+            if not is_free:
+                holder = printable(self._holder().partition("\n")[0])
+                reason = f"another training is using this run: {holder or 'an unknown process'}"
+                raise UserError(self.path, reason, "wait for it, stop it, or use another --name")
+            self._signature = f"pid {os.getpid()} on {socket.gethostname()}\n{secrets.token_hex(16)}\n"
+            self._sign()
             yield
-        finally:
-            if os.getpid() == owner:  # a forked child has closed its copy already
-                _held.discard(descriptor)
-                os.close(descriptor)
 
-    def _take_lock(self, descriptor: int) -> None:
+    def _sign(self) -> None:
+        """Say in a file of its own who holds the run: Windows lets nobody read a locked file."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = printable(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip())
-            reason = f"another training is using this run: {holder or 'an unknown process'}"
-            raise UserError(self.path, reason, "wait for it, stop it, or use another --name") from None
-        except OSError as error:  # some network file systems have no locks
-            warn(self.lock_file, f"cannot be locked ({error.strerror}); do not start this run twice")
-            return
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            write_atomically(self.holder_file, self._signature.encode(), durable=False)
+        except OSError:  # a full disk: the lock holds all the same
+            self._signature = self._holder()
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError, UserError):
+            require_file(self.holder_file)
+            with self.holder_file.open("rb") as file:
+                return file.read(1000).decode("utf-8", "replace")
+        return ""
+
+    def require_ours(self) -> None:
+        """UserError if the folder was exchanged for one with checkpoints of another training: they would be lost."""
+        if self._holder() != self._signature and any(self.path.glob("ckpt-*.*")):
+            reason = "is another folder now, with checkpoints of its own"
+            raise UserError(self.path, reason, "put the run's folder back")
 
 
 @contextlib.contextmanager
-def open_run(checkpoints_dir: str, name: str, *, is_new: bool) -> Iterator[RunFolder]:
+def open_run(run: RunFolder, *, is_new: bool) -> Iterator[None]:
     """Make a run's folder, lock it, and send tracebacks to its log. A start that fails leaves nothing behind.
 
     Raises UserError for a new run that exists already, a folder that cannot be written to, and a run that another
     training holds.
     """
-    run = RunFolder.at(checkpoints_dir, name)
     if is_new:
         refuse_existing(run)
+    ours = [file for file in (run.log, run.lock_file, run.holder_file) if not os.path.lexists(file)]
     with new_folder(run.path), run.lock():
         try:
             if is_new:
-                refuse_existing(
-                    run
-                )  # again: another training may have come and gone before the lock was ours
-            set_log_file(run.log)
-            yield run
+                refuse_existing(run)  # another training may have come and gone before the lock was ours
+            set_log_file(None if run.log.is_symlink() else run.log)  # links are not followed
+            yield
         except BaseException:
             if not run.exists:  # no training came of it
                 set_log_file(None)
-                for leftover in (run.log, run.lock_file):
+                for leftover in ours:
                     leftover.unlink(missing_ok=True)
             raise
-
-
-# A lock lives as long as any copy of its descriptor. Loader workers are forked copies of the trainer and may
-# outlive it by seconds, so they drop theirs at once.
-_held: set[int] = set()
-
-
-def _drop_locks() -> None:
-    for descriptor in _held:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_drop_locks)
 
 
 def check_name(name: str) -> str:
@@ -227,13 +198,11 @@ class MetricsLog:
                 self._warned = True
 
     def _write_pending(self) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW, 0o666)
         try:
             before = os.fstat(descriptor).st_size
-            view = memoryview(self._pending)
             try:
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                write_all(descriptor, self._pending)
             except OSError:
                 with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, before)  # no half line stays
@@ -287,7 +256,7 @@ def resume_command(run: RunFolder) -> str:
 
 
 def refuse_existing(run: RunFolder) -> None:
-    """UserError with both ways out if a training has been started in this folder: nothing is overwritten."""
+    """UserError if a training has been started in this folder, or if it holds files that one would overwrite."""
     if run.exists:
         ways = (
             f"to resume it:  {resume_command(run)}",
@@ -296,6 +265,14 @@ def refuse_existing(run: RunFolder) -> None:
         raise UserError(
             run.path, "this run exists already, nothing was changed", "two ways to continue", ways
         )
+    written = (
+        run.metrics,
+        run.page,
+        *(run.path / name for name in ("page", "samples", "latest.json", "best.json")),
+    )
+    if theirs := [file.name for file in written if os.path.lexists(file)]:
+        reason = f"holds {', '.join(theirs)}, which a training would overwrite"
+        raise UserError(run.path, reason, "choose another --name")
 
 
 def refuse_changes(run: RunFolder, changes: Sequence[str], override: bool, kind: str) -> None:

@@ -8,8 +8,11 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""The last one is a batch system's warning that the time is nearly up (Slurm's `--signal=USR1`)."""
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+]
+"""Windows has the first two. The last one is a batch system's warning that the time is nearly up (Slurm's
+`--signal=USR1`)."""
 
 
 class StopRequest:

@@ -1,9 +1,8 @@
 """The state of a training: what a checkpoint holds, weights into networks, random generators."""
 
 import contextlib
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,12 +76,6 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     ]:
         warn(where, f"not bit-identical from here on: {', '.join(changes)}")
     return Position(**state["position"])
-
-
-def checkpoint_size(trainer: Trainer) -> int:
-    """Bytes of a checkpoint, nearly: the weights and the two moments that Adam keeps of each."""
-    parameters = (p for network in trainer.networks.values() for p in network.parameters())
-    return 3 * sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _machine(trainer: Trainer) -> dict[str, Any]:
@@ -164,30 +157,28 @@ def load_network(
     """
     own = {plain_key(key): (key, value) for key, value in network.state_dict().items()}
     given = {plain_key(key): value for key, value in state.items()}
+    here = {key: _describe(value) for key, (_, value) in own.items()}
+    there = {key: _describe(value) for key, value in given.items()}
     differences = [
-        f"{key} is {_describe(given.get(key))} there, {_describe(own[key][1] if key in own else None)} here"
-        for key in [*own, *(key for key in given if key not in own)]
-        if _describe(given.get(key)) != _describe(own[key][1] if key in own else None)
+        f"{key} is {there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
+        for key in here | there
+        if there.get(key) != here.get(key)
     ]
     if differences:
         left = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        raise UserError(
-            where,
-            f"does not fit this network: {'; '.join(differences[:SHOWN])}{left}",
-            "use the options it was trained with",
-        )
-    if check_finite:
-        require_finite(given, where=where)
+        reason = f"does not fit this network: {'; '.join(differences[:SHOWN])}{left}"
+        raise UserError(where, reason, "use the options it was trained with")
+    if check_finite and (reason := not_finite(given)):
+        raise UserError(where, reason, "use an earlier checkpoint")
     network.load_state_dict({own[key][0]: value for key, value in given.items()})
 
 
-def require_finite(state: Mapping[str, Tensor], *, where: str) -> None:
-    """UserError naming the first tensor that holds a NaN or an infinity."""
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """`KEY: 1 of 12 values are NaN or infinite` for the first such tensor, or nothing."""
     for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            reason = f"{key}: {bad} of {value.numel()} values are NaN or infinite"
-            raise UserError(where, reason, "use an earlier checkpoint")
+        if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())):
+            return f"{key}: {bad} of {value.numel()} values are NaN or infinite"
+    return ""
 
 
 def plain_key(key: str) -> str:
@@ -198,37 +189,10 @@ def plain_key(key: str) -> str:
     return ".".join(parts)
 
 
-def describe_difference(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str]
-) -> list[str]:
-    """The options among `names` that differ, as `norm: instance -> nc_ms` (was -> now)."""
-    return [
-        f"{name}: {_show(saved, name)} -> {_show(wanted, name)}"
-        for name in names
-        if _show(saved, name) != _show(wanted, name)
-    ]
-
-
-def _show(options: Mapping[str, Any], name: str) -> str:
-    value = options.get(name, "(not stored)")
-    if isinstance(value, tuple | list):  # a tuple that went through YAML is a list
-        return "[" + ", ".join(str(entry) for entry in value) + "]"
-    return str(value)
-
-
 def _describe(value: Any) -> str:
-    if value is None:
-        return "missing"
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return "x".join(str(n) for n in value.shape) or "a number"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (all devices); seed: 0 .. 2**32 - 1."""
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
@@ -274,18 +238,3 @@ def forked_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
-
-
-def use_deterministic(on: bool) -> None:
-    """Let torch use only algorithms that give the same bits every time, or whatever is fastest.
-
-    An operation without such an algorithm raises torch's RuntimeError, which names it. Call before CUDA is
-    used: cuBLAS reads its setting at its start.
-    """
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
-    # New memory is not filled with NaN: a slow check for bugs, which the tests turn on.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.deterministic = on
-    torch.backends.cudnn.benchmark = not on

@@ -1,10 +1,14 @@
-"""What CycleGAN and Pix2Pix share: where they run, and the shape of a training step."""
+"""What CycleGAN and Pix2Pix share: device, precision, seeds, and the shape of a training step."""
 
+import os
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +51,28 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def use_deterministic(on: bool) -> None:
+    """Let torch use only algorithms that give the same bits every time, or whatever is fastest.
+
+    An operation without such an algorithm raises torch's RuntimeError, which names it. Call before CUDA is
+    used: cuBLAS reads its setting at its start.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    # New memory is not filled with NaN: a slow check for bugs, which the tests turn on.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = not on
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices); seed: 0 .. 2**32 - 1."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 class StepResult(NamedTuple):
     """Losses by name (detached scalars) and the pictures of the step by kind, (N, C, H, W) in [-1, 1]."""
 
@@ -54,28 +80,24 @@ class StepResult(NamedTuple):
     images: dict[str, Tensor]
 
 
-class Trainer(Protocol):
-    """One way to train: `step` is all the loop needs to know of it."""
+@dataclass(frozen=True, kw_only=True)
+class Trainer(ABC):
+    """The networks of a model and what trains them, by name; `step` is all the loop needs to know of it."""
 
-    @property
-    def networks(self) -> dict[str, nn.Module]: ...
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    pools: dict[str, ImagePool]
+    placement: Placement
+    gan_mode: str
+    lambda_gp: float
 
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
-
-    @property
-    def pools(self) -> dict[str, ImagePool]: ...
-
-    @property
-    def placement(self) -> Placement: ...
-
+    @abstractmethod
     def step(self, batch: Batch) -> StepResult:
         """One update of all networks from a batch with "A" and "B"."""
-        ...
 
+    @abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a fixed batch in eval mode; changes nothing."""
-        ...
 
 
 def set_learning_rate(trainer: Trainer, lr: float) -> None:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import WantedRange, save_png, to_picture, to_tensor
+from datasets.images import save_png, to_picture, to_tensor
 from datasets.transforms import Augmentation
 from gan.checkpoint import load_checkpoint
-from gan.options import TrainOptions, channels, from_dict, value_range
+from gan.options import TrainOptions, channels, from_dict
 from gan.setup import generators
 from gan.state import check_format, load_network, refuse_malformed
 from gan.step import Placement, find_device
@@ -51,11 +51,6 @@ class Translator:
     @property
     def input_nc(self) -> int:
         return channels(self.options, self.direction)[0]
-
-    @property
-    def value_ranges(self) -> tuple[WantedRange, WantedRange]:
-        """Of the folder's A and B: what the training took as black and white."""
-        return value_range(self.options, "A"), value_range(self.options, "B")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.

@@ -16,7 +16,6 @@ from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
 from datasets.images import save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
-from gan.run import RunFolder
 from gan.translate import (
     Load,
     Translator,
@@ -34,12 +33,11 @@ Columns = list[tuple[str, list[Path]]]
 
 
 def run_test(options: TranslationOptions) -> int:
-    """Check the options, load the run, translate. Returns the exit code; raises UserError."""
-    options.check()
-    run = RunFolder.at(Path(options.checkpoints_dir), options.name)
+    """Load the run and translate with it, as checked options say. Returns the exit code; raises UserError."""
+    run = Path(options.checkpoints_dir) / options.name
     torch.manual_seed(0)  # --test_mode train draws dropout: the same pictures every time
     translator = load_translator(
-        run.path,
+        run,
         epoch=options.epoch,
         direction=options.direction,
         device=options.device,
@@ -169,7 +167,7 @@ def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sourc
         sources = replace(sources, is_swapped=True) if sources.layout == "folder" else sources.swapped()
     if not sources.is_paired:
         sources = replace(sources, b=())  # the other domain is not shown
-    sources = replace(sources, ranges=translator.value_ranges)
+    sources = replace(sources, ranges=translator.options.data.value_ranges)
     sources, report = scan(sources, crop_size=2, independent=True, skip_bad=skip_bad)
     if sources.layout == "folder":
         report = replace(report, left_out=())

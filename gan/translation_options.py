@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datasets.errors import UserError
+from gan.run import check_name
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class TranslationOptions:
         """Raise UserError, naming the flag, for a value or a combination that is not allowed."""
         if not self.name:
             raise UserError("--name", "is required", "name the run to translate with")
+        check_name(self.name)
         if bool(self.input) != bool(self.output):
             missing = "--output" if self.input else "--input"
             raise UserError(missing, "is missing", "give --input and --output together")

@@ -210,7 +210,7 @@ def test_pairs_of_unequal_size_are_fine_without_pairs(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_spoiled_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named, and skipped with --skip_bad; the checkpoint before stays."""
-    from gan import setup
+    from gan import start
     from gan.viewers import Viewer
 
     class Spoiler(Viewer):
@@ -222,7 +222,7 @@ def test_a_picture_that_is_spoiled_while_training(tmp_path: Path, monkeypatch: p
 
     write_unaligned(tmp_path / "data")
     good = shutil.copytree(tmp_path / "data", tmp_path / "good")
-    monkeypatch.setattr(setup, "choose_viewers", lambda *_: [Spoiler()])
+    monkeypatch.setattr(start, "choose_viewers", lambda *_: [Spoiler()])
     outcome = training(tmp_path / "data", tmp_path, "--n_epochs", 3)
     assert outcome.code == 2
     assert "trainA/p" in outcome.error

@@ -1,11 +1,11 @@
-"""Weights into a network: wrappers' prefixes, what does not fit, NaN; and how options differ."""
+"""Weights into a network: wrappers' prefixes, what does not fit, NaN."""
 
 import pytest
 import torch
 from torch import nn
 
 from datasets.errors import UserError
-from gan.state import describe_difference, load_network
+from gan.state import load_network
 
 
 def network(width: int = 4, norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
@@ -75,13 +75,3 @@ def test_weights_that_are_not_finite(bad: float) -> None:
         load_network(target, state, where="x", check_finite=True)
     assert torch.isfinite(target[2][0].weight).all()  # type: ignore[index]
     load_network(target, state, where="x")
-
-
-def test_differences_of_options() -> None:
-    saved = {"norm": "instance", "ngf": 64, "betas": [0.5, 0.999], "lr": 2e-4, "same": True}
-    wanted = {"norm": "nc_ms", "ngf": 32, "betas": (0.5, 0.999), "lr": 2e-4, "same": True, "new": 1}
-    assert describe_difference(saved, wanted, ["ngf", "norm", "betas", "lr", "same"]) == [
-        "ngf: 64 -> 32",
-        "norm: instance -> nc_ms",
-    ]
-    assert describe_difference(saved, wanted, ["new", "unknown"]) == ["new: (not stored) -> 1"]

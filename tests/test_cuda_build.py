@@ -21,7 +21,7 @@ import cuda_ops
 from cuda_ops import __main__ as report
 from cuda_ops import cuda, nvrtc
 from cuda_ops.nvrtc import SOURCE, Arguments, BuildError, Unit, architecture_for, build, compiled
-from gan.setup import _check_nc_backend
+from gan.setup import require_cuda_kernels
 from gan.step import Placement
 
 try:
@@ -353,7 +353,7 @@ def test_a_run_with_backend_cuda_builds_all_that_it_may_need(
     asked: set[Unit] = set()
     monkeypatch.setitem(nvrtc.LAUNCHERS, "cpu", lambda index, unit: asked.add(unit) or NoLaunch())
     monkeypatch.setattr(cuda, "_outcomes", {})
-    _check_nc_backend("cuda", Placement(torch.device("cpu"), bf16, channels_last))
+    require_cuda_kernels(Placement(torch.device("cpu"), bf16, channels_last))
     layouts = (False, True) if channels_last else (False,)
     inputs = (F32, BF16) if bf16 else (F32,)
     assert asked == {Unit(x, BF16 if bf16 else F32, F32, last) for x in inputs for last in layouts}

@@ -9,7 +9,7 @@ import torch
 from training_support import TINY, train, write_aligned
 
 from datasets.errors import UserError
-from gan import resume, translate
+from gan import start, translate
 from gan.checkpoint import load_checkpoint
 from gan.options import from_dict
 from gan.setup import build_trainer
@@ -87,7 +87,7 @@ def test_translation_refuses_what_makes_no_sense(
 def test_resuming_refuses_what_makes_no_sense(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("options", "metrics_bytes", "data", "position"):
         for where, mutant in mutants(trained[1], part, 1):
-            monkeypatch.setattr(resume, "load_checkpoint", lambda *_, m=mutant: (m, Path("x")))
+            monkeypatch.setattr(start, "load_checkpoint", lambda *_, m=mutant: (m, Path("x")))
             outcome = train("--name", "r", "--checkpoints_dir", trained[0], "--continue_train", "--override")
             assert outcome.code in (0, 2), (where, outcome.err)
             assert outcome.code == 0 or outcome.error

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
-from training_support import ROOT, TINY, train, write_unaligned
+from training_support import ROOT, TINY, train, translate, write_unaligned
 
 from datasets.errors import UserError
-from gan.command_line import flags_of, parse_train
+from gan.command_line import flags_of, parse_train, resolve
 from gan.options import (
+    RANGES,
     TrainOptions,
     changes_that_matter,
     discriminator_norm,
     from_dict,
-    resolve,
     stored_dict,
     to_dict,
 )
@@ -82,14 +82,6 @@ def test_what_the_norm_says_about_the_base_norm(norm: str, base: str, discrimina
     assert (options.model.base_norm, discriminator_norm(options)) == (base, discriminator)
 
 
-@pytest.mark.parametrize(("norm", "base"), [("nc", "instance"), ("nc", "batch"), ("instance", "batch")])
-def test_a_base_norm_without_a_place_is_refused(norm: str, base: str) -> None:
-    outcome = train("--dataroot", "d", "--norm", norm, "--base_norm", base)
-    assert outcome.code == 2
-    assert outcome.error.startswith("error: --base_norm: ")
-    assert f"--norm {norm}" in outcome.error
-
-
 def test_none_is_a_base_norm_of_every_norm_with_places_for_it() -> None:
     for norm in ("nc", "nc_ms", "nc_dms", "pono", "pono_ms", "pono_dms", "none"):
         assert parse("--norm", norm, "--base_norm", "none").model.base_norm == "none"
@@ -104,53 +96,84 @@ def test_familiar_flags_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "line"),
     [
-        (["--batch_siez", "2"], ["--batch_siez", "--batch_size"]),
-        (["--norm", "layer"], ["--norm", "nc_ms"]),
-        (["--batch_size", "two"], ["--batch_size", "two"]),
-        (["--input_nc", "2"], ["--input_nc", "1", "3"]),
+        ("--batch_siez 2", "--batch_siez: unknown flag (did you mean --batch_size? see train.py --help)"),
+        ("--gan_mode gan", "--gan_mode: is gan (allowed: vanilla, lsgan, wgangp, hinge)"),
+        ("--input_nc 2", "--input_nc: is 2 (allowed: 1, 3)"),
+        ("--base_norm x", "--base_norm: is x (allowed: batch, instance, none)"),
+        ("--batch_size two", "--batch_size: is two (allowed: whole numbers)"),
+        ("--ngf 9e18", "--ngf: is 9e18 (allowed: whole numbers)"),
+        ("--max_dataset_size x", "--max_dataset_size: is x (allowed: whole numbers)"),
+        ("--lr fast", "--lr: is fast (allowed: numbers)"),
+        ("--lr", "--lr: needs a value (see train.py --help)"),
+        (f"--seed {'9' * 5000}", "--seed: is no number that can be read (allowed: whole numbers)"),
+        ("--name a b", "--name: takes one value, and b is one more (see train.py --help)"),
+        ("--dataroot a.png b.png", "--dataroot: takes one value, and b.png is one more (give a folder instead of *)"),
+        ("--niter 100", "--niter: is a flag of another program (use --n_epochs)"),
+        ("--epoch_count=5", "--epoch_count: is a flag of another program (leave it out: --continue_train goes on "
+         "where the run has stopped)"),
+        ("--lr_policy plateau", "--lr_policy: plateau is not built: the rate depends on the epoch alone, and cycle_gan "
+         "has no metric (use linear, step, cosine or constant)"),
     ],
-)
-def test_unknown_flags_and_choices_name_what_is_allowed(arguments: list[str], told: list[str]) -> None:
-    outcome = train("--dataroot", "d", *arguments)
-    assert outcome.code == 2
-    assert "Traceback" not in outcome.err
-    assert all(text in outcome.err for text in told), outcome.err
-
-
-AT_LEAST = {
-    "batch_size": 1, "load_size": 2, "crop_size": 2, "ngf": 1, "ndf": 1, "n_layers_D": 1, "keep": 1,
-    "save_epoch_freq": 1, "print_freq": 1, "display_freq": 1, "lr_decay_iters": 1, "val_count": 1, "num_threads": 0,
-    "n_epochs": 0, "n_epochs_decay": 0, "pool_size": 0, "save_step_freq": 0, "eval_every": 0, "lambda_A": 0,
-    "lambda_B": 0, "lambda_identity": 0, "lambda_L1": 0, "lambda_gp": 0, "seed": 0, "max_dataset_size": 1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", AT_LEAST)
-def test_a_value_below_its_range_names_flag_and_range(name: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse(f"--{name}", str(AT_LEAST[name] - 1))
-    assert caught.value.subject == f"--{name}"
-    assert (
-        caught.value.reason == f"is {float(AT_LEAST[name] - 1) if 'lambda' in name else AT_LEAST[name] - 1}"
-    )
-    assert caught.value.fix.startswith(f"allowed: {AT_LEAST[name]} ")
-    assert caught.value.exit_code == 2
+)  # fmt: skip
+def test_wrong_flags_and_values_are_one_line(
+    arguments: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")  # of a narrow terminal
+    outcome = train("--dataroot", "d", *arguments.split())
+    assert (outcome.code, outcome.err) == (2, f"error: {line}\n")
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"),
+    ("arguments", "line"),
     [
-        ("lr", "0"), ("lr", "nan"), ("lr", "inf"), ("lr", "-1"), ("init_gain", "0"), ("init_gain", "nan"),
-        ("beta1", "1"), ("beta1", "-0.1"), ("beta1", "nan"), ("lambda_A", "nan"), ("visdom_port", "0"),
-        ("visdom_port", "65536"), ("seed", str(2**32)),
+        (
+            "--input a.png b.png",
+            "--input: takes one value, and b.png is one more (give a folder instead of *)",
+        ),
+        ("--netG unet_256", "--netG: is a flag of train.py (leave it out: the run knows its networks)"),
+        ("--how_many 5", "--how_many: is a flag of another program (use --num_test)"),
     ],
-)  # fmt: skip
-def test_values_outside_their_range(flag: str, value: str) -> None:
-    with pytest.raises(UserError, match="allowed: ") as caught:
-        parse(f"--{flag}", value)
-    assert caught.value.subject == f"--{flag}"
+)
+def test_wrong_flags_of_test_py_are_one_line(arguments: str, line: str) -> None:
+    outcome = translate("--name", "r", *arguments.split())
+    assert (outcome.code, outcome.err) == (2, f"error: {line}\n")
+
+
+def test_every_number_has_a_range() -> None:
+    open_ended = {"lr", "init_gain", "beta1", "input_nc", "output_nc"}  # checked below, or by their choices
+    numbers = {
+        field.name
+        for group in dataclasses.fields(TrainOptions)
+        for field in dataclasses.fields(group.default_factory)  # type: ignore[arg-type]
+        if field.type in (int, float, int | None)
+    }
+    assert numbers - open_ended == set(RANGES)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_beyond_its_range_names_flag_and_range(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low - 1, 2 * high + 1, *(["nan"] if isinstance(default_of(name), float) else [])):
+        with pytest.raises(UserError, match=f"allowed: .*{low}") as caught:
+            parse(f"--{name}={value}")
+        assert (caught.value.subject, caught.value.exit_code) == (f"--{name}", 2)
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [("lr", ["0", "nan", "inf", "-1"]), ("init_gain", ["0", "nan"]), ("beta1", ["1", "-0.1", "nan"])],
+)
+def test_open_ranges(flag: str, values: list[str]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match="allowed: ") as caught:
+            parse(f"--{flag}", value)
+        assert caught.value.subject == f"--{flag}"
+
+
+def default_of(name: str) -> object:
+    return to_dict(TrainOptions())[name]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +184,13 @@ def test_values_outside_their_range(flag: str, value: str) -> None:
         (["--input_nc", "1"], "--lambda_identity"),
         (["--best_by", "val_l1"], "--best_by"),
         (["--best_by", "fid"], "--best_by"),
+        (["--best_by", "fdi", "--eval_every", "1"], "--best_by"),
+        (["--best_by", "psnr", "--eval_every", "1"], "--best_by"),  # cycle_gan has no targets
+        (["--best_by", "fid", "--eval_every", "1", "--eval_metrics", "kid"], "--best_by"),
+        (["--gan_mode", "wgangp", "--compile"], "--compile"),
+        (["--norm", "nc", "--base_norm", "instance"], "--base_norm"),
+        (["--norm", "nc", "--base_norm", "batch"], "--base_norm"),
+        (["--norm", "instance", "--base_norm", "batch"], "--base_norm"),
         (["--name", "a/b"], "--name"),
         (["--name", ".."], "--name"),
     ],
@@ -169,6 +199,20 @@ def test_values_that_contradict_each_other(arguments: list[str], subject: str) -
     outcome = train("--dataroot", "d", *arguments)
     assert outcome.code == 2
     assert outcome.error.startswith(f"error: {subject}: ")
+
+
+@pytest.mark.parametrize("metric", ["fid", "fid_A", "kid_B"])
+def test_metrics_of_both_directions_can_choose_the_best(metric: str) -> None:
+    assert parse("--best_by", metric, "--eval_every", "2").output.best_by == metric
+
+
+def test_a_switch_of_a_file_is_taken_back_on_the_command_line(tmp_path: Path) -> None:
+    given = ("--config", config(tmp_path, "compile: true\nchannels_last: true\nno_flip: true\n"))
+    assert parse(*given).device.compile and not parse(*given).data.flip
+    options = parse(*given, "--no_compile", "--flip")
+    assert not options.device.compile and options.data.flip
+    assert options.device.channels_last
+    assert parse("--no_compile", "--flip") == parse()
 
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The files of a page: what is written, in which order, at what cost, and what a full disk does."""
 
+import dataclasses
 import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -98,18 +100,34 @@ def test_a_name_like_a_placeholder_is_only_a_name(name, tmp_path):
     assert text.count("class RunView") == 1, "the scripts are in the page once"
 
 
-def test_the_longest_pause_between_records_is_told(run, monkeypatch):
-    now = 0.0
+def test_an_open_page_knows_where_the_training_is_before_the_first_record(run, monkeypatch):
+    now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     page = Page()
-    page.start(run.info, [])
-    assert state(run.folder)["longest_pause"] == 0
-    for now in (10.0, 910.0, 950.0):
-        page.record(train_record(int(now)))
-    assert state(run.folder)["longest_pause"] == 900
-    now = 5000.0
+    page.start(dataclasses.replace(run.info, total_steps=20), [])
+    assert "step" not in state(run.folder)
+    page.progress(1, 1)
+    now = 110.0
+    page.progress(3, 1)
+    told = state(run.folder)
+    assert (told["step"], told["epoch"], told["elapsed"], told["records"]) == (3, 1, 10, 0)
+    assert told["left"] == 85, "17 steps at 5 s"
+    now = 112.0
+    page.progress(4, 1)
+    assert state(run.folder)["step"] == 3, "at most every few seconds"
+
+
+@pytest.mark.parametrize(("last", "status"), [(0, "stopped"), (19, "stopped"), (20, "ended")])
+def test_a_training_that_was_stopped_is_not_said_to_have_ended(run, last, status):
+    page = Page()
+    page.start(dataclasses.replace(run.info, total_steps=20), [])
+    for step in range(1, last + 1):
+        page.progress(step, 1)
     page.close()
-    assert state(run.folder)["longest_pause"] == 900, "the end is no record"
+    told = state(run.folder)
+    assert told["status"] == status and told["left"] is None
+    flags = shlex.split(told["resume"])[2:]
+    assert flags == ["--name", "fake", "--checkpoints_dir", str(run.folder.parent), "--continue_train"]
 
 
 def test_the_page_loads_nothing_from_elsewhere(run):

@@ -1,11 +1,13 @@
 """The page of a run in a real browser: opened from a file and over HTTP, while training, with a thousand epochs."""
 
+import dataclasses
 import functools
 import http.server
 import json
 import math
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from visdom_support import FakeRun, train_record, wait_until
 
 from gan.viewers import RunInfo
+from gan.viewers.__main__ import main as viewers_main
 from gan.viewers.page import Page
 from gan.viewers.report_page import Table, make_report_page
 
@@ -218,18 +221,60 @@ def test_it_updates_itself_while_training(run_and_page, open_file, address):
     watched.wait("document.getElementById('status').textContent === 'ended'")
 
 
-def test_no_news_is_measured_by_the_pace_of_the_run(run_and_page, open_file):
-    run, _ = run_and_page
+def test_a_page_that_hears_nothing_says_so_and_one_of_a_stopped_run_how_to_resume(tmp_path, open_file):
+    run = FakeRun(tmp_path)
+    page = Page()
+    page.start(dataclasses.replace(run.info, total_steps=20), [])
+    page.progress(3, 1)
     watched = open_file(run)
     watched.wait("document.getElementById('status').textContent === 'training'")
+    assert "Step\n3" in watched.page.inner_text(".tiles") and "Time left" in watched.page.inner_text(".tiles")
+    assert "The first values come at step" in watched.page.inner_text("main")
+    assert not watched.page.get_by_text("Resume with").is_visible()
     news = (run.folder / "page" / "state.js").read_text()
     state = json.loads(news.removeprefix("gan.state(").removesuffix(");\n"))
     state["updated"] -= 2000
-    for pause, status in ((5, "quiet"), (900, "training")):  # 2000 s are long after 5 s, not after 900 s
-        (run.folder / "page" / "state.js").write_text(
-            f"gan.state({json.dumps({**state, 'longest_pause': pause})});\n"
-        )
-        watched.wait(f"document.getElementById('status').dataset.status === '{status}'")
+    (run.folder / "page" / "state.js").write_text(f"gan.state({json.dumps(state)});\n")
+    watched.wait("document.getElementById('status').textContent === 'no news for 33 min'")
+    page.close()
+    watched.wait("document.getElementById('status').textContent === 'stopped'")
+    assert "--continue_train" in watched.page.get_by_text("Resume with").inner_text()
+
+
+def test_pictures_are_legible_on_a_phone(tmp_path, open_file):
+    """Eight pictures: two of four columns fit beside each other, the others are a swipe away."""
+    run = FakeRun(tmp_path)
+    page = Page()
+    page.start(run.info, [])
+    page.record(run.samples(1, count=8))
+    phone = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    watched = open_file(run, viewport={"width": 390, "height": 800}, **phone)
+    watched.wait("gan.view.samples.after.naturalWidth === 128")
+    for view in watched.page.locator(".chip").all():
+        view.click()
+        if view.inner_text() == "everything":  # a column for each kind, at the same width
+            continue
+        assert watched.page.evaluate("gan.view.samples.stage.clientWidth / gan.view.samples.columns") >= 160
+    wide = watched.page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+    assert wide <= 390, "the page itself does not scroll sideways"
+    screenshot(watched.page, "page-phone", full_page=True)
+
+
+def test_two_runs_side_by_side(tmp_path, browser, monkeypatch, capsys):
+    for name in ("one", "two"):
+        make_run(tmp_path, 2, name)
+    monkeypatch.setattr("sys.argv", ["viewers", "compare", "one", "two", "--checkpoints_dir", str(tmp_path)])
+    viewers_main()
+    output = Path(capsys.readouterr().out.strip())
+    assert output == tmp_path / "compare-one-two.html"
+    watched = Watched(browser, output.as_uri(), viewport={"width": 1400, "height": 1000})
+    watched.wait("[...document.querySelectorAll('.stage img')].every(image => image.naturalWidth === 64)")
+    for part in ("section.run", ".stage", ".charts"):
+        first, second = (place.bounding_box() for place in watched.page.locator(part).all())
+        assert first["y"] == second["y"] and first["x"] + first["width"] <= second["x"], part
+    assert watched.complaints == []
+    screenshot(watched.page, "compare", full_page=True)
+    watched.context.close()
 
 
 def test_a_resumed_run_makes_an_open_page_start_over(run_and_page, open_file):

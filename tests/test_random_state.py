@@ -9,6 +9,7 @@ import torch
 
 from gan import state as rng_state
 from gan.checkpoint import load_file, save_checkpoint
+from gan.step import seed_everything, use_deterministic
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +27,12 @@ def draw() -> list[float]:
 
 
 def test_the_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
-    rng_state.seed_everything(3)
+    seed_everything(3)
     for _ in range(700):  # beyond the first block of the Mersenne twister
         draw()
     path = save_checkpoint(tmp_path, {"rng": rng_state.random_state()}, step=1, epoch=0, keep=1)
     expected = [draw() for _ in range(700)]
-    rng_state.seed_everything(4)
+    seed_everything(4)
     assert draw() != expected[0]
     rng_state.set_random_state(load_file(path)["rng"])
     assert [draw() for _ in range(700)] == expected
@@ -39,15 +40,15 @@ def test_the_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_reading_the_state_draws_nothing() -> None:
-    rng_state.seed_everything(1)
+    seed_everything(1)
     expected = draw()
-    rng_state.seed_everything(1)
+    seed_everything(1)
     rng_state.random_state()
     assert draw() == expected
 
 
 def test_seeds_are_those_of_the_libraries() -> None:
-    rng_state.seed_everything(5)
+    seed_everything(5)
     mine = (random.random(), numpy.random.rand(), torch.rand(()).item())
     generator = torch.Generator().manual_seed(5)
     theirs = (
@@ -59,12 +60,12 @@ def test_seeds_are_those_of_the_libraries() -> None:
 
 
 def test_forked_leaves_the_generators_as_they_were() -> None:
-    rng_state.seed_everything(1)
+    seed_everything(1)
     expected = draw() + draw()
-    rng_state.seed_everything(1)
+    seed_everything(1)
     found = draw()
     with pytest.raises(KeyError), rng_state.forked_random_state():
-        rng_state.seed_everything(9)
+        seed_everything(9)
         draw()
         raise KeyError
     assert found + draw() == expected
@@ -79,14 +80,14 @@ def test_states_of_devices_that_are_not_here_are_left_out() -> None:
 
 def test_deterministic_is_switched_on_and_off(monkeypatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    rng_state.use_deterministic(True)
+    use_deterministic(True)
     try:
         assert torch.are_deterministic_algorithms_enabled()
         with pytest.raises(RuntimeError, match="deterministic"):  # one that has no deterministic form
             torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2))
         assert not torch.empty(1 << 24).isnan().any()  # nothing is filled with NaN first
     finally:
-        rng_state.use_deterministic(False)
+        use_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -95,6 +96,6 @@ def test_the_state_of_a_gpu(tmp_path: Path) -> None:
     torch.rand(3, device="cuda")
     path = save_checkpoint(tmp_path, {"rng": rng_state.random_state()}, step=1, epoch=0, keep=1)
     expected = torch.randn(5, device="cuda")
-    rng_state.seed_everything(9)
+    seed_everything(9)
     rng_state.set_random_state(load_file(path)["rng"])
     assert torch.equal(torch.randn(5, device="cuda"), expected)

@@ -28,6 +28,7 @@ from training_support import (
     write_unaligned,
 )
 
+import gan.start
 from datasets.errors import RunError
 from gan import setup
 from gan.checkpoint import list_checkpoints, load_file
@@ -160,7 +161,7 @@ def test_stopped_by_a_signal(
 ) -> None:
     reference = uninterrupted(model)
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "choose_viewers", lambda *_: [StopAt(step, number)])
+        patch.setattr(gan.start, "choose_viewers", lambda *_: [StopAt(step, number)])
         outcome = train(*flags(model, data, tmp_path, EPOCHS))
     assert outcome.code == 128 + number
     assert f"stopped at step {step}; saved. To resume:" in outcome.out
@@ -201,7 +202,7 @@ def test_stopped_again_and_again(
     with monkeypatch.context() as patch:
         for step in range(1, EPOCHS * STEPS + 1):
             viewer = StopAt(step, signal.SIGTERM)
-            patch.setattr(setup, "choose_viewers", lambda *_, viewer=viewer: [viewer])
+            patch.setattr(gan.start, "choose_viewers", lambda *_, viewer=viewer: [viewer])
             assert train(*flags("cycle_gan", data, tmp_path, EPOCHS), *more).code == 143
             more = ["--continue_train"]
     go_on(tmp_path, EPOCHS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gan.command_line import parse_train
 from gan.losses import GAN_LOSSES
 from gan.setup import build_trainer
-from gan.step import Trainer, set_learning_rate
+from gan.step import Trainer
 
 TINY = [
     "--dataroot", "none", "--crop_size", "16", "--ngf", "4", "--ndf", "4", "--netG", "resnet_6blocks",
@@ -138,12 +138,12 @@ def test_adam_as_the_papers_have_it(model: str, groups: dict[str, list[str]]) ->
     for name, optimizer in trainer.optimizers.items():
         assert type(optimizer) is torch.optim.Adam
         [group] = optimizer.param_groups
-        assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (
+        assert [group[name] for name in ("lr", "betas", "weight_decay", "eps")] == [
             2e-3,
             (0.4, 0.999),
             0,
             1e-8,
-        )
+        ]
         expected = [p for network in groups[name] for p in trainer.networks[network].parameters()]
         assert [id(p) for p in group["params"]] == [id(p) for p in expected]
 
@@ -220,12 +220,6 @@ def test_different_channels_in_and_out() -> None:
     assert images["fake_A"].shape[1] == 1 and images["fake_B"].shape[1] == 3
     pair = tiny("pix2pix", "--output_nc", "1")
     assert pair.step({"A": batch["B"], "B": batch["A"]}).images["fake"].shape[1] == 1
-
-
-def test_the_learning_rate_reaches_every_group() -> None:
-    trainer = tiny("cycle_gan")
-    set_learning_rate(trainer, 0.125)
-    assert {g["lr"] for o in trainer.optimizers.values() for g in o.param_groups} == {0.125}
 
 
 def coarse_pair() -> dict[str, Tensor]:

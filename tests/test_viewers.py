@@ -1,5 +1,6 @@
 """The viewer protocol, sample grids, the terminal's progress, and the report page."""
 
+import base64
 import io
 import json
 import re
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from visdom_support import FakeRun, train_record
 
-from gan.viewers import RunInfo, Viewer, Viewers, shown_options, shown_records
+from gan.viewers import RunInfo, Viewer, Viewers, sample_file, shown_options, shown_records
 from gan.viewers.console import Console
 from gan.viewers.report_page import Figure, Table, make_report_page, thinned
 from gan.viewers.samples import columns_for, save_samples
@@ -163,6 +164,21 @@ def test_time_left_is_steps_left_times_pace(monkeypatch):
     assert stream.getvalue().rstrip().endswith("6 min left")
 
 
+def test_time_left_counts_the_steps_of_todays_data(monkeypatch):
+    """Two epochs of 50 steps are done, and an epoch has 10 now: after 2 of 30 steps, 28 are left."""
+    clock = iter([10.0, 14.0, 130.0])
+    monkeypatch.setattr("gan.viewers.console.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    console = Console(epochs=5, steps_per_epoch=10, stream=stream, more_steps=80)
+    console.progress(101, 3)
+    console.progress(102, 3)
+    console.record(train_record(102, 3))
+    assert stream.getvalue().rstrip().endswith("1 min left")  # 28 times 4 s
+    console.progress(130, 5)
+    console.record(train_record(130, 5))
+    assert not stream.getvalue().rstrip().endswith("left"), "no word of 0 s"
+
+
 def test_history_survives_torn_and_foreign_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         json.dumps(train_record(1))
@@ -175,6 +191,23 @@ def test_history_survives_torn_and_foreign_lines(tmp_path):
     assert shown_options(tmp_path) == {"lr": 0.1, "name": "x"}
     (tmp_path / "options.yaml").write_text("- [")
     assert shown_options(tmp_path) == {}
+
+
+@pytest.mark.parametrize("folder", ["..", "/", "samples/../.."])
+def test_no_file_outside_of_the_run_is_shown(folder, tmp_path):
+    """metrics.jsonl may be anybody's."""
+    run = FakeRun(tmp_path)
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8), "red").save(secret)
+    record = run.samples(1)
+    name = str(secret).lstrip("/") if folder == "/" else "secret.png"
+    run.keep({**record, "step": 2, "folder": folder, "pictures": {"input": name}})
+    run.keep({**record, "step": 3, "folder": 7})
+    with pytest.raises(OSError, match="not a file of the run"):
+        sample_file(run.folder, run.records[1], "input")
+    text = make_report_page(tmp_path / "report.html", "t", [run.folder]).read_text()
+    assert base64.b64encode(secret.read_bytes()).decode() not in text
+    assert '"step": 1' in text and '"step": 3' not in text
 
 
 def test_thinning_keeps_first_and_last():

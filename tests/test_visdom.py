@@ -150,8 +150,9 @@ def test_offline_opens_no_connection(tmp_path, monkeypatch, capsys):
 def test_what_is_said_about_a_connection_that_comes_and_goes(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("gan.viewers.visdom.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gan.viewers.visdom.is_blank", lambda address: False)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    reports = Reports(Path("run/index.html"))
+    reports = Reports(Path("run"), is_asked_for=True)
 
     def said(call, *arguments) -> str:
         call(*arguments)

@@ -28,6 +28,17 @@ PLACES = """() => [...document.querySelectorAll('.react-grid-item')].map(pane =>
     const top = Math.min(...[...all].map(other => other.getBoundingClientRect().top));
     return {place: [box.top - top, box.left - left], text: pane.innerText, image: !!pane.querySelector('img')};
 }).sort((one, other) => one.place[0] - other.place[0] || one.place[1] - other.place[1])"""
+COVERED = """() => [...document.querySelectorAll('.react-grid-item')].filter(pane => pane.querySelector('img')).map(
+    pane => pane.querySelector('img').getBoundingClientRect().bottom
+        - pane.querySelector('.widgets').getBoundingClientRect().top)"""
+AXES = """() => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].map(
+    plot => [plot.data[0].name, plot._fullLayout.yaxis.range]))"""
+SLIDER = (
+    """() => { const slider = document.querySelector('.widget input'); return [slider.value, slider.max]; }"""
+)
+ICONS = (
+    """() => [...document.fonts].filter(font => /Glyphicons/.test(font.family)).map(font => font.status)"""
+)
 SHOWN = """() => {
     const image = document.querySelector('img[src^="data:image/jpeg"]');
     if (!image || !image.complete) return null;
@@ -71,7 +82,10 @@ def as_curves(points: dict[str, list]) -> dict[str, dict[int, float]]:
 
 @pytest.mark.usefixtures("page_files")
 def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training_goes(tmp_path, monkeypatch):
-    """Its slider stands at the end, where a shorter list or another pane would turn the page blank."""
+    """Its slider stands at the end, where a shorter list or another pane would turn the page blank.
+
+    Nothing covers the pictures, the axes of what is never negative start at 0, and the icons are drawn.
+    """
     monkeypatch.setattr("gan.viewers.visdom_panes.BLOCK", 4)
     monkeypatch.setattr("gan.viewers.visdom.PAUSE", 0.1)
     monkeypatch.setattr("gan.viewers.visdom.LONGEST_PAUSE", 0.1)
@@ -87,10 +101,19 @@ def test_an_open_page_shows_the_newest_samples_first_for_as_long_as_the_training
         page.goto(server.address.page("long"))
         for step in range(1, 31):
             viewers.record(run.keep(train_record(step)))
-            viewers.record(run.samples(step))
+            viewers.record(run.samples(step, count=8))
             wait_until(lambda step=step: re.search(rf"step {step}\b", page.inner_text("body")) is not None)
         wait_until(lambda: page.locator("img[src^='data:image/jpeg']").count() == 2)
         places = page.evaluate(PLACES)
+        assert max(page.evaluate(COVERED)) <= 0, "pixels of the last row under the caption"
+        axes = page.evaluate(AXES)
+        assert {"lr", "images/s", "data wait"} <= axes.keys() and axes["lr"] == pytest.approx(
+            [0, 2.1e-4], rel=0.1
+        )
+        assert axes["images/s"][0] == axes["data wait"][0] == 0
+        last, longest = page.evaluate(SLIDER)
+        assert last == longest, "the newest moment"
+        assert page.evaluate(ICONS) == ["loaded"]
         viewers.close()
         screenshot(page, "visdom-long", full_page=True)
     assert errors == []

@@ -30,7 +30,7 @@ from visdom_training import (
 
 from gan.viewers import visdom, visdom_server
 from gan.viewers.visdom import Visdom
-from gan.viewers.visdom_server import Address, Refused, Unreachable, exchange, log_in
+from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, exchange, log_in
 
 
 @pytest.fixture
@@ -263,8 +263,7 @@ def is_alive(pid: int) -> bool:
 
 @needs_visdom
 @pytest.mark.parametrize("held", [False, True], ids=["port free", "port held by another program"])
-def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch, monkeypatch):
-    monkeypatch.setattr(visdom, "missing_scripts", list)  # the page is the browser test's concern
+def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tmp_path, watch):
     seen: dict[str, object] = {}
 
     def look() -> None:
@@ -288,9 +287,8 @@ def test_on_starts_a_server_that_only_this_machine_reaches_and_stops_it(held, tm
 
 
 @needs_visdom
-def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch, monkeypatch):
+def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch):
     """As when two trainings share the server of one of them, and that one ends."""
-    monkeypatch.setattr(visdom, "missing_scripts", list)
     other = RealServer(tmp_path / "server")
     other.start()
     curve = lambda: list(other.curve("watched", "losses_adversarial", "G_GAN"))
@@ -331,15 +329,74 @@ time.sleep(600)
 
 
 @needs_visdom
-def test_a_page_that_will_be_blank_is_announced(tmp_path, monkeypatch, capsys):
-    quicken(monkeypatch)
-    monkeypatch.setattr(visdom, "missing_scripts", lambda: ["js/plotly-plotly.min.js"])
-    viewer = Visdom("on", "http://localhost", unused_port())
-    viewer.start(FakeRun(tmp_path).info, [])
-    wait_until(lambda: viewer._reports._introduced)
-    viewer.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "blank" in lines[0] and lines[1].startswith("visdom: http://localhost:")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to see descriptors")
+def test_a_worker_forked_at_the_worst_moment_holds_nothing_up(tmp_path, monkeypatch):
+    """Its copy of a pipe would keep Popen waiting until the worker ends, which may be an epoch later."""
+    workers, pipe = [], os.pipe
+
+    def pipe_and_fork() -> tuple[int, int]:
+        ends = pipe()
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            signal.pause()
+        return ends
+
+    monkeypatch.setattr(os, "pipe", pipe_and_fork)
+    server = LocalServer(tmp_path, Address(port=unused_port()), keep=False)
+    started: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(target=lambda: started.append(server._launch()), daemon=True)
+    try:
+        with (tmp_path / "held").open("w"):
+            thread.start()
+            thread.join(60)
+            assert workers and started, "the start waits for a worker"
+            held = {place.readlink() for place in Path(f"/proc/{started[0].pid}/fd").iterdir()}
+        assert tmp_path / "held" not in held, "a descriptor of the training went along"
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@needs_visdom
+def test_a_page_that_stays_blank_is_announced(tmp_path, watch, server, monkeypatch):
+    """Also on a server that was there before: it is asked for its scripts."""
+    monkeypatch.setattr(visdom, "is_blank", visdom_server.is_blank)
+    monkeypatch.setattr(visdom_server, "PAGE_FILES", ("js/no-such-script.js", "css/style.css"))
+    lines = watch(Timed("auto", "http://127.0.0.1", server.port))
+    assert len(lines) == 2 and lines[0].endswith("/env/watched") and "stays blank" in lines[1]
+    monkeypatch.setattr(visdom_server, "PAGE_FILES", ("js/main.js",))
+    assert not visdom_server.is_blank(server.address)
+
+
+@needs_visdom
+def test_a_server_of_ours_that_dies_is_told_with_its_reason(watch, monkeypatch):
+    """Another program takes the port between our look at it and the server's start."""
+    monkeypatch.setattr(visdom, "GOODBYE_SECONDS", 0.1)
+    with stub(answer("200 OK", b"hello")) as port:
+        monkeypatch.setattr(visdom_server, "free_port", lambda wanted: port)
+        viewer = Timed("on", "http://localhost", port)
+        lines = watch(viewer, {40: lambda: wait_until(lambda: viewer._reports._reported is not None)})
+    assert "ended: error: [Errno" in lines[0] and "Address already in use" in lines[0]
+    assert len(lines) <= 2 and all("ended" in line for line in lines)
+
+
+def test_a_run_that_ends_before_its_server_answers_says_so_and_does_not_wait(watch, monkeypatch):
+    monkeypatch.setattr(visdom, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(LocalServer, "start", lambda self: threading.Event().wait())
+    [line] = watch(Timed("on", "http://localhost", unused_port()))
+    assert "ended before" in line and "nothing was sent" in line and "python -m gan.viewers" in line
+
+
+def test_who_has_not_asked_for_visdom_is_shown_the_page(tmp_path, capsys):
+    reports = visdom.Reports(tmp_path, is_asked_for=False)
+    reports.lost(Address(), Unreachable("Connection refused"), False)
+    reports.ended(Address())
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"watch this training in {tmp_path / 'index.html'}"
 
 
 def test_without_the_visdom_package_there_is_one_line(watch, monkeypatch):

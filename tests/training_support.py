@@ -148,7 +148,7 @@ def untrained_run(
     trainer = build_trainer(options)
     stored = stored_dict(options)
     state = capture(trainer, Position(epoch + 1, 0, 2 * epoch), stored, 0, ["none 0 0"], sizes or {})
-    run = RunFolder.at(runs, "r")
+    run = RunFolder(runs / "r")
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_options(stored)
     save_checkpoint(run.path, state, step=2 * epoch, epoch=epoch, keep=9)

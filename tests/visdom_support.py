@@ -222,11 +222,11 @@ class FakeRun:
             file.write(json.dumps(record) + "\n")
         return record
 
-    def samples(self, step: int, epoch: int = 1) -> Record:
+    def samples(self, step: int, epoch: int = 1, count: int = 2) -> Record:
         """Draw samples whose translated pictures are as bright as `step` says, and keep their record."""
         folder = f"samples/step-{step:08d}"
         level = min(1.0, step / 100) * 2 - 1
-        images = {"input": torch.zeros(2, 3, 32, 32), "fake": torch.full((2, 3, 32, 32), level)}
+        images = {"input": torch.zeros(count, 3, 32, 32), "fake": torch.full((count, 3, 32, 32), level)}
         files = save_samples(self.folder / folder, images)
         pictures = {kind: path.name for kind, path in files.items()}
         record = {"kind": "samples", "step": step, "epoch": epoch, "folder": folder, "pictures": pictures}

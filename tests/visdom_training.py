@@ -95,12 +95,15 @@ def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visdom, "PAUSE", 0.05)
     monkeypatch.setattr(visdom, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(visdom, "FLUSH_SECONDS", 60.0)
+    monkeypatch.setattr(visdom, "GOODBYE_SECONDS", 60.0)
+    monkeypatch.setattr(visdom, "is_blank", lambda address: False)  # the page is the browser test's concern
 
 
 def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a server that never answers."""
     monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setattr(visdom, "FLUSH_SECONDS", 3.0)
+    monkeypatch.setattr(visdom, "GOODBYE_SECONDS", 1.0)
 
 
 def seconds_asleep() -> float:

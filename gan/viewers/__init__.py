@@ -26,12 +26,16 @@ SAVE, SAMPLE, STOP = "save", "sample", "stop"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are text."""
+    """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are text.
+
+    total_steps: of the whole training, 0 if that is not known.
+    """
 
     name: str
     folder: Path
     options: Mapping[str, Any]
     host: str = ""
+    total_steps: int = 0
 
 
 class Viewer:
@@ -112,8 +116,30 @@ KEYS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event":
 
 def shown_records(folder: Path) -> list[Record]:
     """The records of FOLDER/metrics.jsonl that can be shown; empty without the file."""
-    records = read_records(folder / "metrics.jsonl")
-    return [record for record in records if KEYS.get(record.get("kind", ""), "no such key") in record]
+    return [record for record in read_records(folder / "metrics.jsonl") if _can_be_shown(record)]
+
+
+def _can_be_shown(record: Record) -> bool:
+    """Whether everything that is read of a record has its type: the file may be anybody's."""
+    kind = str(record.get("kind"))
+    content = record.get(KEYS.get(kind, ""))
+    if not all(isinstance(record.get(name), int) for name in ("step", "epoch")):
+        return False
+    if not isinstance(content, dict):
+        return kind == "event" and isinstance(content, str)
+    if kind == "samples":
+        return isinstance(record.get("folder"), str) and all(
+            isinstance(name, str) for name in content.values()
+        )
+    return all(value is None or isinstance(value, int | float) for value in content.values())
+
+
+def sample_file(folder: Path, record: Record, kind: str) -> Path:
+    """The picture that a record of samples names. Raises OSError if it is not in the run's folder."""
+    path = folder / record["folder"] / record["pictures"][kind]
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise PermissionError(f"{path}: not a file of the run")
+    return path
 
 
 def shown_options(folder: Path) -> dict[str, Any]:

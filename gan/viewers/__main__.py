@@ -1,21 +1,26 @@
 """Show a run again from its files: `python -m gan.viewers RUN` plays it into a Visdom server.
 
-With `--page` it writes the run's index.html anew instead, which needs no server.
+With `--page` it writes the run's index.html anew instead, which needs no server. `python -m gan.viewers compare RUN
+RUN` writes one page of several runs side by side.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from datasets.errors import RunError, UserError, run_command
+from datasets.errors import RunError, UserError, run_command, warn
 from gan.viewers import Record, RunInfo, shown_options, shown_records
 from gan.viewers.page import Page
 from gan.viewers.visdom import environment_name, login_of
 from gan.viewers.visdom_panes import Board
-from gan.viewers.visdom_server import Address, Unreachable, log_in
+from gan.viewers.visdom_server import BLANK, Address, Unreachable, is_blank, log_in
 
 
 def main() -> None:
     """Show the run. Raises UserError if there is no such run, RunError without a server."""
+    if sys.argv[1:2] == ["compare"]:
+        print(_compare(sys.argv[2:]))
+        return
     arguments = _parser().parse_args()
     folder = find_run(arguments.run, Path(arguments.checkpoints_dir))
     run = RunInfo(folder.name, folder, shown_options(folder))
@@ -29,6 +34,23 @@ def main() -> None:
         print(folder / "index.html")
         return
     print(_play(arguments, run, records))
+
+
+def _compare(arguments: list[str]) -> Path:
+    """Write the page of several runs, their samples and curves side by side, and return it."""
+    from gan.viewers.report_page import make_report_page
+
+    parser = argparse.ArgumentParser(
+        prog="python -m gan.viewers compare", description="Show runs side by side."
+    )
+    parser.add_argument("runs", nargs="+", help="folders of runs, or their names")
+    parser.add_argument("--checkpoints_dir", default="checkpoints", help="folder of all runs (%(default)s)")
+    parser.add_argument("--output", help="file to write (compare-RUN-RUN.html beside the first run)")
+    options = parser.parse_args(arguments)
+    runs = [find_run(name, Path(options.checkpoints_dir)) for name in options.runs]
+    names = [run.name for run in runs]
+    output = Path(options.output or runs[0].parent / f"compare-{'-'.join(names)}.html")
+    return make_report_page(output, " and ".join(names), runs, side_by_side=True)
 
 
 def _play(arguments: argparse.Namespace, run: RunInfo, records: list[Record]) -> str:
@@ -47,6 +69,8 @@ def _play(arguments: argparse.Namespace, run: RunInfo, records: list[Record]) ->
         for send in Board(records).take_news(run, with_controls=False):
             send(client)
         client.save([env])
+        if is_blank(address):
+            warn(address.page(env), f"it stays blank: {BLANK}")
     except ImportError as error:
         raise RunError("visdom", "the package is not installed", "pip install visdom") from error
     except Unreachable as error:

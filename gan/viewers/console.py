@@ -14,14 +14,20 @@ from gan.viewers import Record, Viewer
 
 
 class Console(Viewer):
-    """Progress on `stream` (default stderr) of `epochs` epochs of `steps_per_epoch` steps each."""
+    """Progress on `stream` (default stderr) of `epochs` epochs of `steps_per_epoch` steps each.
 
-    def __init__(self, epochs: int, steps_per_epoch: int, stream: TextIO | None = None) -> None:
+    more_steps: how many more steps were made in the epochs so far, which had other data.
+    """
+
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, stream: TextIO | None = None, more_steps: int = 0
+    ) -> None:
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._stream = stream or sys.stderr
         self._interactive = self._stream.isatty()
-        self._clock = TimeLeft(epochs * steps_per_epoch)
+        self._more_steps = more_steps
+        self._clock = TimeLeft(epochs * steps_per_epoch + more_steps)
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
         self._text = ""
@@ -33,7 +39,8 @@ class Console(Viewer):
         if epoch != self._epoch or self._bar is None:
             self._open_bar(epoch)
         assert self._bar is not None
-        self._bar.update(step - (epoch - 1) * self._steps_per_epoch - self._bar.n)
+        done = step - self._more_steps - (epoch - 1) * self._steps_per_epoch
+        self._bar.update(done - self._bar.n)
 
     def record(self, record: Record) -> None:
         if record["kind"] == "train":
@@ -69,7 +76,7 @@ class Console(Viewer):
 
     def _left(self) -> str:
         seconds = self._clock.left()
-        return "" if seconds is None else f"{duration(seconds)} left"
+        return f"{duration(seconds)} left" if seconds else ""
 
     def _line(self, text: str) -> None:
         if self._bar is not None:

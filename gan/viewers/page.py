@@ -21,12 +21,17 @@ from typing import Any
 
 from datasets.errors import say, warn
 from datasets.files import write_atomically
+from gan.run import RunFolder, resume_command
 from gan.viewers import Record, RunInfo, Viewer, public_options
+from gan.viewers.console import TimeLeft
 
 CHUNK = 250
 """Records a data file: what an open page loads again to see the newest one."""
 
 WEB = Path(__file__).parent / "web"
+STATE_SECONDS = 5.0
+"""Between two updates of page/state.js without a new record."""
+
 _SHARED_SCRIPTS = ("run.js", "curves.js", "samples.js")
 _SUBTITLE = ("model", "norm", "netG", "dataroot", "direction")
 
@@ -39,26 +44,33 @@ class Page(Viewer):
         self._written = 0
         self._laid_out = False
         self._has_failed = False  # the last attempt to write
-        self._generation = ""
-        self._longest_pause = 0.0  # seconds between two records: how long a page may wait for news
         self._status = "training"
+        self._at: dict[str, int] = {}  # the newest step and its epoch
+        self._next_state = 0.0
 
     def start(self, run: RunInfo, records: Iterable[Record]) -> None:
         self._run = run
         self._generation = str(time.time_ns())  # an open page of an earlier start reloads itself
-        self._newest_at = time.monotonic()
+        self._begin = time.monotonic()
+        self._clock = TimeLeft(run.total_steps)
         self._waiting = [_line(index, record) for index, record in enumerate(records)]
         self._write()
+        self._next_state = 0.0  # the first step is news
 
     def record(self, record: Record) -> None:
-        now = time.monotonic()
-        self._longest_pause = max(self._longest_pause, now - self._newest_at)
-        self._newest_at = now
         self._waiting.append(_line(self._written + len(self._waiting), record))
         self._write()
 
+    def progress(self, step: int, epoch: int) -> None:
+        """Tell an open page where the training is, long before the first record, and that it is alive."""
+        self._at = {"step": step, "epoch": epoch}
+        self._clock.update(step)
+        if time.monotonic() >= self._next_state:
+            self._write()
+
     def close(self) -> None:
-        self._status = "ended"
+        total = self._run.total_steps
+        self._status = "ended" if self._at.get("step", 0) >= total else "stopped"
         self._write()
 
     def _write(self) -> None:
@@ -103,12 +115,16 @@ class Page(Viewer):
         del self._waiting[: len(lines)]
 
     def _write_state(self) -> None:
+        self._next_state = time.monotonic() + STATE_SECONDS
         state = {
             "generation": self._generation,
             "records": self._written,
             "status": self._status,
-            "longest_pause": round(self._longest_pause, 1),
+            "resume": resume_command(RunFolder(self._run.folder)),
+            "elapsed": round(time.monotonic() - self._begin),
+            "left": self._clock.left() if self._status == "training" else None,
             "updated": round(time.time(), 1),
+            **self._at,
         }
         self._replace("page/state.js", f"gan.state({json.dumps(state)});\n")
 

@@ -4,6 +4,7 @@ It needs no other file and no network.
 """
 
 import base64
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
-from gan.viewers import GRID, Record, public_options, shown_options, shown_records
+from gan.viewers import GRID, Record, public_options, sample_file, shown_options, shown_records
 from gan.viewers.page import about_run, embed, fill, subtitle
 
 MOMENTS = 10
@@ -50,6 +51,7 @@ def make_report_page(
     tables: Sequence[Table] = (),
     figures: Sequence[Figure] = (),
     intro: str = "",
+    side_by_side: bool = False,
 ) -> Path:
     """Write the page to `output` and return it. `runs` are run folders (metrics.jsonl, samples/).
 
@@ -59,6 +61,7 @@ def make_report_page(
         "report.html",
         "report.js",
         title=escape(title),
+        kind="compare" if side_by_side else "",
         intro=f'<p class="sub">{escape(intro)}</p>' if intro else "",
         tables="\n".join(_table(table) for table in tables),
         figures="\n".join(_figure(figure) for figure in figures),
@@ -91,12 +94,12 @@ def _run(folder: Path) -> str:
     blobs: dict[str, int] = {}  # fixed inputs are the same at every moment: they go in once
     for record in records:
         if record["kind"] == "samples":
-            files = {kind: folder / record["folder"] / name for kind, name in record["pictures"].items()}
-            record["pictures"] = {
-                kind: blobs.setdefault(data_address(path), len(blobs))
-                for kind, path in files.items()
-                if kind != GRID and path.is_file()  # the grid would show everything a second time
-            }
+            pictures = {}
+            for kind in record["pictures"].keys() - {GRID}:  # it would show everything a second time
+                with contextlib.suppress(OSError):
+                    blob = data_address(sample_file(folder, record, kind))
+                    pictures[kind] = blobs.setdefault(blob, len(blobs))
+            record["pictures"] = pictures
     records = [record for record in records if record.get("pictures", True)]
     info = {**about_run(folder.name, options), "records": records, "blobs": list(blobs)}
     return (

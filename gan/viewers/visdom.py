@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from datasets.errors import say, warn
 from gan.viewers import Record, RunInfo, Viewer
 from gan.viewers.visdom_panes import Board, command_of, moments_on_server
-from gan.viewers.visdom_server import Address, LocalServer, Refused, Unreachable, log_in, missing_scripts
+from gan.viewers.visdom_server import BLANK, Address, LocalServer, Refused, Unreachable, is_blank, log_in
 
 if TYPE_CHECKING:  # it imports the visdom package
     from gan.viewers.visdom_client import VisdomClient
 
-FLUSH_SECONDS = 5.0
-"""How long the end of a run waits for what is still to be sent."""
+FLUSH_SECONDS, GOODBYE_SECONDS = 5.0, 1.0
+"""How long the end of a run waits for what is still to be sent, and for a server that does not answer."""
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds between attempts to reach a server: doubled from the first to the longest."""
@@ -86,7 +86,8 @@ class Visdom(Viewer):
         self._run, self._env = run, environment_name(self._env or run.name)
         self._board = Board(records)
         self._saved_epoch = self._board.epoch
-        self._reports = Reports(run.folder / "index.html")
+        is_asked_for = self._mode == "on" or self._address != Address() or bool(self._login[0])
+        self._reports = Reports(run.folder, is_asked_for)
         if self._mode == "on" and self._address.is_loopback:
             self._server = LocalServer(run.folder / "visdom", self._address, self._keep)
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
@@ -102,10 +103,13 @@ class Visdom(Viewer):
     def close(self) -> None:
         if self._thread:
             self._closing.set()
-            self._thread.join(FLUSH_SECONDS)
+            stays = self._server is not None and self._server.is_running and self._keep
+            answers = stays or self._connected_since is not None
+            self._thread.join(FLUSH_SECONDS if answers else GOODBYE_SECONDS)
             self._thread = None
             if self._server:
                 self._server.stop()
+            self._reports.ended(self._address)
 
     # In the viewer's thread.
 
@@ -148,23 +152,18 @@ class Visdom(Viewer):
             if self._server is None or self._server.is_running:
                 raise
             cookie = self._start_server(self._server)
-        self._listen(cookie)
         self._connected_since = time.monotonic()
+        self._listen(cookie)
         self._start_over()
 
     def _start_server(self, server: LocalServer) -> str:
-        """Start our own server and say what a person should know about it. Returns the cookie: none is needed."""
+        """Start our own server, and say so if it has another port. Returns the cookie: none is needed."""
         wanted = self._address.port
         server.start()
         self._address = server.address
-        if missing_scripts():
-            say(
-                "note: Visdom's page will stay blank: it could not load its scripts (docs/watching.md says what helps)"
-            )
         if self._address.port != wanted:
-            say(
-                f"note: port {wanted} is held by something that is not Visdom, port {self._address.port} is used"
-            )
+            used = f"port {self._address.port} is used"
+            say(f"note: port {wanted} is held by something that is not Visdom, {used}")
         return ""
 
     def _listen(self, cookie: str) -> None:
@@ -228,11 +227,11 @@ class Visdom(Viewer):
 class Reports:
     """What is said on the terminal: where to look, when the server is lost, when it is back. No more.
 
-    page: where the run can be watched instead.
+    folder: of the run. is_asked_for: whether somebody has asked for Visdom; others are told of the page only.
     """
 
-    def __init__(self, page: Path) -> None:
-        self._page = page
+    def __init__(self, folder: Path, is_asked_for: bool) -> None:
+        self._folder, self._is_asked_for = folder, is_asked_for
         self._introduced = False
         self._reported: float | None = None  # when an outage was last reported
         self._owes_return = False
@@ -248,7 +247,18 @@ class Reports:
         self._owes_return = True
         what = "lost the connection to" if self._introduced else "no server at"
         then = "not tried again" if given_up else "tried again in the background"
-        say(f"visdom: {what} {address.page()}: {reason} ({then}; {self._page} shows the same)")
+        page = self._folder / "index.html"
+        if self._is_asked_for or self._introduced or given_up:
+            say(f"visdom: {what} {address.page()}: {reason} ({then}; {page} shows the same)")
+        else:
+            say(f"watch this training in {page}")
+
+    def ended(self, address: Address) -> None:
+        """The training is over: say so if the server has shown nothing of it and no word was said about that."""
+        if self._is_asked_for and not self._introduced and self._reported is None:
+            folder = shlex.quote(str(self._folder))
+            play = f"to play it into a server: python -m gan.viewers {folder}"
+            say(f"visdom: the training ended before {address.page()} answered, nothing was sent; {play}")
 
     def reached(self, address: Address, env: str) -> None:
         """The server has everything: say where to look, once, and once after every reported outage."""
@@ -256,6 +266,8 @@ class Reports:
             self._introduced = True
             self._reported = None
             say(f"visdom: {address.page(env)}")
+            if is_blank(address):
+                say(f"note: that page stays blank: {BLANK}")
             if tunnel := tunnel_command(address):
                 say(f"visdom: from your own machine: {tunnel}")
         elif self._owes_return:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options
+from gan.viewers import GRID, SAMPLE, SAVE, STOP, Record, RunInfo, public_options, sample_file
 
 if TYPE_CHECKING:  # it imports the visdom package
     from gan.viewers.visdom_client import VisdomClient
@@ -27,13 +27,18 @@ BLOCK = 20
 LONGEST_SIDE = 2048
 """Pixels; a larger picture is scaled down before it is sent."""
 
-CAPTION_HEIGHT, SLIDER_HEIGHT = 80, 30
-"""Pixels of a pane below its picture."""
+CAPTION_HEIGHT, SLIDER_HEIGHT = 60, 70
+"""Pixels of a pane below its picture. Visdom lays caption and slider over the end of a picture that fills the pane."""
+
+SIDE = 1000
+"""Pixels that a pane of samples is wide or high at most, so that all of it is on the screen."""
 
 TEXT_SIZE = {"width": 480, "height": 340}
 BUTTONS = {"Save now": SAVE, "Sample now": SAMPLE, "Stop after this epoch": STOP}
 SAMPLES, HISTORY, ABOUT, CONTROLS = "samples", "history", "about", "controls"
-LEARNING_RATE = "learning_rate"
+LEARNING_RATE, THROUGHPUT, DATA_WAIT = "learning_rate", "throughput", "data_wait"
+FROM_ZERO = {LEARNING_RATE, THROUGHPUT, DATA_WAIT}
+"""Panes whose axis starts at 0: around a constant Plotly would show one from -1 to 1."""
 
 
 class CurvePane:
@@ -103,7 +108,7 @@ class CurvePane:
             "legend": {"orientation": "h", "y": -0.25},
             "margin": {"l": 60, "r": 20, "t": 30, "b": 40},
             "xaxis": {"title": {"text": "step"}},
-            "yaxis": {"rangemode": "tozero"} if self.name == LEARNING_RATE else {},
+            "yaxis": {"rangemode": "tozero"} if self.name in FROM_ZERO else {},
             "updatemenus": [{"type": "buttons", "direction": "right", "x": 1, "y": 1.15, "buttons": scales}],
         }
 
@@ -198,8 +203,8 @@ def points_of(record: Record) -> Iterator[tuple[str, str, dict[str, float | None
             yield pane, title, values
         time = record.get("time", {})
         yield LEARNING_RATE, "learning rate", {"lr": record.get("lr")}
-        yield "throughput", "throughput, images/s", {"images/s": time.get("images_per_s")}
-        yield "data_wait", "waiting for data, share of time", {"data wait": time.get("data_wait")}
+        yield THROUGHPUT, "throughput, images/s", {"images/s": time.get("images_per_s")}
+        yield DATA_WAIT, "waiting for data, share of time", {"data wait": time.get("data_wait")}
     elif record["kind"] == "metrics":
         for name, value in record["metrics"].items():
             counts = name.startswith("fid") and "n_fake" in record
@@ -245,15 +250,16 @@ def caption_of(record: Record) -> str:
 
 def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Record) -> None:
     """Send the samples of one moment, to the slider or in place of the newest; nothing if their picture is gone."""
-    files = record["pictures"]
+    kind = GRID if GRID in record["pictures"] else next(iter(record["pictures"]))
     try:
-        with Image.open(run.folder / record["folder"] / files.get(GRID, next(iter(files.values())))) as file:
+        with Image.open(sample_file(run.folder, record, kind)) as file:
             picture = file.convert("RGB")
     except OSError:
         return
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    width = min(1000, max(480, picture.width))  # the picture is scaled to the pane's width
-    height = min(1000, round(width * picture.height / picture.width)) + CAPTION_HEIGHT
+    shape = picture.height / picture.width
+    width = max(240, min(SIDE, round(SIDE / shape), max(480, picture.width)))  # the picture fills the width
+    height = round(width * shape) + CAPTION_HEIGHT
     options = {"caption": caption_of(record), "jpgquality": 90, "width": width, "height": height}
     if pane == HISTORY:
         options |= {"title": "samples over time", "store_history": True, "height": height + SLIDER_HEIGHT}

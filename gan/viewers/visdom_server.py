@@ -259,29 +259,32 @@ def free_port(wanted: int) -> int:
     raise OSError(f"ports {wanted} to {wanted + PORTS_TRIED - 1} are all taken")
 
 
-# The process of our own server.
-
-DOWNLOAD_SECONDS = 20
-"""How long Visdom's own download of its page's scripts may take at the first start."""
-
-PAGE_SCRIPTS = (
+PAGE_FILES = (
     "js/plotly-plotly.min.js",
     "js/react-react.min.js",
     "js/jquery.min.js",
     "css/bootstrap.min.css",
+    "fonts/glyphicons-halflings-regular.woff2",
 )
-"""Some of the files without which the page stays blank."""
+"""Some of the files that Visdom downloads at its first start. Its page stays blank without those in js/."""
+
+BLANK = "its server could not load Visdom's scripts (docs/watching.md says what helps)"
 
 
-def missing_scripts() -> list[str]:
-    """The page's scripts that the installed Visdom lacks."""
-    package = importlib.util.find_spec("visdom")  # finds it without the seconds of importing it
-    static = Path(package.origin).parent / "static" if package and package.origin else Path("none")
-    return [name for name in PAGE_SCRIPTS if not (static / name).is_file()]
+def is_blank(address: Address) -> bool:
+    """Whether the page of the server that answers there lacks its scripts. Raises Unreachable."""
+    scripts = [name for name in PAGE_FILES if name.startswith("js/")]
+    return any(exchange(address, "HEAD", f"/static/{name}").status == 404 for name in scripts)
+
+
+# The process of our own server.
+
+DOWNLOAD_SECONDS = 20
+"""How long Visdom's own download of its page's files may take at the first start."""
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until the starter is gone. Raises ImportError without Visdom, OSError if the port is taken."""
+    """Serve until the starter is gone. Raises ImportError without Visdom, SystemExit if the port is taken."""
     if "--keep" in arguments:
         arguments.remove("--keep")
     else:
@@ -289,12 +292,14 @@ def main(arguments: list[str]) -> None:
     if not sys.stdin.isatty():
         with contextlib.suppress(OSError):  # it leads a session or a group already
             os.setsid()  # Ctrl-C is for the training, which then stops the server
-    if missing_scripts():
+    package = importlib.util.find_spec("visdom")  # finds it without the seconds of importing it
+    static = Path(package.origin).parent / "static" if package and package.origin else Path("none")
+    if not all((static / name).is_file() for name in PAGE_FILES):
         download = [sys.executable, "-c", "from visdom.server.build import download_scripts as d; d()"]
         try:
             subprocess.run(download, timeout=DOWNLOAD_SECONDS, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
-            print(f"the download of the page's scripts took more than {DOWNLOAD_SECONDS} s", flush=True)
+            print(f"the download of the page's files took more than {DOWNLOAD_SECONDS} s", flush=True)
     for unused in ("torch", "openTSNE"):  # Visdom's client alone uses them: seconds and 500 MB
         sys.modules[unused] = None  # type: ignore[assignment]
     import tornado.web
@@ -306,7 +311,10 @@ def main(arguments: list[str]) -> None:
     if hasattr(visdom.server.app, "DEFAULT_MAX_IMAGE_HISTORY"):  # Visdom 0.3 keeps 4 unless told
         visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
     sys.argv = ["visdom", *arguments]
-    serve()
+    try:
+        serve()
+    except OSError as error:  # the port is taken
+        sys.exit(f"error: {error}")
 
 
 def refuse_foreign(handler: Any) -> None:
@@ -327,7 +335,7 @@ def refuse_foreign(handler: Any) -> None:
 
 
 def _end_with_starter() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # nothing is ever written to it
     os._exit(0)
 
 

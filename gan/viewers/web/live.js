@@ -5,7 +5,9 @@ const gan = (() => {
   const info = JSON.parse(document.getElementById("run").textContent);
   const encode = (path) => path.split("/").map(encodeURIComponent).join("/");
   const view = new RunView(document.querySelector("main"), info, (record, file) => encode(`${record.folder}/${file}`));
-  const pill = document.getElementById("status");
+  const pill = document.getElementById("status"), resume = element("p", "sub", "Resume with ");
+  resume.append(element("code"));
+  pill.after(resume);
   let known = 0, state = null, loading = false;
 
   function load(name, version, done) {
@@ -41,9 +43,12 @@ const gan = (() => {
   function showStatus() {
     if (!state) return;
     const age = Date.now() / 1000 - state.updated;
-    const quiet = state.status === "training" && age > Math.max(600, 3 * state.longest_pause);
+    const quiet = state.status === "training" && age > 600;
     pill.dataset.status = quiet ? "quiet" : state.status;
     pill.textContent = quiet ? `no news for ${duration(age)}` : state.status;
+    resume.hidden = state.status !== "stopped" && !quiet;
+    resume.lastChild.textContent = state.resume;
+    view.at(state);
     pill.title = "last news: " + new Date(state.updated * 1000).toLocaleString();
   }
 

@@ -30,6 +30,10 @@ class RunView {
     this.numbers = element("section", "tiles");
     const samples = this.section("Samples"), curves = this.section("Curves");
     this.samples = new Samples(samples, info.options, address);
+    const first = `The first values come at step ${info.options.print_freq}, or at the end of the first epoch.`;
+    this.hint = element("p", "hint", first);
+    this.hint.hidden = true;
+    curves.append(this.hint);
     this.board = new Board(curves);
     this.events = this.section("Events");
     this.events.hidden = true;
@@ -82,7 +86,6 @@ class RunView {
         this.board.add(2, "Waiting for data, share of time", "data wait", step, time.data_wait, epoch);
         this.tile("Waiting for data", `${(100 * time.data_wait).toFixed(time.data_wait < 0.1 ? 1 : 0)}`, "%");
       }
-      if (Number.isFinite(time.elapsed)) this.tile("Trained for", duration(time.elapsed));
     } else if (record.kind === "metrics") {
       for (const [name, value] of Object.entries(record.metrics)) {
         this.board.add(1, "Metric: " + name, name, step, value, epoch);
@@ -98,6 +101,16 @@ class RunView {
       while (this.list.children.length > 100) this.list.lastChild.remove();
       this.events.hidden = false;
     }
+  }
+
+  /** Where the training is: known before the first record. */
+  at({ step, epoch, elapsed, left }) {
+    if (step === undefined) return;
+    this.tile("Epoch", String(epoch), this.info.epochs ? `of ${this.info.epochs}` : "");
+    this.tile("Step", step.toLocaleString("en"));
+    this.tile("Running for", duration(elapsed));
+    this.tile("Time left", duration(left ?? NaN));
+    this.hint.hidden = this.board.charts.size > 0;
   }
 
   tile(name, text, unit = "") {

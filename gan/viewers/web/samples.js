@@ -39,7 +39,9 @@ class Samples {
     this.strip = element("div", "strip");
     this.strip.setAttribute("aria-label", "All samples, oldest first");
     this.bar = this.makeBar();
-    parent.append(this.empty, this.views, this.stage, this.bar, this.strip);
+    const frame = element("div", "scroll");  // a phone shows large pictures and scrolls
+    frame.append(this.stage);
+    parent.append(this.empty, this.views, frame, this.bar, this.strip);
     this.handle.addEventListener("input", () => { this.split = Number(this.handle.value); this.slide(); });
     this.handle.addEventListener("pointerup", () => this.handle.blur());  // arrow keys mean epochs again
     this.after.addEventListener("load", () => this.slide());
