@@ -44,23 +44,30 @@ class _Failure:
     trace: str
 
 
+@functools.cache
 def start_server() -> None:
-    """Start the process that workers are forked from, unless it runs. It imports torch while the caller does.
+    """Start the process that workers are forked from, once. It imports torch while the caller does.
 
     Without this call, the first epoch starts it and waits. Raises OSError.
     """
     if not _HAS_SERVER:
         return
-    multiprocessing.set_forkserver_preload(["torch", "PIL.Image", "tifffile"])
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, _LEFT_TO_THE_PARENT
-    )  # a new process inherits what is blocked
+    multiprocessing.set_forkserver_preload(["datasets.loader"])  # or every worker would import it
+    # Older Pythons do not hand sys.path on to the server.
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in path}
+    os.environ.update(path)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)  # a new process inherits this
     try:
         resource_tracker.ensure_running()  # the server's start does this too, and it unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def map_in_workers(
