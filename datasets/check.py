@@ -10,7 +10,7 @@ from statistics import median
 
 from tqdm import tqdm
 
-from datasets.errors import UserError, file_error
+from datasets.errors import RunError, UserError, file_error
 from datasets.files import ahead, cores
 from datasets.images import ImageInfo, ValueRange, WantedRange, inspect_halves, inspect_image
 from datasets.layouts import Sources, left_out, name_below
@@ -255,6 +255,8 @@ def _read(path: Path, wanted: tuple[WantedRange, ...]) -> FileRecord:
     error = None
     try:
         infos = inspect_halves(path, *wanted) if len(wanted) == 2 else (inspect_image(path, *wanted),)
+    except RunError:  # of memory: nothing is wrong with the file
+        raise
     except UserError as unusable:
         error = unusable
     size = crc = 0

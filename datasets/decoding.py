@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from datasets.errors import UserError, file_error
+from datasets.errors import RunError, UserError, file_error
 from datasets.files import require_file
 
 IMAGE_EXTENSIONS = frozenset(
@@ -24,17 +24,21 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @contextlib.contextmanager
 def naming_problems(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file in the block is a UserError that names it; MemoryError passes."""
+    """Whatever goes wrong with a file in the block is a UserError that names it; too little memory is a RunError."""
     try:
         require_file(path)
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError as error:
+        raise _no_memory(path) from error
     except UnidentifiedImageError as error:
         raise _not_an_image(path) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except OSError as error:
+        if "out of memory" in str(error):  # Pillow's decoders say it so
+            raise _no_memory(path) from error
         if error.errno is None:
             raise _damaged(path, error) from error
         raise file_error(error, path, "read") from error
@@ -74,6 +78,10 @@ def refuse_too_large(path: Path, width: int, height: int) -> None:
 def _too_large(path: Path, claim: str = "far too many pixels") -> UserError:
     limits = f"at most {PIXEL_LIMIT // 1_000_000} megapixels and {SIDE_LIMIT} a side are read"
     return UserError(path, f"claims {claim}, {limits}", "scale it down")
+
+
+def _no_memory(path: Path) -> RunError:
+    return RunError(path, "out of memory while it is decoded", "free some memory, or scale it down")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

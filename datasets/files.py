@@ -23,7 +23,7 @@ from datasets.errors import UserError, file_error, warn
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SMALL = 2**20  # bytes of a file that is read at once
+LARGEST_SMALL = 2**22  # bytes of a file that is read at once; JSON takes up to 25 times its size in memory
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
@@ -97,7 +97,7 @@ def remove_leftovers(folder: Path, name: str = "") -> bool:
     all_gone = True
     for entry in folder.iterdir() if folder.is_dir() else ():
         match = TEMPORARY_NAME.fullmatch(entry.name)
-        if not match or (name and match[1] != name):
+        if not match or (name and match[1] != name) or not (entry.is_file() or entry.is_dir()):
             continue
         with contextlib.suppress(OSError):  # vanished or not ours to remove: the next save tries again
             descriptor = os.open(entry, os.O_RDONLY | NO_FOLLOW)
@@ -262,7 +262,7 @@ def require_file(path: Path) -> None:
         raise UserError(path, "is not a regular file", "remove it")
 
 
-def read_small(path: Path, limit: int = SMALL) -> bytes:
+def read_small(path: Path, limit: int = LARGEST_SMALL) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises UserError for anything else."""
     require_file(path)
     try:
@@ -277,7 +277,7 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
     return data
 
 
-def read_json(path: Path, limit: int = SMALL) -> Any:
+def read_json(path: Path, limit: int = LARGEST_SMALL) -> Any:
     """The value in a JSON file of at most `limit` bytes. Raises UserError for anything else."""
     try:
         return json.loads(read_small(path, limit))
@@ -286,7 +286,8 @@ def read_json(path: Path, limit: int = SMALL) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
+    """The SHA-256 of a file, 64 hexadecimal digits. Raises UserError for something else than a file; OSError."""
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

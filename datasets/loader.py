@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import workers
-from datasets.errors import UserError
+from datasets.errors import RunError, UserError
 from datasets.images import to_bytes, to_unit_range
 from datasets.layouts import Sources
 from datasets.transforms import Augmentation, evaluation_resize
@@ -92,6 +92,8 @@ class PairDataset:
         while True:
             try:
                 return self._load(epoch, (index + failed) % len(self))
+            except RunError:  # of memory: nothing is wrong with the file
+                raise
             except UserError as error:
                 failed += 1
                 if not self.skip_bad or failed == len(self):

@@ -18,7 +18,7 @@ from typing import overload
 import torch
 
 from datasets.errors import UserError
-from datasets.files import require_writable, write_atomically
+from datasets.files import read_json, require_writable, write_atomically
 from datasets.layouts import Sources, Split, find_sources
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.pictures import (
@@ -360,7 +360,7 @@ def _seeded(translator: Translator, pictures: Sequence[FilePicture]) -> Iterator
 def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:
     """File name -> key of the input, of the outputs in the folder that this network made."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = read_json(folder / MANIFEST)
         return dict(content["inputs"]) if content["made_by"] == made_by else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         return {}

@@ -19,7 +19,7 @@ from PIL import Image
 
 from datasets.decoding import FORMATS, naming_problems
 from datasets.errors import UserError, say
-from datasets.files import sha256_of
+from datasets.files import require_file, sha256_of
 from datasets.images import Part, WantedRange, find_images, load_image
 from datasets.layouts import half
 from datasets.transforms import evaluation_resize
@@ -185,6 +185,7 @@ def all_stored_in_grey(pictures: Iterable[FilePicture]) -> bool:
 def _header(path: Path) -> tuple[tuple[int, int], str]:
     """(width, height) as it is shown, and Pillow's mode, without decoding the picture where that can be avoided."""
     try:
+        require_file(path)
         with Image.open(path, formats=FORMATS) as picture:
             (width, height), mode = picture.size, picture.mode
             if picture.format == "PNG" and "exif" not in picture.info:

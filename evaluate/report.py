@@ -16,7 +16,7 @@ import numpy as np
 import tabulate
 
 from datasets.errors import UserError
-from datasets.files import write_atomically
+from datasets.files import read_json, write_atomically
 from evaluate.comparisons import Comparison
 from evaluate.metrics import METRICS, MeasuredValues, Metric, metrics_of
 from evaluate.options import Protocol
@@ -307,10 +307,8 @@ def refuse_another_protocol(folder: Path, protocol: Protocol) -> None:
     """UserError where the folder has a report.json of another protocol, or one that is no report."""
     path, fix = folder / "report.json", "name another folder with --output"
     try:
-        existing = str(json.loads(path.read_bytes())["protocol"]["id"])
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        existing = str(read_json(path)["protocol"]["id"]) if path.exists() else protocol.id
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(path, "is not a report of this program", fix) from error
     if existing != protocol.id:
         raise UserError(path, f"holds a report of protocol {existing}, this one is {protocol.id}", fix)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import RunError, UserError
-from datasets.files import require_writable, write_atomically
+from datasets.files import read_json, require_writable, write_atomically
 from datasets.images import save_png
 from datasets.synthetic import write_dataset
 from evaluate.command import Evaluation, prepare, weights_choice
@@ -161,8 +161,8 @@ def report_of(evaluation: Evaluation, options: EvaluateOptions, flags: list[str]
 def read_report(path: Path) -> StoredReport | None:
     """A finished training's stored report, None where there is none or it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = read_json(path)
+    except UserError:
         return None
     return content if isinstance(content, dict) and "rows" in content and "flags" in content else None
 

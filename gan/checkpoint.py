@@ -21,6 +21,7 @@ from datasets.files import (
     as_mib,
     free_space,
     read_json,
+    read_small,
     remove_leftovers,
     replacing,
     require_file,
@@ -178,7 +179,7 @@ def _of_epoch(folder: Path, epoch: int) -> Path:
 
 def _read_pointer(pointer: Path) -> Path:
     """The file that latest.json or best.json names, always in the pointer's own folder."""
-    match read_json(pointer):
+    match read_json(pointer, limit=4096):
         case {"file": str(name)} if FILE_NAME.fullmatch(name):
             return pointer.with_name(name)
     raise UserError(pointer, "is damaged", "use another checkpoint")
@@ -207,8 +208,8 @@ def delete_others(folder: Path, step: int, keep: int) -> None:
 
 def _read_sidecar(path: Path) -> str:
     """The text beside a checkpoint of the first format, as `sha256sum` writes it; empty where there is none."""
-    with contextlib.suppress(OSError), path.with_name(path.name + ".sha256").open("rb") as file:
-        return file.read(4096).decode("ascii", "replace")
+    with contextlib.suppress(UserError):
+        return read_small(path.with_name(path.name + ".sha256")).decode("ascii", "replace")
     return ""
 
 

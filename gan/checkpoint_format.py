@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from datasets.errors import UserError
+from datasets.files import require_file
 from gan import __version__
 
 FORMAT = 2
@@ -81,6 +82,7 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
 
     Raises UserError for a header that is incomplete, of a newer version, or not of a checkpoint; OSError.
     """
+    require_file(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

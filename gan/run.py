@@ -10,17 +10,18 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
-from datasets.errors import UserError, error_from_os, printable, set_log_file, warn
+from datasets.errors import UserError, printable, set_log_file, warn
 from datasets.files import (
     NO_FOLLOW,
     as_mib,
     file_lock,
     free_space,
     new_folder,
+    read_small,
     require_file,
     write_all,
     write_atomically,
@@ -147,25 +148,44 @@ def check_name(name: str) -> str:
     return name
 
 
+LARGEST_OPTIONS = 2**16  # bytes; a run's options.yaml has about 2,000
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, since a short text of them can stand for any number of values, and very long numbers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(problem="aliases are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > 64:
+            raise ValueError("a number of too many digits")
+        return value
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, plain types only; UserError where it is missing, malformed or more than
-    that.
-    """
+    """The mapping in a YAML file, plain types only; UserError where it is missing, too large, malformed or more."""
+    text, fix = read_small(path, LARGEST_OPTIONS), "correct or remove it"
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = _PlainLoader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(path, f"not a plain YAML file{line}: {problem}", "correct or remove it") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        known = error_from_os(error, path) if isinstance(error, OSError) else None
-        text = known.reason if known else getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(path, f"cannot be read: {text}", "check the path") from None
+        raise UserError(path, f"not a plain YAML file{line}: {problem}", fix) from None
+    except (ValueError, RecursionError):  # such as 5,000 digits, the 99th of a month, brackets in brackets
+        raise UserError(path, "holds a value that cannot be, or that is nested too deep", fix) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(path, "must hold `option: value` lines", "correct or remove it")
+        raise UserError(path, "must hold `option: value` lines", fix)
     return content
 
 
@@ -212,7 +232,12 @@ class MetricsLog:
         self._pending = b""
 
     def truncate(self, offset: int) -> None:
-        """Cut the file back to what it was when a checkpoint was saved, and to whole lines."""
+        """Cut the file back to what it was when a checkpoint was saved, and to whole lines.
+
+        Raises UserError for something else than a file in its place.
+        """
+        if self.path.exists():
+            require_file(self.path)
         with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as file:
             whole = file.read(min(offset, os.fstat(file.fileno()).st_size))
             file.truncate(whole.rfind(b"\n") + 1)
@@ -220,18 +245,50 @@ class MetricsLog:
             os.fsync(file.fileno())
 
 
+LONGEST_RECORD = 2**20  # bytes
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl in order, without a line that is half written or not a JSON object."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    """The records of a metrics.jsonl in order, without a line that is half written, or is no record.
+
+    Raises UserError for something else than a file in its place.
+    """
+    if not path.exists():
         return
-    with file:
-        for line in file:
+    require_file(path)
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_RECORD):
             with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line) if line.endswith(b"\n") else None
-                if isinstance(record, dict):
+                if _is_record(record):
                     yield record
+
+
+_NUMBER = (int, float, type(None))
+_FIELDS: dict[str, Any] = {
+    "kind": str,
+    "step": int,
+    "epoch": int,
+    "message": str,
+    "folder": str,
+    "lr": _NUMBER,
+}
+_TABLES: dict[str, Any] = {"losses": _NUMBER, "metrics": _NUMBER, "time": _NUMBER, "pictures": str}
+
+
+def _is_record(record: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether its fields have the types of docs/architecture.md, and its pictures lie below the run's folder."""
+    if not isinstance(record, dict) or ("kind" in record and not record.keys() >= {"step", "epoch"}):
+        return False
+    tables = {name: record.get(name, {}) for name in _TABLES}
+    if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items() if name in record):
+        return False
+    if not all(isinstance(table, dict) for table in tables.values()):
+        return False
+    if not all(isinstance(value, _TABLES[name]) for name in tables for value in tables[name].values()):
+        return False
+    paths = [Path(record.get("folder", "")), *map(Path, tables["pictures"].values())]
+    return not any(path.is_absolute() or ".." in path.parts for path in paths)
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """A checkpoint becomes a function from pictures to pictures; every option comes from the checkpoint."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ def load_translator(
     test_mode "train" keeps dropout and batch statistics on (the published Pix2Pix protocol). Raises UserError for an
     unknown run or epoch, a damaged checkpoint, and a direction that was not trained.
     """
-    which: Literal["last", "best"] | int = int(epoch) if str(epoch).isdecimal() else epoch  # type: ignore[assignment]
-    if which not in ("last", "best") and not isinstance(which, int):
+    if not re.fullmatch(r"last|best|\d{1,18}", str(epoch), re.ASCII):
         raise UserError("--epoch", f"is {epoch}", "allowed: last, best or the number of a kept epoch")
+    which: Any = epoch if epoch in ("last", "best") else int(epoch)
     if not run.is_dir():
         there = sorted(p.name for p in run.parent.iterdir() if p.is_dir()) if run.parent.is_dir() else []
         known = f"runs there: {', '.join(there[:10])}" if there else "no run is there"

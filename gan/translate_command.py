@@ -49,8 +49,8 @@ def run_test(options: TranslationOptions) -> int:
     )
     limit, skip_bad = options.num_test, options.skip_bad
     if options.input:
-        source, output = Path(options.input), Path(options.output)
-        count, where = translate_folder(translator, translate, source, output, limit, skip_bad)
+        given, output = [Path(name) for name in options.input], Path(options.output)
+        count, where = translate_files(translator, translate, given, output, limit, skip_bad)
     else:
         folder = Path(options.results_dir) / run.name / f"test_{options.epoch}_{translator.direction}"
         columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
@@ -84,24 +84,30 @@ def choose_scale(translator: Translator, scale: str, size: int | None) -> tuple[
     return factors, f"translated at the scale of training, {how}"
 
 
-def translate_folder(
+def translate_files(
     translator: Translator,
     translate: Translate,
-    source: Path,
+    given: list[Path],
     output: Path,
     limit: int | None,
     skip_bad: bool,
 ) -> tuple[int, Path]:
-    """A picture or a folder of them becomes a folder: same subfolders, same stems, same sizes.
+    """Pictures, or a folder of them, become a folder: same subfolders, same stems, same sizes.
 
     Returns how many there are, and where. Raises UserError for an input that cannot be read, and where the output would
     replace it.
     """
-    only_name = ""  # of the output, where that is a file
-    if source.is_file() and output.suffix.lower() == ".png" and not output.is_dir():
+    source, only_name = given[0], ""  # of the output, where that is a file
+    if len(given) > 1 and (
+        any(path.is_dir() for path in given) or len({path.name for path in given}) < len(given)
+    ):
+        raise UserError(
+            "--input", "names several folders, or pictures of one name", "give the folder above them"
+        )
+    if len(given) == 1 and source.is_file() and output.suffix.lower() == ".png" and not output.is_dir():
         output, only_name = output.parent, output.name
-    inputs = find_inputs(source, output)[:limit]
-    root = source if source.is_dir() else source.parent
+    inputs = [picture for path in given for picture in find_inputs(path, output)][:limit]
+    root = source if source.is_dir() else None
 
     def targets(inputs: Sequence[Path]) -> list[Path]:
         return [output / (only_name or name) for name in output_names(inputs, root)]
@@ -110,11 +116,12 @@ def translate_folder(
     if same or {path.resolve() for path in targets(inputs)} & {path.resolve() for path in inputs}:
         fix = "choose another, so that no picture is overwritten"
         raise UserError("--output", "is the input folder", fix)
-    for folder in sorted({path.parent for path in inputs}) if source.is_dir() else ():
+    for folder in sorted({path.parent for path in inputs}) if root else ():
         if text := left_out(folder, but_folders=True):
             say(f"left out: {folder}: {text}")
     with new_folder(output):
-        sources = _readable(Sources("folder", root, ".", tuple(inputs), ()), translator, skip_bad)
+        sources = Sources("folder", root or source.parent, ".", tuple(inputs), ())
+        sources = _readable(sources, translator, skip_bad)
         files = targets(sources.a)
         for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)

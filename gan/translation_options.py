@@ -17,8 +17,8 @@ class TranslationOptions:
     """Folder of all runs."""
     epoch: str = "last"
     """Checkpoint: last, best, or the number of a kept epoch."""
-    input: str = ""
-    """Picture, or folder of pictures and subfolders, to translate.
+    input: tuple[str, ...] = ()
+    """Pictures, or one folder of pictures and subfolders, to translate.
     Default: the test split of the run's data, with a results page."""
     output: str = ""
     """Folder for the translations of --input. Each keeps its subfolder, name and size.
@@ -55,13 +55,13 @@ class TranslationOptions:
         if bool(self.input) != bool(self.output):
             missing = "--output" if self.input else "--input"
             raise UserError(missing, "is missing", "give --input and --output together")
-        for flag, value, least in (
-            ("--size", self.size, 2),
-            ("--num_test", self.num_test, 1),
-            ("--batch_size", self.batch_size, 1),
+        for flag, value, least, most in (
+            ("--size", self.size, 2, 8000),
+            ("--num_test", self.num_test, 1, 10**9),
+            ("--batch_size", self.batch_size, 1, 10**4),
         ):
-            if value is not None and value < least:
-                raise UserError(flag, f"is {value}", f"allowed: {least} or more")
+            if value is not None and not least <= value <= most:
+                raise UserError(flag, f"is {value}", f"allowed: {least} to {most}")
         if self.scale is not None and self.size is not None:
             raise UserError("--scale", "does not go with --size", "leave one of them out")
         try:

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from datasets import decoding
+from datasets.check import scan
 from datasets.errors import RunError, UserError
 from datasets.images import find_images, inspect_image, load_image, save_png, to_picture, to_tensor
+from datasets.layouts import find_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -460,3 +462,21 @@ def test_a_cut_avif_is_not_called_a_video(tmp_path: Path) -> None:
     path = saved(Image.new("RGB", (32, 32), "red"), tmp_path / "x.avif")
     path.write_bytes(path.read_bytes()[:60])
     assert "is an AVIF file, truncated or damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading image file")])
+def test_too_little_memory_names_the_file_and_is_no_fault_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = saved(Image.fromarray(COLOUR), tmp_path / "x.png")
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    for read in (load_image, inspect_image):
+        with pytest.raises(RunError, match="out of memory while it is decoded") as caught:
+            read(path)
+        assert (caught.value.subject, caught.value.exit_code) == (str(path), 1)
+    with pytest.raises(RunError):  # not left out as a bad file
+        scan(find_sources(tmp_path, "test", "folder"), crop_size=2, skip_bad=True)

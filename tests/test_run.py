@@ -273,7 +273,7 @@ def test_options_come_back_in_order(tmp_path: Path) -> None:
         (b"- 1\n- 2\n", "must hold `option: value` lines"),
         (b"text", "must hold `option: value` lines"),
         (b"1: 2", "must hold `option: value` lines"),
-        (b"[" * 100_000, "RecursionError"),
+        (b"[" * 60_000, "nested too deep"),
     ],
 )
 def test_malformed_options(tmp_path: Path, content: bytes, said: str, monkeypatch) -> None:
@@ -288,9 +288,9 @@ def test_malformed_options(tmp_path: Path, content: bytes, said: str, monkeypatc
 
 
 def test_options_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_yaml(tmp_path / "options.yaml")
-    with pytest.raises(UserError, match="cannot be read: is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         read_yaml(tmp_path)
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert read_yaml(tmp_path / "empty.yaml") == {}
@@ -302,7 +302,9 @@ def test_options_that_are_not_there(tmp_path: Path) -> None:
 def test_records_come_back_and_the_file_is_cut_at_resume(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     assert log.offset == 0
-    records: list[dict[str, Any]] = [{"kind": "train", "step": i, "losses": {"G": 0.1 * i}} for i in range(5)]
+    records: list[dict[str, Any]] = [
+        {"kind": "train", "step": i, "epoch": 1, "losses": {"G": 0.1 * i}} for i in range(5)
+    ]
     offsets = []
     for record in records:
         log.append(record)

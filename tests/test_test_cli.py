@@ -198,6 +198,29 @@ def test_the_input_folder_is_no_output_folder(runs: Path, folder: Path, tmp_path
     assert tree(tmp_path).keys() - before.keys() == {"in/photo.png"}
 
 
+def test_several_pictures_as_a_shell_expands_them(runs: Path, folder: Path, tmp_path: Path) -> None:
+    given = [
+        "--name",
+        "r",
+        "--checkpoints_dir",
+        runs,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "out",
+        "--input",
+    ]
+    outcome = translate(*given, *sorted(folder.glob("*.png")), folder / "plain.jpg")
+    assert outcome.code == 0, outcome.err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"grey.png", "palette.png", "plain.png.png", "plain.jpg.png"}
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "grey.png", folder / "sub")
+    for wrong in (folder, folder / "sub" / "grey.png"):
+        outcome = translate(*given, folder / "grey.png", wrong)
+        assert outcome.code == 2 and "several folders, or pictures of one name" in outcome.error
+
+
 def test_one_bad_file_stops_before_anything_is_written(runs: Path, folder: Path, tmp_path: Path) -> None:
     (folder / "bad.png").write_bytes((folder / "plain.png").read_bytes()[:40])
     Image.new("RGB", (1, 9)).save(folder / "thin.png")
@@ -328,9 +351,15 @@ def test_flags_of_the_command(runs: Path, folder: Path, tmp_path: Path) -> None:
     assert "error: --name: is required" in translate().error
     assert "--output" in translate("--name", "r", "--input", folder).error
     assert "--input" in translate("--name", "r", "--output", folder).error
-    for flag, value in (("--size", 1), ("--num_test", 0), ("--batch_size", 0)):
+    flags = {
+        "--size": (1, 10**6),
+        "--num_test": (0, 10**30),
+        "--batch_size": (0, 10**30),
+        "--epoch": ("9" * 5000,),
+    }
+    for flag, value in ((flag, value) for flag, values in flags.items() for value in values):
         outcome = run_on(runs, folder, tmp_path / "out", flag, value)
-        assert f"error: {flag}: is {value} (allowed: " in outcome.error
+        assert f"error: {flag}: is {str(value)[:30]}" in outcome.error and "(allowed: " in outcome.error
     assert run_on(runs, folder, tmp_path / "out", "--direction", "AtoC").code == 2
     assert run_on(runs, folder, tmp_path / "out", "--epoch", "first").code == 2
     assert not (tmp_path / "out").exists()
@@ -388,7 +417,7 @@ from pathlib import Path
 from gan.translate_command import run_test
 from gan.translation_options import TranslationOptions
 def resident(source):
-    options = TranslationOptions(name="r", checkpoints_dir="runs", input=source, output="out", device="cpu")
+    options = TranslationOptions(name="r", checkpoints_dir="runs", input=(source,), output="out", device="cpu")
     run_test(options)
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 first = resident("few")

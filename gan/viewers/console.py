@@ -44,6 +44,7 @@ class Console(Viewer):
 
     def record(self, record: Record) -> None:
         if record["kind"] == "train":
+            self._clock.update(record["step"])
             speed = record.get("time", {}).get("images_per_s")
             self._text = losses_text(record["losses"])
             if speed is not None:
@@ -100,11 +101,11 @@ class TimeLeft:
         self._step = step
 
     def left(self) -> float | None:
-        """Seconds, or None while fewer than two steps are known."""
-        if self._first is None or self._step <= self._first:
+        """Seconds, or None while fewer than two steps are known and when none is left."""
+        if self._first is None or not self._first < self._step < self._total:
             return None
         pace = (time.monotonic() - self._begin) / (self._step - self._first)
-        return max(0.0, pace * (self._total - self._step))
+        return pace * (self._total - self._step)
 
 
 def losses_text(values: Mapping[str, float]) -> str:

@@ -74,7 +74,7 @@ class Page(Viewer):
         self._write()
 
     def _write(self) -> None:
-        failed_before = self._has_failed
+        failed_before, self._next_state = self._has_failed, time.monotonic() + STATE_SECONDS
         try:
             if not self._laid_out:
                 self._lay_out()
@@ -115,7 +115,6 @@ class Page(Viewer):
         del self._waiting[: len(lines)]
 
     def _write_state(self) -> None:
-        self._next_state = time.monotonic() + STATE_SECONDS
         state = {
             "generation": self._generation,
             "records": self._written,

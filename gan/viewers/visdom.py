@@ -151,20 +151,15 @@ class Visdom(Viewer):
         except Unreachable:
             if self._server is None or self._server.is_running:
                 raise
-            cookie = self._start_server(self._server)
+            wanted, cookie = self._address.port, ""
+            self._server.start()
+            self._address = self._server.address
+            if self._address.port != wanted:
+                used = f"port {self._address.port} is used"
+                say(f"note: port {wanted} is held by something that is not Visdom, {used}")
         self._connected_since = time.monotonic()
         self._listen(cookie)
         self._start_over()
-
-    def _start_server(self, server: LocalServer) -> str:
-        """Start our own server, and say so if it has another port. Returns the cookie: none is needed."""
-        wanted = self._address.port
-        server.start()
-        self._address = server.address
-        if self._address.port != wanted:
-            used = f"port {self._address.port} is used"
-            say(f"note: port {wanted} is held by something that is not Visdom, {used}")
-        return ""
 
     def _listen(self, cookie: str) -> None:
         """Make a client of the package, or wake the one that there is."""
@@ -220,7 +215,8 @@ class Visdom(Viewer):
         self._next_try = now + self._wait
         self._wait = min(LONGEST_WAIT, 2 * self._wait)
         self._given_up = isinstance(reason, Refused)
-        if not (self._closing.is_set() and since is not None):
+        is_over = self._thread is None or (self._closing.is_set() and since is not None)
+        if not is_over:
             self._reports.lost(self._address, reason, since is not None)
 
 

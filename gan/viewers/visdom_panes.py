@@ -27,8 +27,9 @@ BLOCK = 20
 LONGEST_SIDE = 2048
 """Pixels; a larger picture is scaled down before it is sent."""
 
-CAPTION_HEIGHT, SLIDER_HEIGHT = 60, 70
-"""Pixels of a pane below its picture. Visdom lays caption and slider over the end of a picture that fills the pane."""
+BORDER, SLIDER_HEIGHT = 20, 120
+"""Pixels that a pane is higher than its picture, and that one with a slider is higher than that. Visdom centres the
+picture, and lays caption and slider over its end where there is no space."""
 
 SIDE = 1000
 """Pixels that a pane of samples is wide or high at most, so that all of it is on the screen."""
@@ -259,12 +260,13 @@ def _send_samples(client: "VisdomClient", pane: str, run: RunInfo, record: Recor
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     shape = picture.height / picture.width
     width = max(240, min(SIDE, round(SIDE / shape), max(480, picture.width)))  # the picture fills the width
-    height = round(width * shape) + CAPTION_HEIGHT
-    options = {"caption": caption_of(record), "jpgquality": 90, "width": width, "height": height}
+    height = round(width * shape) + BORDER
+    options: dict[str, Any] = {"jpgquality": 90, "width": width, "height": height}
     if pane == HISTORY:
-        options |= {"title": "samples over time", "store_history": True, "height": height + SLIDER_HEIGHT}
+        options |= {"title": "samples over time", "caption": caption_of(record), "store_history": True}
+        options["height"] += SLIDER_HEIGHT
     else:
-        options |= {"title": "newest samples"}
+        options["title"] = f"newest samples: {caption_of(record)}"
     client.image(np.asarray(picture).transpose(2, 0, 1), win=pane, opts=options)
 
 

@@ -73,6 +73,7 @@ class RunView {
       this.tile("Step", step.toLocaleString("en"));
     }
     if (record.kind === "train") {
+      this.hint.hidden = true;
       for (const [name, value] of Object.entries(record.losses)) {
         this.board.add(0, chartOf(name), name, step, value, epoch);
       }
