@@ -272,7 +272,7 @@ def read_small(path: Path, limit: int = LARGEST_SMALL) -> bytes:
         raise file_error(error, path, "read") from error
     if len(data) > limit:
         raise UserError(
-            path, f"is larger than {as_mib(limit)}, the most that is read", "correct or remove it"
+            path, f"is larger than {limit:,} bytes, the most that is read", "correct or remove it"
         )
     return data
 

@@ -14,7 +14,6 @@ from datasets.errors import UserError, log_text, printable
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
 from datasets.transforms import Augmentation
-from datasets.workers import start_server
 from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm
@@ -209,8 +208,6 @@ def build_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None =
     networks: those that pictures must be large enough for.
     """
     data, model, seed = options.data, options.model, options.run.seed
-    if data.num_threads:
-        start_server()
     independent = model.model == "cycle_gan"
     augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
     on_gpu = find_device(options.device.device).type == "cuda"
