@@ -158,6 +158,11 @@ def test_the_same_seed_gives_the_same_bits(aligned: Path, trained: Path, tmp_pat
     assert_same_training(tmp_path / "r", trained / "r")
 
 
+def test_worker_processes_change_nothing(aligned: Path, trained: Path, tmp_path: Path) -> None:
+    assert pix2pix(aligned, tmp_path, "--n_epochs", 2, "--num_threads", 2).code == 0
+    assert_same_training(tmp_path / "r", trained / "r")
+
+
 def test_another_seed_gives_other_weights(aligned: Path, trained: Path, tmp_path: Path) -> None:
     assert pix2pix(aligned, tmp_path, "--n_epochs", 2, "--seed", 1).code == 0
     assert any(
