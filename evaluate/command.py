@@ -1,17 +1,19 @@
 """What `python -m evaluate` does: collect comparisons, refuse a place of another protocol, measure, report."""
 
+import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.errors import RunError, is_out_of_memory
 from datasets.files import new_folder
 from evaluate.comparisons import Comparison, collect, find_run
 from evaluate.features import FeatureCache, Networks
 from evaluate.measure import Measurements
-from evaluate.metrics import FLAGS, SEED, measure, metrics_of, networks_of, parse_metrics, problems_of
+from evaluate.metrics import FLAGS, measure, metrics_of, networks_of, parse_metrics, problems_of
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
 from evaluate.weights import Weights, WeightsChoice, cache_folder
@@ -27,7 +29,11 @@ def run_evaluation(options: EvaluateOptions) -> int:
     options.check()
     runs = [find_run(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
     place = output_folder(options, runs)
-    with new_folder(place):  # a call that is refused leaves nothing behind
+    smaller = "" if runs else ", or --size"
+    with (
+        new_folder(place),  # a call that is refused leaves nothing behind
+        advising_on_memory(f"--batch_size 1, --num_threads 1, or --device cpu{smaller}"),
+    ):
         evaluation = prepare(options, runs)
         refuse_another_protocol(place, evaluation.protocol)
         report = evaluation.carry_out(options)
@@ -37,6 +43,18 @@ def run_evaluation(options: EvaluateOptions) -> int:
     for remark in report.remarks:
         print(remark)
     return 0
+
+
+@contextlib.contextmanager
+def advising_on_memory(fix: str) -> Iterator[None]:
+    """Inside, used-up memory is a RunError with advice that fits the command, which train.py's does not."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) and not is_out_of_memory(error.__cause__ or error):
+            raise
+        reason = error.reason if isinstance(error, RunError) else "out of memory"
+        raise RunError("memory", reason, fix) from error
 
 
 @dataclass(frozen=True)
@@ -58,13 +76,7 @@ class Evaluation:
         """Translate what is not translated yet, measure, and put the numbers together. Raises UserError."""
         kept = None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
         cache, networks = FeatureCache(kept), Networks(self.weights, find_device(options.device))
-        measurements = Measurements(
-            cache,
-            networks,
-            batch_size=options.batch_size,
-            num_threads=options.num_threads,
-            progress=True,
-        )
+        measurements = Measurements(cache, networks, options.batch_size, options.num_threads, progress=True)
         measured = measure(self.comparisons, self.flags, measurements, options.bootstrap)
         without = options.baselines and all(row.only is None for row in self.comparisons)
         return Report(
@@ -73,7 +85,6 @@ class Evaluation:
             self.not_computed,
             dataclasses.asdict(options),
             {name: {"sha256": w.digest, "verified": w.verified} for name, w in self.weights.items()},
-            SEED,
             time.perf_counter() - self.started,
             notes=[NO_BASELINES] if without else [],
         )

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import torch
 
@@ -32,17 +31,19 @@ from evaluate.pictures import (
     pictures_of,
     require_one_size,
     role_of,
+    tell_left_out,
 )
 from gan.checkpoint import checkpoint_hash
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.run import RunFolder, read_yaml
 from gan.state import forked_random_state
-from gan.translate import TestMode, Translator, load_translator, output_names, translate_pictures
+from gan.translate import Translator, load_translator, output_names, translate_pictures
 
 PIXEL_METRICS = ("psnr", "ssim", "l1")
 """What baselines are measured by: networks are not made for pictures of one colour."""
 
 MANIFEST = "outputs.json"
+JSON_LIMIT = 2**26  # bytes of a file that is read: a manifest of 100,000 pictures has 2**24
 
 OUTPUTS_VERSION = 2
 """Of the way outputs are made, raised when it changes: older ones are made again. 2: dropout seeded by the picture."""
@@ -74,12 +75,15 @@ class Comparison:
     @property
     def made_by(self) -> Mapping[str, object]:
         """The checkpoint and options that made a run's outputs, for report.json; empty for others."""
-        return self.fakes.made_by if isinstance(self.fakes, Outputs) else {}
+        return self.fakes.made[1] if isinstance(self.fakes, Outputs) else {}
 
     @property
     def checkpoint(self) -> str:
-        """As in `last (epoch 4, step 412)`; empty where there is none."""
-        return self.fakes.checkpoint if isinstance(self.fakes, Outputs) else ""
+        """As in `last (epoch 4, step 412)`, or without the name of the choice where that is the epoch; else empty."""
+        if not (made_by := self.made_by):
+            return ""
+        position, choice = f"epoch {made_by['epoch']}, step {made_by['step']}", str(made_by["checkpoint"])
+        return position if choice.isdecimal() else f"{choice} ({position})"
 
 
 def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Comparison], Protocol]:
@@ -88,23 +92,21 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     Raises UserError for runs of different protocols, empty folders, mixed sizes, and names without a partner.
     """
     if options.fake and options.real:
-        folders = EvaluatedFolders(options.fake, options.real, options.input, options.size, options.grey)
-        row, protocol = folders.comparison(options.paired, options.num_test)
-        return [row], protocol
-    epochs, first = options.epochs(), options.num_test
-    tested = [EvaluatedRun(run, options.dataroot, epochs[0]) for run in runs]
-    protocols = {run.protocol(options.test_mode, first): run.folder.name for run in tested}
+        return compare_folders(options, options.fake, options.real)
+    tested = [EvaluatedRun(run, options) for run in runs]
+    protocols = {run.protocol: run.folder.name for run in tested}
     if len(protocols) > 1:
         both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
         raise UserError("evaluate", f"different protocols: {both}", "evaluate them one at a time")
     comparisons = [
-        run.comparison(direction, epoch, options.test_mode, first, options.device)
+        run.comparison(direction, epoch)
         for run in tested
-        for epoch in epochs
+        for epoch in options.epochs()
         for direction in run.directions
     ]
+    tell_left_out(path for run in tested for path in (*run.sources().a, *run.sources().b))
     if options.baselines:
-        comparisons += _baselines(tested, first)
+        comparisons += _baselines(tested, options.num_test)
     return comparisons, next(iter(protocols))
 
 
@@ -120,37 +122,34 @@ def find_run(name: str, checkpoints_dir: Path) -> Path:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run of this program on its test data.
-
-    moved_to: where the data is now, None where it was; epoch: of the checkpoint that knows the options of a run
-    without options.yaml. What cannot be read is a UserError of whatever needs it first.
-    """
+    """A run of this program on its test data. What cannot be read is a UserError of whatever needs it first."""
 
     folder: Path
-    moved_to: Path | None = None
-    epoch: str = "last"
+    options: EvaluateOptions
 
     @cached_property
     def trained(self) -> TrainOptions:
         run = RunFolder(self.folder)
         if run.options.is_file():
             return from_dict(read_yaml(run.options))
-        return load_translator(self.folder, epoch=self.epoch, device="cpu").options
+        return load_translator(self.folder, epoch=self.options.epochs()[0], device="cpu").options
 
     @property
     def dataroot(self) -> Path:
-        return self.moved_to or Path(self.trained.data.dataroot)
+        return self.options.dataroot or Path(self.trained.data.dataroot)
 
     @property
     def directions(self) -> tuple[str, ...]:
         """The directions that the run can translate in."""
         return ("AtoB", "BtoA") if self.trained.model.model == "cycle_gan" else (self.trained.data.direction,)
 
-    def protocol(self, mode: TestMode = "eval", first: int | None = None) -> Protocol:
+    @property
+    def protocol(self) -> Protocol:
         """Its training size, the mode of the networks, grey or colour: real pictures are seen as in training."""
         outputs = [channels(self.trained, way)[1] for way in reversed(self.directions)]  # domain A's first
         colours = "-".join(dict.fromkeys({1: "L", 3: "RGB"}[count] for count in outputs))
-        return Protocol(str(self.trained.data.crop_size), mode, first, colours=colours)
+        size, options = str(self.trained.data.crop_size), self.options
+        return Protocol(size, options.test_mode, options.num_test, colours=colours)
 
     def sources(self, split: Split = "test") -> Sources:
         """The files of a split; of the training split as many as the run was trained on."""
@@ -171,20 +170,17 @@ class EvaluatedRun:
         inputs = pictures_of(sources.a, data.crop_size, input_nc, parts[0], ranges[0])
         reals = pictures_of(sources.b, data.crop_size, output_nc, parts[1], ranges[1])
         if not inputs or not reals:
-            raise UserError(
-                sources.root, "no test pictures of both domains", "name the data set with --dataroot"
-            )
+            fix = "name the data set with --dataroot"
+            raise UserError(sources.root, "no test pictures of both domains", fix)
         return inputs, reals
 
-    def comparison(
-        self, direction: str, epoch: str, mode: TestMode, first: int | None, device: str
-    ) -> Comparison:
-        """Its outputs in one direction. first: cuts inputs and targets, never the real pictures."""
-        sources, (inputs, reals) = self.sources(), self.sides(direction)
+    def comparison(self, direction: str, epoch: str) -> Comparison:
+        """Its outputs in one direction. --num_test cuts inputs and targets, never the real pictures."""
+        sources, (inputs, reals), first = self.sources(), self.sides(direction), self.options.num_test
         return Comparison(
             label=self.folder.resolve().name,
             direction=direction,
-            fakes=Outputs(self.folder, inputs[:first], direction, epoch, mode, device),
+            fakes=Outputs(self, inputs[:first], direction, epoch),
             reals=reals,
             targets=reals[:first] if sources.is_paired else None,
             inputs=inputs[:first],
@@ -196,13 +192,10 @@ def _baselines(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comp
     """Three comparisons for every data set and direction among the runs that have training pairs."""
     seen = set()
     for run, direction in ((one, direction) for one in runs for direction in one.directions):
-        trained = run.trained
-        data = (run.dataroot, direction, trained.data.crop_size, channels(trained, direction))
-        if data in seen:
+        data = (run.dataroot, direction, run.trained.data.crop_size, channels(run.trained, direction))
+        if data in seen or not run.sources("train").is_paired:
             continue
         seen.add(data)
-        if not run.sources("train").is_paired:
-            continue
         inputs, reals = run.sides(direction)
         pairs = zip(*run.sides(direction, "train"), strict=True)
         fit = fit_colours((picture.load(), target.load()) for picture, target in pairs)
@@ -212,48 +205,38 @@ def _baselines(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comp
             )
 
 
-@dataclass(frozen=True)
-class EvaluatedFolders:
-    """Two folders of pictures, from any program, and the folder of the inputs if there is one.
+def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[list[Comparison], Protocol]:
+    """Two folders of pictures, from any program, with the folder of the inputs if there is one: a row, its protocol."""
 
-    size: side that all are stretched to, None as they are: all must then have one size; grey: they are seen in grey.
-    """
+    def pictures(folder: Path, *roles: str) -> list[FilePicture]:
+        return folder_pictures(folder, options.size, 1 if options.grey else 3, roles)
 
-    fake: Path
-    real: Path
-    input: Path | None = None
-    size: int | None = None
-    grey: bool = False
-
-    def comparison(self, paired: bool, first: int | None) -> tuple[Comparison, Protocol]:
-        """The row and its protocol. paired: by equal stems; first: cuts all but the real pictures."""
-        fakes = self._pictures(self.fake, ["fake_A", "fake_B", "synthesized_image"])
-        domain = role_of(fakes[0].path)[1][-1:]
-        reals = self._pictures(self.real, ["real_B" if domain == "B" else "real_A", "real_image"])
-        targets = match_by_stem(fakes, reals, self.fake, self.real) if paired else None
-        inputs = None
-        if self.input:
-            given = self._pictures(self.input, ["real_A" if domain == "B" else "real_B", "input_label"])
-            inputs = match_by_stem(fakes, given, self.fake, self.input)
-        size = str(self.size)
-        if self.size is None:
-            size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
-        details = {"fake": str(self.fake), "real": str(self.real), "input": str(self.input or "")}
-        if not self.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
-            details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
-        row = Comparison(
-            label=self.fake.name or str(self.fake),
-            direction="",
-            fakes=fakes[:first],
-            reals=reals,
-            targets=None if targets is None else targets[:first],
-            inputs=None if inputs is None else inputs[:first],
-            details=details,
-        )
-        return row, Protocol(size, "files", first, colours="L" if self.grey else "RGB")
-
-    def _pictures(self, folder: Path, wanted: Sequence[str]) -> list[FilePicture]:
-        return folder_pictures(folder, self.size, 1 if self.grey else 3, wanted)
+    fakes = pictures(fake, "fake_A", "fake_B", "synthesized_image")
+    to_b = role_of(fakes[0].path)[1].endswith("B")
+    reals = pictures(real, "real_B" if to_b else "real_A", "real_image")
+    targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
+    inputs = None
+    if options.input:
+        given = pictures(options.input, "real_A" if to_b else "real_B", "input_label")
+        inputs = match_by_stem(fakes, given, fake, options.input)
+    size = str(options.size)
+    if options.size is None:
+        size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
+    details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
+    if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
+        details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
+    tell_left_out(picture.path for picture in (*fakes, *reals, *(inputs or [])))
+    first = options.num_test  # cuts all but the real pictures
+    row = Comparison(
+        label=fake.name or str(fake),
+        direction="",
+        fakes=fakes[:first],
+        reals=reals,
+        targets=None if targets is None else targets[:first],
+        inputs=None if inputs is None else inputs[:first],
+        details=details,
+    )
+    return [row], Protocol(size, "files", first, colours="L" if options.grey else "RGB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,41 +247,31 @@ class Outputs(Sequence[FilePicture]):
     can be refused at no cost. Raises UserError then: unknown epoch, damaged checkpoint, what cannot be read or written.
     """
 
-    run: Path
+    run: EvaluatedRun
     inputs: Sequence[FilePicture]
     direction: str
-    epoch: str = "last"
-    mode: TestMode = "eval"
-    device: str = "auto"
+    epoch: str
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    @overload
-    def __getitem__(self, index: int) -> FilePicture: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[FilePicture]: ...
-    def __getitem__(self, index: int | slice) -> FilePicture | list[FilePicture]:
-        return self._made[0][index]
-
-    @property
-    def made_by(self) -> Mapping[str, object]:
-        """For report.json: the checkpoint, and the options that make two runs seeds of one configuration."""
-        return self._made[1]
-
-    @property
-    def checkpoint(self) -> str:
-        """`last (epoch 4, step 412)`, or without the name of the choice where that is the epoch."""
-        position = f"epoch {self.made_by['epoch']}, step {self.made_by['step']}"
-        return position if self.epoch.isdecimal() else f"{self.epoch} ({position})"
+    def __getitem__(self, index: int) -> FilePicture:  # type: ignore[override]
+        return self.made[0][index]
 
     @cached_property
-    def _made(self) -> tuple[list[FilePicture], Mapping[str, object]]:
+    def made(self) -> tuple[list[FilePicture], Mapping[str, object]]:
+        """The pictures; and for report.json the checkpoint, and the options that make two runs seeds of one
+        configuration."""
+        folder, options = self.run.folder, self.run.options
         translator = load_translator(
-            self.run, epoch=self.epoch, direction=self.direction, device=self.device, test_mode=self.mode
+            folder,
+            epoch=self.epoch,
+            direction=self.direction,
+            device=options.device,
+            test_mode=options.test_mode,
         )
         made_by = {
-            "run": str(self.run),
+            "run": str(folder),
             "seed": translator.options.run.seed,
             "epoch": translator.epoch,
             "step": translator.step,
@@ -310,7 +283,7 @@ class Outputs(Sequence[FilePicture]):
                 if name not in NOT_OF_A_CONFIGURATION and not name.startswith("visdom")
             },
         }
-        return pictures_of(make_outputs(self.run, translator, self.inputs, self.mode)), made_by
+        return pictures_of(make_outputs(folder, translator, self.inputs, options.test_mode)), made_by
 
 
 def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture], mode: str) -> list[Path]:
@@ -328,7 +301,12 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}
     maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
     made_by = hashlib.sha256(json.dumps(maker).encode()).hexdigest()
-    known = _read_manifest(folder, made_by)
+    known: dict[str, str] = {}
+    with contextlib.suppress(
+        UserError, LookupError, TypeError, ValueError
+    ):  # no manifest yet, or no sound one
+        content = read_json(folder / MANIFEST, JSON_LIMIT)
+        known = dict(content["inputs"]) if content["made_by"] == made_by else {}
     for file in folder.glob("*.png"):
         if file.name not in known or inputs_of.get(file.name, known[file.name]) != known[file.name]:
             file.unlink()  # of another checkpoint, or of an input that has changed
@@ -355,12 +333,3 @@ def _seeded(translator: Translator, pictures: Sequence[FilePicture]) -> Iterator
             yield
     finally:
         hook.remove()
-
-
-def _read_manifest(folder: Path, made_by: str) -> dict[str, str]:
-    """File name -> key of the input, of the outputs in the folder that this network made."""
-    try:
-        content = read_json(folder / MANIFEST)
-        return dict(content["inputs"]) if content["made_by"] == made_by else {}
-    except (UserError, ValueError, KeyError, TypeError):
-        return {}

@@ -75,7 +75,7 @@ def build_inception() -> Any:
 def resize_bilinear(images: Tensor) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, 3, 299, 299) in [-1, 1], as pytorch-fid: bilinear without antialiasing."""
     side = (INCEPTION_SIDE, INCEPTION_SIDE)
-    x = functional.interpolate(images.float() / 255, size=side, mode="bilinear", align_corners=False)
+    x = functional.interpolate(images.float().div_(255), size=side, mode="bilinear", align_corners=False)
     return 2 * x - 1
 
 
@@ -99,74 +99,71 @@ def scale_clean(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """One way from pictures to features.
+    """One way from pictures to Inception's features.
 
-    network: whose weights it needs, a key of SOURCES; build: state -> network, (N, 3, H, W) -> (N, d); scale: batch
-    (N, 3, H, W) of pictures -> input of the network; resize: what is made of each picture (H, W, 3) uint8 before it is
-    put into a batch, in the threads that decode.
+    scale: batch (N, 3, H, W) of pictures -> input of the network; resize: what is made of each picture (H, W, 3) uint8
+    before it is put into a batch, in the threads that decode.
     """
 
-    network: str
-    build: Callable[[Mapping[str, Tensor]], nn.Module]
     scale: Callable[[Tensor], Tensor]
     resize: Callable[[NDArray[np.uint8]], NDArray] | None = None
 
 
-FEATURES = {
-    "fid": FeatureKind("inception", InceptionPool, resize_bilinear),
-    "fid_clean": FeatureKind("inception", InceptionPool, scale_clean, resize_clean),
-}
+FEATURES = {"fid": FeatureKind(resize_bilinear), "fid_clean": FeatureKind(scale_clean, resize_clean)}
 """By name, as in the cache's keys."""
 
 
 class Networks:
     """The networks of these weights, built when they are first needed."""
 
+    width = 2048  # of Inception's features
+
     def __init__(self, weights: Mapping[str, Weights], device: torch.device | None = None) -> None:
         on_cpu = device is None or device.type == "mps"  # sums are float64, which Apple's GPUs do not have
         self.device = torch.device("cpu") if on_cpu else device
         self.weights = weights
-        self._built: dict[str, nn.Module] = {}
 
-    def feature_digest(self, kind: str) -> str:
-        """Identifies the network that features of this kind are made by, for the cache's keys."""
-        return self.weights[FEATURES[kind].network].digest[:16]
+    @property
+    def inception_digest(self) -> str:
+        """Identifies the network, for the cache's keys."""
+        return self.weights["inception"].digest[:16]
 
     @property
     def lpips_digest(self) -> str:
         return self.weights["alexnet"].digest[:16] + self.weights["heads"].digest[:8]
 
-    def network(self, name: str, build: Callable[[Mapping[str, Tensor]], nn.Module]) -> nn.Module:
-        """UserError naming the file where its tensors do not fit."""
-        if name not in self._built:
-            weights, source = self.weights[name], SOURCES[name]
-            try:
-                with torch.random.fork_rng(
-                    devices=[]
-                ):  # keeps initial weights off the training's random numbers
-                    self._built[name] = build(weights.state).to(self.device)
-            except (RuntimeError, KeyError) as error:
-                reason = f"tensors do not fit the network: not {source.what}"
-                raise UserError(weights.path, reason, f"see {source.flag}") from error
-        return self._built[name]
+    @cached_property
+    def inception(self) -> nn.Module:
+        return self._built("inception", InceptionPool)
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        return self._built("alexnet", AlexNetTrunk)
 
     @cached_property
     def heads(self) -> list[Tensor]:
         """LPIPS's linear heads."""
         return [head.to(self.device) for head in heads_from_state(self.weights["heads"].state)]
 
+    def _built(self, name: str, build: Callable[[Mapping[str, Tensor]], nn.Module]) -> nn.Module:
+        """UserError naming the file where its tensors do not fit."""
+        weights, source = self.weights[name], SOURCES[name]
+        try:
+            with torch.random.fork_rng(devices=[]):  # keeps initial weights off the training's random numbers
+                return build(weights.state).to(self.device)
+        except (RuntimeError, KeyError) as error:
+            reason = f"tensors do not fit the network: not {source.what}"
+            raise UserError(weights.path, reason, f"see {source.flag}") from error
+
     def features(self, kind: str, images: Tensor) -> Tensor:
-        """(N, d) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
-        how = FEATURES[kind]
-        network = self.network(how.network, how.build)
+        """(N, 2048) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
         with _full_precision():
-            return network(how.scale(images.to(self.device))).cpu()
+            return self.inception(FEATURES[kind].scale(images.to(self.device))).cpu()
 
     def lpips_maps(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps of (N, 3, H, W) uint8 images."""
-        trunk = self.network("alexnet", AlexNetTrunk)
         with _full_precision():
-            return trunk(images.to(self.device).float() / 127.5 - 1)
+            return self.trunk(images.to(self.device).float().div_(127.5).sub_(1))
 
 
 def _full_precision() -> contextlib.AbstractContextManager[None]:
@@ -176,6 +173,7 @@ def _full_precision() -> contextlib.AbstractContextManager[None]:
 
 
 _TYPES: dict[bytes, type] = {b"f": np.float32, b"d": np.float64}
+_SCHEMA = "CREATE TABLE {}entries (key TEXT PRIMARY KEY, data BLOB, sum INTEGER)"
 
 
 class FeatureCache:
@@ -183,7 +181,8 @@ class FeatureCache:
 
     A key names the content of the pictures, the resize, the network and its weights, so an entry never goes stale. One
     SQLite file: a process that is killed leaves it whole, several processes may share it, and every entry carries a
-    checksum; a damaged one is computed again. A file that cannot be opened or written costs one warning, and the report
+    checksum; a damaged one is computed again, and so is one of another length than asked for, which is not even read
+    into memory. A file that cannot be opened or written, or that holds anything else, costs one warning, and the report
     goes on without it. What only this process needs is in a file without a name that SQLite makes and removes, so that
     memory stays flat.
     """
@@ -198,17 +197,17 @@ class FeatureCache:
             except (OSError, sqlite3.Error) as error:
                 self._warn(error)
 
-    def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, NDArray]]:
-        """The sound entries among these keys, one at a time, in the order of the keys."""
-        for key in keys:
-            if (value := self._read(key)) is not None:
+    def stream(self, wanted: Iterable[tuple[str, int]]) -> Iterator[tuple[str, NDArray]]:
+        """The sound entries among these (key, length), one at a time, in their order."""
+        for key, length in wanted:
+            if (value := self._read(key, length)) is not None:
                 yield key, value
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
+    def missing(self, wanted: Iterable[tuple[str, int]]) -> list[str]:
         """The keys without a sound entry, each once, in order."""
-        wanted = list(dict.fromkeys(keys))
-        found = {key for key, _ in self.stream(wanted)}
-        return [key for key in wanted if key not in found]
+        lengths = dict(iter(wanted))
+        found = {key for key, _ in self.stream(lengths.items())}
+        return [key for key in lengths if key not in found]
 
     def put(self, entries: Mapping[str, NDArray]) -> None:
         """Add entries; they are on disk, all of them, when this returns."""
@@ -221,15 +220,21 @@ class FeatureCache:
             except sqlite3.Error as error:
                 self._warn(error)
 
-    def _read(self, key: str) -> NDArray | None:
+    def _read(self, key: str, length: int) -> NDArray | None:
+        query = (
+            "SELECT data, sum FROM entries WHERE key = ? AND length(data) IN (?, ?)"
+            " AND typeof(data) = 'blob' AND typeof(sum) = 'integer'"
+        )
         for database in self._databases:
             try:
-                row = database.execute("SELECT data, sum FROM entries WHERE key = ?", (key,)).fetchone()
+                row = database.execute(query, (key, 1 + 4 * length, 1 + 8 * length)).fetchone()
             except sqlite3.Error as error:
                 self._warn(error)
                 continue
             if row is not None and zlib.crc32(row[0]) == row[1] and row[0][:1] in _TYPES:
-                return np.frombuffer(row[0][1:], _TYPES[row[0][:1]])
+                value: NDArray = np.frombuffer(row[0][1:], _TYPES[row[0][:1]])
+                if len(value) == length and (length == 1 or np.isfinite(value).all()):  # PSNR may be infinite
+                    return value
         return None
 
     def _warn(self, error: Exception) -> None:
@@ -245,10 +250,14 @@ def _packed(value: NDArray) -> tuple[bytes, int]:
 
 
 def _open_or_replace(path: Path) -> sqlite3.Connection:
-    """The database; a corrupt file is replaced by an empty one."""
+    """The database; a corrupt file is replaced by an empty one. OSError for a pipe or a folder."""
+    if path.exists() and not path.is_file():
+        raise OSError("is not a regular file")
     try:
         return _open(path)
-    except sqlite3.OperationalError:  # locked, read-only, no space: the file itself may be fine
+    except (
+        sqlite3.OperationalError
+    ):  # locked, read-only, no space, of another program: the file itself may be fine
         raise
     except sqlite3.DatabaseError:
         path.unlink()
@@ -256,11 +265,15 @@ def _open_or_replace(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path | Literal[""]) -> sqlite3.Connection:
+    """The database. It may hold our table and nothing else: a view or a trigger could compute for ever."""
     database = sqlite3.connect(path, timeout=60)
     try:
         database.execute("PRAGMA synchronous=NORMAL")
-        database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, data BLOB, sum INTEGER)")
+        database.execute(_SCHEMA.format("IF NOT EXISTS "))
         database.commit()
+        found = database.execute("SELECT type, sql FROM sqlite_master").fetchmany(3)
+        if sorted(found) != [("index", None), ("table", _SCHEMA.format(""))]:
+            raise sqlite3.OperationalError("is not a cache of this program")
     except sqlite3.Error:
         with contextlib.suppress(sqlite3.Error):
             database.close()

@@ -94,19 +94,10 @@ def gaussian_from_features(features: FeatureRows) -> Gaussian:
     return Gaussian(mean, _factor(covariance) if many else np.concatenate(rows))
 
 
-def gaussian_from_moments(mean: NDArray, covariance: NDArray) -> Gaussian:
-    """The Gaussian of a given mean (d,) and symmetric positive semi-definite covariance (d, d)."""
-    mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError("moments are not finite")
-    return Gaussian(mean, _factor(covariance))
-
-
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Fréchet distance (the number called FID) of two Gaussians of equal dimension; 0 or more.
 
-    >>> identity = np.eye(3)
-    >>> a, b = gaussian_from_moments(np.zeros(3), identity), gaussian_from_moments(np.full(3, 2.0), identity)
+    >>> a, b = Gaussian(np.zeros(3), np.eye(3)), Gaussian(np.full(3, 2.0), np.eye(3))
     >>> round(frechet_distance(a, b), 9)
     12.0
     """

@@ -7,7 +7,7 @@ two sets needs only each set's mean feature vector and mean weighted square norm
 pictures, and exact.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,12 +47,12 @@ class AlexNetTrunk(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = (images - self.shift) / self.scale
+        x = (images - self.shift).div_(self.scale)
         maps = []
         for layer, convolution in enumerate(self.convolutions):
             if layer in (1, 2):
                 x = functional.max_pool2d(x, 3, 2)
-            x = functional.relu(convolution(x))
+            x = functional.relu(convolution(x), inplace=True)
             maps.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + EPSILON))
         return maps
 
@@ -62,10 +62,10 @@ def heads_from_state(state: Mapping[str, Tensor]) -> list[Tensor]:
     return [state[f"lin{layer}.model.1.weight"].reshape(-1) for layer in range(len(CHANNELS))]
 
 
-def distance(a: Sequence[Tensor], b: Sequence[Tensor], heads: Sequence[Tensor]) -> Tensor:
+def distance(a: Iterable[Tensor], b: Iterable[Tensor], heads: Sequence[Tensor]) -> Tensor:
     """LPIPS of N pairs from the feature maps of both sides (each (N, C_l, H_l, W_l)) -> (N,) float64."""
     layers = [
-        torch.einsum("nchw,c->nhw", (x - y).square(), head).mean(dim=(1, 2)).double()
+        torch.einsum("nchw,c->nhw", (x - y).square_(), head).mean(dim=(1, 2)).double()
         for x, y, head in zip(a, b, heads, strict=True)
     ]
     return torch.stack(layers).sum(dim=0)

@@ -5,6 +5,7 @@ pictures still needed are decoded once each, by threads, a few batches ahead. Pi
 are in one batch, so nothing has to be kept beyond it. Results are in the cache afterwards.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,6 +25,9 @@ from evaluate.pictures import Picture, Pixels, set_hash
 from evaluate.pixels import PixelFunction
 
 BATCHES_AHEAD = 2
+BATCH_PIXELS = 2**22
+"""In a batch at most, 16 pictures of 512 x 512: of larger pictures there are fewer, so that memory stays flat."""
+STORED_NUMBERS = 2**23  # of a sum in the cache at most, 64 MiB: sets of pictures of up to 900 pixels
 ROWS_IN_MEMORY = 2048  # features of more pictures (8 KiB each) stay in the cache and are read in blocks
 
 
@@ -35,12 +39,12 @@ class PictureFeatures:
     picture: Picture
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> Sequence[Picture]:
         return (self.picture,)
 
     def key(self, networks: Networks) -> str:
         """Where the cache has it."""
-        return f"{self.kind}|{networks.feature_digest(self.kind)}|{self.picture.key}"
+        return f"{self.kind}|{networks.inception_digest}|{self.picture.key}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class LpipsToSet:
     set_hash: str
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> Sequence[Picture]:
         return (self.picture,)
 
     def key(self, networks: Networks) -> str:
@@ -103,13 +107,12 @@ class Decoded:
 
 
 class Measurements:
-    """Computes what is wanted and reads it back; all numbers live in the cache."""
+    """Computes what is wanted and reads it back; all numbers live in the cache. batch_size: pictures in a batch."""
 
     def __init__(
         self,
         cache: FeatureCache,
         networks: Networks,
-        *,
         batch_size: int = 16,
         num_threads: int = 2,
         progress: bool = False,
@@ -117,13 +120,25 @@ class Measurements:
         self.cache, self.networks = cache, networks
         self.batch_size, self.num_threads, self.progress = batch_size, num_threads, progress
         self.pictures_decoded = 0
+        self._sums: dict[str, lpips.FeatureSum] = {}  # by key: they are in memory anyway while they grow
+
+    def entry(self, quantity: Quantity) -> tuple[str, int]:
+        """Where the cache has it, and how many numbers it is."""
+        length = 1
+        if isinstance(quantity, PictureFeatures):
+            length = self.networks.width
+        elif isinstance(quantity, LpipsSum):
+            height, width = quantity.pictures[0].load().shape[:2]
+            sizes = zip(lpips.CHANNELS, lpips.map_sizes(height, width), strict=True)
+            length += sum(channels * y * x for channels, (y, x) in sizes)
+        return quantity.key(self.networks), length
 
     def read(self, quantities: Iterable[Quantity]) -> list[NDArray]:
         """What was computed before. RunError where an entry is gone: statistics of fewer pictures would be wrong."""
-        keys = [quantity.key(self.networks) for quantity in quantities]
-        found = [value for _, value in self.cache.stream(keys)]
-        if len(found) < len(keys):
-            reason = f"{len(keys) - len(found)} of {len(keys)} computed entries cannot be read back"
+        wanted = [self.entry(quantity) for quantity in quantities]
+        found = [value for _, value in self.cache.stream(wanted)]
+        if len(found) < len(wanted):
+            reason = f"{len(wanted) - len(found)} of {len(wanted)} computed entries cannot be read back"
             raise RunError("feature cache", reason, "the same command computes them again, or --no_cache")
         return found
 
@@ -139,30 +154,36 @@ class Measurements:
 
     def lpips_sum(self, pictures: Sequence[Picture]) -> lpips.FeatureSum:
         """The sum over a set that was computed before."""
-        total = torch.from_numpy(self.read([LpipsSum(pictures)])[0].copy())
-        return lpips.FeatureSum(total[1:], float(total[0]), len(pictures))
+        wanted = LpipsSum(pictures)
+        if (key := wanted.key(self.networks)) not in self._sums:
+            total = torch.from_numpy(self.read([wanted])[0].copy())
+            self._sums[key] = lpips.FeatureSum(total[1:], float(total[0]), len(pictures))
+        return self._sums[key]
 
     def compute(self, quantities: Iterable[Quantity]) -> None:
         """Run the pass. Raises UserError naming a picture that cannot be read or gives values that are not finite."""
-        by_key = {quantity.key(self.networks): quantity for quantity in quantities}
-        due = {key: by_key[key] for key in self.cache.missing(by_key)}
-        features = {quantity for quantity in due.values() if isinstance(quantity, PictureFeatures)}
+        by_entry = {self.entry(quantity): quantity for quantity in quantities}
+        missing = self.cache.missing(entry for entry in by_entry if entry[0] not in self._sums)
+        by_key = {key: quantity for (key, _), quantity in by_entry.items()}
+        due = {key: by_key[key] for key in missing}
         sums = {key: set(total.pictures) for key, total in due.items() if isinstance(total, LpipsSum)}
         totals: dict[str, lpips.FeatureSum] = {}
-        batches = make_batches(due.values(), self.batch_size)
+        size = self._batch_size(due.values())
+        batches = make_batches(due.values(), size)
         pictures = [picture for batch in batches for picture in batch.pictures]
-        hidden = None if self.progress and pictures else True  # None: shown on a terminal only
+        wanted = {(q.kind, q.picture) for q in due.values() if isinstance(q, PictureFeatures)}
+        resizes = {kind: how.resize for kind, how in FEATURES.items() if how.resize}
 
         def decode(picture: Picture) -> Decoded:
             pixels = picture.load()
-            resizes = {kind: how.resize for kind, how in FEATURES.items() if how.resize}
-            wanted = [kind for kind in resizes if PictureFeatures(kind, picture) in features]
-            return Decoded(pixels, {kind: resizes[kind](pixels) for kind in wanted})
+            kinds = [kind for kind in resizes if (kind, picture) in wanted]
+            return Decoded(pixels, {kind: resizes[kind](pixels) for kind in kinds})
 
+        hidden = None if self.progress and pictures else True  # None: shown on a terminal only
         with (
             torch.inference_mode(),
             ThreadPoolExecutor(self.num_threads) as pool,
-            closing(ahead(decode, pictures, BATCHES_AHEAD * self.batch_size, self.num_threads)) as decoding,
+            closing(ahead(decode, pictures, BATCHES_AHEAD * size, self.num_threads)) as decoding,
             tqdm(
                 total=len(pictures), unit="image", desc="measure", dynamic_ncols=True, disable=hidden
             ) as bar,
@@ -175,29 +196,43 @@ class Measurements:
                     for quantity in batch.quantities
                     if isinstance(quantity, PairValue) and quantity.function
                 }
-                values = [*self._features_of(batch, decoded), *self._lpips_of(batch, decoded, sums, totals)]
+                values = [
+                    *self._features_of(batch, decoded, size),
+                    *self._lpips_of(batch, decoded, sums, totals),
+                ]
                 values += [(quantity, np.array([value.result()])) for quantity, value in by_pixels.items()]
                 self.cache.put({quantity.key(self.networks): value for quantity, value in values})
                 self.pictures_decoded += len(batch.pictures)
                 bar.update(len(batch.pictures))
-        self.cache.put(
-            {key: np.concatenate([[s.squares], s.vector.cpu().numpy()]) for key, s in totals.items()}
-        )
+        for key, total in totals.items():
+            if not (math.isfinite(total.squares) and total.vector.isfinite().all()):
+                raise UserError("LPIPS", "its features are not finite", "check the files of weights")
+            self._sums[key] = lpips.FeatureSum(total.vector.cpu(), total.squares, total.count)
+            if len(total.vector) <= STORED_NUMBERS:
+                vector = self._sums[key].vector.numpy()
+                self.cache.put({key: np.concatenate([[total.squares], vector])})
+
+    def _batch_size(self, quantities: Iterable[Quantity]) -> int:
+        """Pictures in a batch: all that are compared have one size, that of the first."""
+        first = next((quantity.pictures[0] for quantity in quantities), None)
+        fitting = BATCH_PIXELS // math.prod(first.load().shape[:2]) if first else 1
+        return max(1, min(self.batch_size, fitting))
 
     def _features_of(
-        self, batch: PictureBatch, decoded: Mapping[Picture, Decoded]
+        self, batch: PictureBatch, decoded: Mapping[Picture, Decoded], size: int
     ) -> Iterator[tuple[Quantity, NDArray]]:
-        wanted = set(batch.quantities)
+        """Features of the batch, `size` pictures at a time: more can hang together by pairs."""
         for kind in FEATURES:
-            group = [picture for picture in decoded if PictureFeatures(kind, picture) in wanted]
-            if not group:
-                continue
-            inputs = [decoded[picture].resized.get(kind, decoded[picture].pixels) for picture in group]
-            rows = self.networks.features(kind, _as_images(inputs)).numpy()
-            for picture, row in zip(group, rows, strict=True):
-                if not np.isfinite(row).all():
-                    raise UserError(picture.name, "its features are not finite", "check the files of weights")
-                yield PictureFeatures(kind, picture), row
+            of_kind = [q for q in batch.quantities if isinstance(q, PictureFeatures) and q.kind == kind]
+            for start in range(0, len(of_kind), size):
+                group = of_kind[start : start + size]
+                inputs = [decoded[q.picture].resized.get(kind, decoded[q.picture].pixels) for q in group]
+                rows = self.networks.features(kind, _as_images(inputs)).numpy()
+                for quantity, row in zip(group, rows, strict=True):
+                    if not np.isfinite(row).all():
+                        name, fix = quantity.picture.name, "check the files of weights"
+                        raise UserError(name, "its features are not finite", fix)
+                    yield quantity, row
 
     def _lpips_of(
         self,
@@ -216,8 +251,9 @@ class Measurements:
         heads, place = self.networks.heads, {picture: i for i, picture in enumerate(group)}
         maps = self.networks.lpips_maps(_as_images([decoded[picture].pixels for picture in group]))
         if pairs:
-            ours, theirs = ([m[[place[q.pictures[side]] for q in pairs]] for m in maps] for side in (0, 1))
-            values = lpips.distance(ours, theirs, heads).cpu().numpy()
+            ours, theirs = ([place[q.pictures[side]] for q in pairs] for side in (0, 1))
+            sides = (m[ours] for m in maps), (m[theirs] for m in maps)  # copies of one layer at a time
+            values = lpips.distance(*sides, heads).cpu().numpy()
             yield from ((pair, values[i : i + 1]) for i, pair in enumerate(pairs))
         for quantity in to_sets:
             own = [m[place[quantity.picture]][None] for m in maps]

@@ -74,12 +74,12 @@ class Metric(ABC):
 class SetMetric(Metric):
     """A distance of two sets of features.
 
-    features: a key of `FEATURES`; resampler: None computes the distance again each time.
+    features: a key of `FEATURES`; distance and resampler: of fakes and reals.
     """
 
     features: str
-    distance: Callable[[FeatureRows, FeatureRows], float]  # of fakes and reals
-    resampler: Resampler | None = None
+    distance: Callable[[FeatureRows, FeatureRows], float]
+    resampler: Resampler
     networks: tuple[str, ...] = ("inception",)
     least_count: int = 2
 
@@ -94,8 +94,7 @@ class SetMetric(Metric):
         return self.distance(*self._sides(comparison, measured))
 
     def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
-        resampler = self.resampler or of_distance(self.distance)
-        return resampler(*self._sides(comparison, measured), resamples)
+        return self.resampler(*self._sides(comparison, measured), resamples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +145,13 @@ LPIPS = ("alexnet", "heads")
 METRICS: tuple[Metric, ...] = (
     SetMetric(
         name="fid", flag="fid", title="FID", digits=2, features="fid", distance=fid,
+        resampler=of_distance(fid),
         definition="TF-2015 Inception pool features, torch bilinear resize to 299 without antialiasing, "
         "float64 statistics",
     ),
     SetMetric(
         name="fid_clean", flag="fid_clean", title="FID (clean)", digits=2, features="fid_clean", distance=fid,
+        resampler=of_distance(fid),
         definition="as FID, with an antialiased bicubic resize to 299 in floating point (PIL)",
     ),
     SetMetric(
@@ -219,10 +220,7 @@ def without_weights(flags: Iterable[str], missing: Mapping[str, UserError]) -> d
 
 
 def problems_of(
-    flags: Sequence[str],
-    comparisons: Sequence[Comparison],
-    side: int,
-    missing: Mapping[str, UserError],
+    flags: Sequence[str], comparisons: Sequence[Comparison], side: int, missing: Mapping[str, UserError]
 ) -> dict[str, UserError]:
     """By flag, why a metric cannot be computed for these comparisons.
 
@@ -230,12 +228,10 @@ def problems_of(
     """
     problems = without_weights(flags, missing)
     fewest = min(min(len(comparison.fakes), len(comparison.reals)) for comparison in comparisons)
-    for flag in flags:
+    for flag in (flag for flag in flags if flag not in problems):
         columns = [metric for metric in METRICS if metric.flag == flag]
         least_side = max(metric.least_side for metric in columns)
         least_count = max(metric.least_count for metric in columns)
-        if flag in problems:
-            continue
         if not any(metrics_of(comparison, [flag]) for comparison in comparisons):
             problems[flag] = UserError(f"--metrics {flag}", "outputs have no targets", "folders: --paired")
         elif side < least_side:
@@ -261,25 +257,20 @@ def measure(
 
     Raises UserError naming a picture that cannot be read, or a metric that is not a number.
     """
-    chosen = [(metric, comparison) for comparison in comparisons for metric in metrics_of(comparison, flags)]
+    chosen = [metrics_of(comparison, flags) for comparison in comparisons]
+    pairs = zip(comparisons, chosen, strict=True)
     measurements.compute(
-        quantity for metric, comparison in chosen for quantity in metric.quantities(comparison)
+        q for comparison, metrics in pairs for m in metrics for q in m.quantities(comparison)
     )
-    return [_measured(comparison, flags, measurements, resamples) for comparison in comparisons]
-
-
-def _measured(
-    comparison: Comparison, flags: Sequence[str], measurements: Measurements, resamples: int
-) -> MeasuredValues:
-    values: dict[str, float] = {}
-    widths: dict[str, float] = {}
-    for metric in metrics_of(comparison, flags):
-        value = metric.value(comparison, measurements)
-        if math.isnan(value):
-            reason = f"{metric.title} is not a number: the features are not finite"
+    found = []
+    for comparison, metrics in zip(comparisons, chosen, strict=True):
+        values = {metric.name: metric.value(comparison, measurements) for metric in metrics}
+        if wrong := [metric.title for metric in metrics if math.isnan(values[metric.name])]:
+            reason = f"{wrong[0]} is not a number: the features are not finite"
             raise UserError(comparison.label, reason, "check the files of weights")
-        values[metric.name] = value
+        widths = {}
         if resamples and comparison.only is None:  # baselines are bounds: no intervals
-            width = half_width(metric.resampled(comparison, measurements, resamples))
-            widths |= {} if width is None else {metric.name: width}
-    return MeasuredValues(values, widths)
+            drawn = {m.name: half_width(m.resampled(comparison, measurements, resamples)) for m in metrics}
+            widths = {name: width for name, width in drawn.items() if width is not None}
+        found.append(MeasuredValues(values, widths))
+    return found

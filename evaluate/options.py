@@ -83,11 +83,10 @@ class EvaluateOptions(NetworkOptions):
         if bool(self.fake) != bool(self.real):
             missing = "--real" if self.fake else "--fake"
             raise UserError(missing, "is missing", "--fake and --real go together")
-        least = {"size": 2, "num_test": 1, "bootstrap": 20, "batch_size": 1, "num_threads": 1}
-        for flag, low in least.items():
+        for flag, (low, high) in _BOUNDS.items():
             value = getattr(self, flag)
-            if value is not None and value < low and (flag, value) != ("bootstrap", 0):
-                raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} or more")
+            if value is not None and not low <= value <= high and (flag, value) != ("bootstrap", 0):
+                raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} to {high}")
         for_folders = [flag for flag in ("size", "paired", "input", "grey") if getattr(self, flag)]
         if self.runs and for_folders:
             raise UserError(f"--{for_folders[0]}", "is for folders, not for runs", "leave it out")
@@ -113,6 +112,15 @@ class EvaluateOptions(NetworkOptions):
         parts += [] if self.size is None else [f"size-{self.size}"]
         parts += ["grey"] if self.grey else []
         return "-".join(parts)
+
+
+_BOUNDS = {
+    "size": (2, 8000),  # 64 megapixels, as many as are read
+    "num_test": (1, 10**9),
+    "bootstrap": (20, 100_000),
+    "batch_size": (1, 4096),
+    "num_threads": (1, 256),
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ from PIL import Image
 from datasets.decoding import FORMATS, naming_problems
 from datasets.errors import UserError, say
 from datasets.files import require_file, sha256_of
-from datasets.images import Part, WantedRange, find_images, load_image
-from datasets.layouts import half
+from datasets.images import Part, WantedRange, find_images, inspect_image, load_image
+from datasets.layouts import half, left_out
 from datasets.transforms import evaluation_resize
 
 DECODING = 2  # raised when datasets.images turns a file into other pixels than before
@@ -165,9 +166,9 @@ def folder_pictures(
 
 def require_one_size(pictures: Sequence[FilePicture]) -> tuple[int, int]:
     """(width, height) that all of these pictures have, from their headers. UserError for mixed sizes."""
-    first = _header(pictures[0].path)[0]
+    first = _header(pictures[0].path).size
     for picture in pictures[1:]:
-        found = _header(picture.path)[0]
+        found = _header(picture.path).size
         if found != first:
             raise UserError(
                 picture.path,
@@ -179,22 +180,43 @@ def require_one_size(pictures: Sequence[FilePicture]) -> tuple[int, int]:
 
 def all_stored_in_grey(pictures: Iterable[FilePicture]) -> bool:
     """True if every header says greyscale. Raises UserError naming a file that cannot be read."""
-    return all(_header(picture.path)[1].split(";")[0] in ("1", "L", "LA", "I", "F") for picture in pictures)
+    return all(_header(picture.path).mode.split(";")[0] in ("1", "L", "LA", "I", "F") for picture in pictures)
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """(width, height) as it is shown, and Pillow's mode, without decoding the picture where that can be avoided."""
+def tell_left_out(paths: Iterable[Path]) -> None:
+    """Say what the folders of these pictures hold beside pictures, and how many have pages that are not compared."""
+    paths = list(dict.fromkeys(paths))
+    for folder in dict.fromkeys(path.parent for path in paths):
+        if text := left_out(folder):
+            say(f"left out: {folder}: {text}")
+    several = [path for path in paths if _header(path).frames > 1]
+    if several:
+        number = f"{len(several)} file{'s' * (len(several) > 1)} with several frames or pages"
+        say(f"{number} ({_header(several[0]).frames} in {several[0]}): the first is used")
+
+
+class _Header(NamedTuple):
+    size: tuple[int, int]  # (width, height) as it is shown
+    mode: str  # Pillow's name
+    frames: int
+
+
+def _header(path: Path) -> _Header:
+    """What a file says of itself, without decoding the picture where that can be avoided."""
     try:
         require_file(path)
         with Image.open(path, formats=FORMATS) as picture:
             (width, height), mode = picture.size, picture.mode
+            frames = (
+                1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+            )  # a photo and its previews
             if picture.format == "PNG" and "exif" not in picture.info:
-                return (width, height), mode  # asking for EXIF would decode the whole file
+                return _Header((width, height), mode, frames)  # asking for EXIF would decode the whole file
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side
-            return ((height, width) if turned else (width, height)), mode
-    except Exception:  # load_image knows how to say what is wrong with the file
-        loaded = load_image(path)
-        return loaded.size, loaded.mode
+            return _Header((height, width) if turned else (width, height), mode, frames)
+    except Exception:  # inspect_image knows how to say what is wrong with the file
+        found = inspect_image(path)
+        return _Header(found.size, found.mode, found.frames)
 
 
 def match_by_stem(

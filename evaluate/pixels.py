@@ -4,22 +4,27 @@ Pictures are (H, W, C) arrays of equal shape with values from 0 (black) to `data
 uint8, 1 for floats in [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 11  # pixels; SSIM's Gaussian window
 SIGMA = 1.5  # pixels; its standard deviation
+STRIP = 2**20  # pixels that are in float64 at once: a picture of 64 megapixels would take gigabytes
 
 Array = NDArray[np.float64]
 PixelFunction = Callable[[NDArray, NDArray], float]
 
 
-def _float64(a: NDArray, b: NDArray) -> tuple[Array, Array]:
+def _strips(a: NDArray, b: NDArray, margin: int = 0) -> Iterator[tuple[Array, Array]]:
+    """Both pictures in float64, a few rows at a time; each strip has `margin` rows of the next one."""
     if a.shape != b.shape:
         raise ValueError(f"pictures of different shape: {a.shape} and {b.shape}")
-    return a.astype(np.float64), b.astype(np.float64)
+    height = max(1, STRIP // a.shape[1])
+    for top in range(0, a.shape[0] - margin, height):
+        rows = slice(top, top + height + margin)
+        yield a[rows].astype(np.float64), b[rows].astype(np.float64)
 
 
 def psnr(a: NDArray, b: NDArray, data_range: float = 255.0) -> float:
@@ -28,8 +33,7 @@ def psnr(a: NDArray, b: NDArray, data_range: float = 255.0) -> float:
     >>> round(psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)), 3)
     0.0
     """
-    a, b = _float64(a, b)
-    error = float(np.mean((a - b) ** 2))
+    error = sum(float(np.sum((x - y) ** 2)) for x, y in _strips(a, b)) / a.size
     return float("inf") if error == 0.0 else float(10.0 * np.log10(data_range**2 / error))
 
 
@@ -39,8 +43,7 @@ def l1(a: NDArray, b: NDArray, data_range: float = 255.0) -> float:
     >>> l1(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8))
     1.0
     """
-    a, b = _float64(a, b)
-    return float(np.mean(np.abs(a - b)) / data_range)
+    return sum(float(np.sum(np.abs(x - y))) for x, y in _strips(a, b)) / a.size / data_range
 
 
 def ssim(a: NDArray, b: NDArray, data_range: float = 255.0) -> float:
@@ -54,9 +57,14 @@ def ssim(a: NDArray, b: NDArray, data_range: float = 255.0) -> float:
     >>> round(ssim(picture, picture), 6)
     1.0
     """
-    a, b = _float64(a, b)
     if min(a.shape[:2]) < WINDOW:
         raise ValueError(f"SSIM needs at least {WINDOW}x{WINDOW} pixels, not {a.shape[1]}x{a.shape[0]}")
+    sums = [float(np.sum(_similarity(x, y, data_range))) for x, y in _strips(a, b, WINDOW - 1)]
+    return sum(sums) / ((a.shape[0] - WINDOW + 1) * (a.shape[1] - WINDOW + 1) * a.shape[2])
+
+
+def _similarity(a: Array, b: Array, data_range: float) -> Array:
+    """(H-10, W-10, C): the similarity at every window position."""
     mean_a, mean_b = _blur(a), _blur(b)
     variance_a = _blur(a * a) - mean_a**2
     variance_b = _blur(b * b) - mean_b**2
@@ -64,7 +72,7 @@ def ssim(a: NDArray, b: NDArray, data_range: float = 255.0) -> float:
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
-    return float(np.mean(luminance * structure))
+    return luminance * structure
 
 
 def _blur(x: Array) -> Array:

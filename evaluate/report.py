@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import math
+import os
 import platform
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ import tabulate
 
 from datasets.errors import UserError
 from datasets.files import read_json, write_atomically
-from evaluate.comparisons import Comparison
-from evaluate.metrics import METRICS, MeasuredValues, Metric, metrics_of
+from evaluate.comparisons import JSON_LIMIT, Comparison
+from evaluate.metrics import METRICS, SEED, MeasuredValues, Metric, metrics_of
 from evaluate.options import Protocol
 from evaluate.pictures import FilePicture, set_hash
 
@@ -34,10 +34,11 @@ tabulate.MIN_PADDING = 0  # heads are no wider than their text: a report should 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. values, errors and spreads are by metric name.
+    """One line of the table, with the names of report.json. values, interval_95 and sd are by metric name.
 
-    errors: half width of the 95 % bootstrap interval; spreads: standard deviation over `seeds` runs, whose mean the
-    values then are; missing: metrics that apply here but could not be computed; hashes: of the lists of files.
+    interval_95: half width of the bootstrap interval; sd: standard deviation over `seeds` runs, whose mean the values
+    then are; file_list_hashes: of the pictures that are compared; missing: metrics that apply here but could not be
+    computed.
     """
 
     label: str
@@ -46,11 +47,11 @@ class Row:
     n_fake: int
     n_real: int
     values: Mapping[str, float]
-    errors: Mapping[str, float] = field(default_factory=dict)
-    spreads: Mapping[str, float] = field(default_factory=dict)
+    interval_95: Mapping[str, float] = field(default_factory=dict)
+    sd: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
+    file_list_hashes: Mapping[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()
-    hashes: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)
 
     def cell(self, metric: Metric) -> str:
@@ -62,30 +63,31 @@ class Row:
         return text if width is None else f"{text} ± {width:.{metric.digits}f}"
 
     def width(self, metric: Metric) -> float | None:
-        return self.spreads.get(metric.name, self.errors.get(metric.name))
+        return self.sd.get(metric.name, self.interval_95.get(metric.name))
+
+    def stored(self) -> dict[str, object]:
+        """As in report.json, an infinite value as the text "inf"."""
+        content = asdict(self)
+        del content["missing"]
+        content["values"] = {
+            name: value if math.isfinite(value) else str(value) for name, value in self.values.items()
+        }
+        return content | content.pop("details")
 
 
 def rows_of(
-    comparisons: Sequence[Comparison], measured: Sequence[MeasuredValues], not_computed: Mapping[str, str]
+    comparisons: Sequence[Comparison], measured: Sequence[MeasuredValues], not_computed: Collection[str]
 ) -> list[Row]:
     """The table: a row for each comparison, and for configurations with several seeds their mean and spread."""
-    rows = []
-    for row, found in zip(comparisons, measured, strict=True):
-        missing = [metric.name for metric in metrics_of(row, not_computed)]
-        rows.append(
-            Row(
-                row.label,
-                row.direction,
-                row.checkpoint,
-                len(row.fakes),
-                len(row.reals),
-                found.values,
-                found.widths,
-                missing=missing,
-                hashes=file_list_hashes(row),
-                details={**row.details, **row.made_by},
-            )
+    rows = [
+        Row(
+            row.label, row.direction, row.checkpoint, len(row.fakes), len(row.reals), found.values, found.widths,
+            file_list_hashes=file_list_hashes(row),
+            missing=[metric.name for metric in metrics_of(row, not_computed)],
+            details={**row.details, **row.made_by},
         )
+        for row, found in zip(comparisons, measured, strict=True)
+    ]  # fmt: skip
     return with_groups(rows)
 
 
@@ -100,7 +102,8 @@ def file_list_hashes(row: Comparison) -> dict[str, str]:
 def with_groups(rows: Sequence[Row]) -> list[Row]:
     """The rows of runs, then mean and standard deviation of every configuration with several seeds, then the others.
 
-    Seeds of one configuration are rows of equal data, direction and epoch (or each its best), all of another seed.
+    Seeds of one configuration are rows of equal data, direction and epoch (or each its best), all of another seed: the
+    same training twice says nothing about the spread.
     """
     groups: dict[str, list[Row]] = {}
     runs = [row for row in rows if "configuration" in row.details]
@@ -109,31 +112,28 @@ def with_groups(rows: Sequence[Row]) -> list[Row]:
         epoch = "best" if kind == "best" else row.details.get("epoch")  # each run's best is at its own epoch
         same = [row.details["configuration"], data, kind, epoch, row.direction]
         groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(row)
-    means = [_mean_of(group) for group in groups.values() if _are_seeds(group)]
+    means = [
+        _mean_of(group)
+        for group in groups.values()
+        if len({row.details.get("seed") for row in group}) == len(group) > 1
+    ]
     return [*runs, *means, *(row for row in rows if row not in runs)]
-
-
-def _are_seeds(rows: Sequence[Row]) -> bool:
-    """Several rows, no two of one seed: the same training twice says nothing about the spread."""
-    return len(rows) > 1 and len({row.details.get("seed") for row in rows}) == len(rows)
 
 
 def _mean_of(rows: Sequence[Row]) -> Row:
     kind = str(rows[0].details.get("checkpoint", ""))
     names = [name for name in rows[0].values if all(name in row.values for row in rows)]
     by_name = {name: np.array([row.values[name] for row in rows]) for name in names}
-    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*(row.label for row in rows), strict=False))
-    common = "".join(letters[0] for letters in same).rstrip("_- ")
-    return Row(
+    common = os.path.commonprefix([row.label for row in rows]).rstrip("_- ")  # noqa: RUF071 - no path
+    return replace(
+        rows[0],
         label=f"{common or rows[0].label} (mean ± sd of {len(rows)})",
-        direction=rows[0].direction,
         checkpoint=f"epoch {kind}" if kind.isdecimal() else kind,
-        n_fake=rows[0].n_fake,
-        n_real=rows[0].n_real,
         values={name: float(found.mean()) for name, found in by_name.items()},
-        spreads={name: float(x.std(ddof=1)) for name, x in by_name.items() if np.isfinite(x).all()},
+        interval_95={},
+        sd={name: float(x.std(ddof=1)) for name, x in by_name.items() if np.isfinite(x).all()},
         seeds=len(rows),
-        missing=rows[0].missing,
+        file_list_hashes={},
         details={"seed": [row.details.get("seed") for row in rows], "runs": [row.label for row in rows]},
     )
 
@@ -147,7 +147,6 @@ class Report:
     not_computed: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     weights: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    seed: int = 0
     seconds: float = 0.0
     notes: Sequence[str] = ()  # more remarks, of how the numbers were made
 
@@ -166,10 +165,8 @@ class Report:
         remarks = [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
         counts = [min(row.n_fake, row.n_real) for row in self.rows if "fid" in row.values]
         if counts and min(counts) < FEATURES:
-            text = (
-                f"FID of {min(counts)} images is biased upwards: compare it at equal counts only, or use KID"
-            )
-            remarks.append(text)
+            fix = "compare it at equal counts only, or use KID"
+            remarks.append(f"FID of {min(counts)} images is biased upwards: {fix}")
         remarks += [str(row.details["remark"]) for row in self.rows if "remark" in row.details]
         return [*remarks, *self.notes]
 
@@ -229,42 +226,23 @@ class Report:
         return as_csv(lines)
 
     def json(self) -> str:
-        """report.json: strict JSON, an infinite PSNR as the text "inf"."""
+        """report.json, strict JSON."""
         content = {
             "protocol": {
                 "id": self.protocol.id,
                 "in_words": self.protocol.sentences(),
                 "metrics": {metric.name: metric.definition for metric in self.columns},
             },
-            "rows": [
-                {
-                    "label": row.label,
-                    "direction": row.direction,
-                    "checkpoint": row.checkpoint,
-                    "n_fake": row.n_fake,
-                    "n_real": row.n_real,
-                    "values": _plain(row.values),
-                    "interval_95": _plain(row.errors),
-                    "sd": _plain(row.spreads),
-                    "seeds": row.seeds,
-                    "file_list_hashes": dict(row.hashes),
-                    **dict(row.details),
-                }
-                for row in self.rows
-            ],
-            "not_computed": dict(self.not_computed),
-            "notes": list(self.notes),
-            "options": dict(self.options),
-            "weights": {name: dict(found) for name, found in self.weights.items()},
+            "rows": [row.stored() for row in self.rows],
+            "not_computed": self.not_computed,
+            "notes": self.notes,
+            "options": self.options,
+            "weights": self.weights,
             "versions": versions(),
-            "seed": self.seed,
+            "seed": SEED,
             "seconds": round(self.seconds, 3),
         }
         return json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"
-
-
-def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
-    return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 
 def _in_several_lines(cells: Sequence[str]) -> list[str]:
@@ -307,8 +285,8 @@ def refuse_another_protocol(folder: Path, protocol: Protocol) -> None:
     """UserError where the folder has a report.json of another protocol, or one that is no report."""
     path, fix = folder / "report.json", "name another folder with --output"
     try:
-        existing = str(read_json(path)["protocol"]["id"]) if path.exists() else protocol.id
-    except (UserError, KeyError, TypeError) as error:
+        existing = str(read_json(path, JSON_LIMIT)["protocol"]["id"]) if path.exists() else protocol.id
+    except (UserError, LookupError, TypeError) as error:
         raise UserError(path, "is not a report of this program", fix) from error
     if existing != protocol.id:
         raise UserError(path, f"holds a report of protocol {existing}, this one is {protocol.id}", fix)

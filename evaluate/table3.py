@@ -7,8 +7,8 @@ A) is the photo or the night, and the table's A -> B is map -> photo or day -> n
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,6 @@ from gan.command_line import parse_flags, parse_options
 NORMS = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS"}
 
 Direction = Literal["AtoB", "BtoA"]
-OTHER: dict[str, Direction] = {"AtoB": "BtoA", "BtoA": "AtoB"}
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,10 @@ class DataSet:
     test_images: int
 
     @property
-    def ways(self) -> tuple[Direction, Direction]:
-        """Both directions on disk, the table's A -> B first."""
-        return self.disk, OTHER[self.disk]
-
-    def words(self, disk_direction: str) -> str:
-        """A disk direction in words, as in "map→photo"."""
-        return self.a_to_b if disk_direction == self.disk else self.b_to_a
+    def words(self) -> dict[Direction, str]:
+        """Both directions on disk in words, as in "map→photo"; the table's A -> B first."""
+        other: Direction = "AtoB" if self.disk == "BtoA" else "BtoA"
+        return {self.disk: self.a_to_b, other: self.b_to_a}
 
 
 MAPS = DataSet("maps", "Maps", "map→photo", "photo→map", "BtoA", "aligned", 1096, 1098)
@@ -82,40 +78,32 @@ NIGHTS = DataSet("night2day", "Day2Night", "day→night", "night→day", "BtoA",
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set and a model: two rows of the table. figure: in which of the paper's figures its pictures are."""
+    """A data set and a model: two rows of the table.
+
+    published: FID A -> B, FID B -> A, LPIPS A -> B, LPIPS B -> A of each norm; figure: the paper's figure that shows
+    its pictures.
+    """
 
     data: DataSet
     model: Literal["cycle_gan", "pix2pix"]
     figure: int
+    published: Mapping[str, tuple[float, float, float, float]] = field(hash=False)
 
     @property
     def title(self) -> str:
         return f"{self.data.title}, {'CycleGAN' if self.model == 'cycle_gan' else 'Pix2Pix'}"
 
-    @property
-    def trained_ways(self) -> tuple[Direction, ...]:
-        """The disk directions that are trained separately, the table's A -> B first."""
-        return ("AtoB",) if self.model == "cycle_gan" else self.data.ways
-
 
 SETTINGS = (
-    Setting(MAPS, "cycle_gan", 3),
-    Setting(HORSES, "cycle_gan", 3),
-    Setting(MAPS, "pix2pix", 4),
-    Setting(NIGHTS, "pix2pix", 4),
-)
-
-PUBLISHED = {
-    ("maps", "cycle_gan", "pono_ms"): (52.45, 64.13, 0.3317, 0.175),
-    ("maps", "cycle_gan", "nc_ms"): (49.57, 59.78, 0.327, 0.177),
-    ("horse2zebra", "cycle_gan", "pono_ms"): (71.70, 136.61, 0.757, 0.730),
-    ("horse2zebra", "cycle_gan", "nc_ms"): (67.54, 133.81, 0.731, 0.763),
-    ("maps", "pix2pix", "pono_ms"): (57.39, 62.39, 0.334, 0.171),
-    ("maps", "pix2pix", "nc_ms"): (52.85, 60.01, 0.329, 0.171),
-    ("night2day", "pix2pix", "pono_ms"): (200.69, 188.49, 0.6198, 0.5781),
-    ("night2day", "pix2pix", "nc_ms"): (195.01, 179.97, 0.624, 0.5356),
-}
-"""FID A -> B, FID B -> A, LPIPS A -> B, LPIPS B -> A by data, model and norm."""
+    Setting(MAPS, "cycle_gan", 3,
+            {"pono_ms": (52.45, 64.13, 0.3317, 0.175), "nc_ms": (49.57, 59.78, 0.327, 0.177)}),
+    Setting(HORSES, "cycle_gan", 3,
+            {"pono_ms": (71.70, 136.61, 0.757, 0.730), "nc_ms": (67.54, 133.81, 0.731, 0.763)}),
+    Setting(MAPS, "pix2pix", 4,
+            {"pono_ms": (57.39, 62.39, 0.334, 0.171), "nc_ms": (52.85, 60.01, 0.329, 0.171)}),
+    Setting(NIGHTS, "pix2pix", 4,
+            {"pono_ms": (200.69, 188.49, 0.6198, 0.5781), "nc_ms": (195.01, 179.97, 0.624, 0.5356)}),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,11 +145,6 @@ class PlannedTraining:
         direction = f"_{self.direction}" if model == "pix2pix" else ""
         return f"table3_{self.preset.name}_{data}_{model}_{self.norm}{direction}_seed{self.seed}"
 
-    @property
-    def ways(self) -> tuple[Direction, ...]:
-        """The disk directions that it learns."""
-        return (self.direction,) if self.setting.model == "pix2pix" else self.setting.data.ways
-
     def flags(self, data_dir: Path, checkpoints_dir: Path) -> list[str]:
         """Of train.py."""
         return [
@@ -188,11 +171,12 @@ class PlannedTraining:
 
 def plan_trainings(preset: Preset, seeds: Sequence[int], only: str = "") -> list[PlannedTraining]:
     """All trainings of the table whose name contains `only`. UserError where none does."""
+    one_way: tuple[Direction, ...] = ("AtoB",)
     found = [
         PlannedTraining(setting, norm, direction, seed, preset)
         for setting in SETTINGS
         for norm in NORMS
-        for direction in setting.trained_ways
+        for direction in (setting.data.words if setting.model == "pix2pix" else one_way)
         for seed in seeds
     ]
     chosen = [training for training in found if only in training.name]
@@ -223,7 +207,8 @@ def print_plan(plan: Sequence[PlannedTraining], options: Table3Options, data_dir
     total = 0.0
     for training in plan:
         setting = training.setting
-        words = ", ".join(f"{setting.data.words(way)} ({way} on disk)" for way in training.ways)
+        ways = [training.direction] if setting.model == "pix2pix" else setting.data.words
+        words = ", ".join(f"{setting.data.words[way]} ({way} on disk)" for way in ways)
         flags = training.flags(data_dir, options.checkpoints_dir)
         print(f"\n{setting.title}, {NORMS[training.norm]}, seed {training.seed}: {words}")
         print(f"  {shlex.join(['python', 'train.py', *flags])}")

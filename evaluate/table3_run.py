@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,15 +15,15 @@ from datasets.errors import RunError, UserError
 from datasets.files import read_json, require_writable, write_atomically
 from datasets.images import save_png
 from datasets.synthetic import write_dataset
-from evaluate.command import Evaluation, prepare, weights_choice
-from evaluate.comparisons import Comparison
+from evaluate.command import Evaluation, advising_on_memory, prepare, weights_choice
+from evaluate.comparisons import JSON_LIMIT, Comparison
 from evaluate.metrics import FLAGS, networks_of, without_weights
 from evaluate.options import EvaluateOptions, NetworkOptions
+from evaluate.pictures import Picture
 from evaluate.report import as_csv, as_table, file_list_hashes
 from evaluate.table3 import (
     NORMS,
     PRESETS,
-    PUBLISHED,
     SETTINGS,
     PlannedTraining,
     Preset,
@@ -45,7 +45,7 @@ StoredReport = Mapping[str, Any]
 """The content of a report.json, with the `flags` of its training and the report's `remarks`."""
 
 COLUMNS = {"fid_ab": 2, "fid_ba": 2, "lpips_ab": 4, "lpips_ba": 4}
-"""Of the table, in the order of PUBLISHED, with their decimals."""
+"""Of the table, in the order of `Setting.published`, with their decimals."""
 
 
 def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
@@ -74,9 +74,10 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
             return code
         run = options.checkpoints_dir / training.name
         request = replace(evaluation, runs=(str(run),), dataroot=data_dir / training.setting.data.name)
-        prepared = prepare(request, [run])
         stored = output / "rows" / f"{training.name}.json"
-        reports[training] = report_of(prepared, request, [*flags, options.epoch], stored)
+        with advising_on_memory("--device cpu, or end other programs"):
+            prepared = prepare(request, [run])
+            reports[training] = report_of(prepared, request, [*flags, options.epoch], stored)
         pictures[training] = prepared.comparisons
         text = write_table(reports, preset, output, notes, options.latex)
     write_figures(pictures, options.pictures, output)
@@ -91,8 +92,7 @@ def refuse_before_training(plan: Sequence[PlannedTraining], options: Table3Optio
         raise UserError("--epoch", "cycle_gan trainings have no best checkpoint", fix)
     if options.pictures < 1:
         raise UserError("--pictures", f"is {options.pictures}", "allowed: 1 or more")
-    missing = missing_data(plan, data_dir)
-    if missing and plan[0].preset.synthetic is None:
+    if plan[0].preset.synthetic is None and (missing := missing_data(plan, data_dir)):
         raise UserError(missing[0], "no such data set", "python -m datasets.prepare, or see --data_dir")
 
 
@@ -148,23 +148,19 @@ def by_process(flags: Sequence[str]) -> int:
 
 def report_of(evaluation: Evaluation, options: EvaluateOptions, flags: list[str], path: Path) -> StoredReport:
     """The training's report: the stored one where nothing that it was computed from has changed, else a new one."""
-    stored = read_report(path)
-    if stored is not None and stored["flags"] == flags and is_current(stored, evaluation):
+    try:
+        stored: StoredReport = read_json(path, JSON_LIMIT)
+        if stored["flags"] != flags or stored["not_computed"]:
+            stored = {}
+    except (UserError, LookupError, TypeError):  # there is none, or it is no report
+        stored = {}
+    if stored and is_current(stored, evaluation):
         print("evaluated already", flush=True)
         return stored
     report = evaluation.carry_out(options)
     content = {**json.loads(report.json()), "flags": flags, "remarks": report.remarks}
     write_atomically(path, json.dumps(content, indent=1).encode())
     return content
-
-
-def read_report(path: Path) -> StoredReport | None:
-    """A finished training's stored report, None where there is none or it cannot be read."""
-    try:
-        content = read_json(path)
-    except UserError:
-        return None
-    return content if isinstance(content, dict) and "rows" in content and "flags" in content else None
 
 
 def is_current(stored: StoredReport, evaluation: Evaluation) -> bool:
@@ -174,24 +170,18 @@ def is_current(stored: StoredReport, evaluation: Evaluation) -> bool:
     number.
     """
     protocols = [replace(evaluation.protocol, verified=verified).id for verified in (True, False)]
-    weights = {name: found["sha256"] for name, found in stored["weights"].items()}
-    rows = [
+    if any(stored["weights"].get(n, {}).get("sha256") != w.digest for n, w in evaluation.weights.items()):
+        return False
+    of_stored = [
         (row["direction"], row.get("checkpoint_sha256"), row["file_list_hashes"]) for row in stored["rows"]
     ]
-    return (
-        not stored["not_computed"]
-        and stored["protocol"]["id"] in protocols
-        and all(weights.get(name) == found.digest for name, found in evaluation.weights.items())
-        and rows
-        == [
-            (row.direction, row.made_by.get("checkpoint_sha256"), file_list_hashes(row))
-            for row in evaluation.comparisons
-        ]
-    )
+    return stored["protocol"]["id"] in protocols and of_stored == [
+        (row.direction, row.made_by["checkpoint_sha256"], file_list_hashes(row))
+        for row in evaluation.comparisons
+    ]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """Ours: mean and standard deviation over seeds (None for one seed), or nothing; and the published number.
 
     counts: (n_fake, n_real) of every seed, each once; of both models for their difference.
@@ -200,56 +190,45 @@ class Cell:
     mean: float | None
     sd: float | None
     published: float
-    counts: tuple[tuple[int, int], ...] = ()
-
-    def text(self, digits: int) -> str:
-        if self.mean is None:
-            return "-"
-        return f"{self.mean:.{digits}f}" + ("" if self.sd is None else f" ± {self.sd:.{digits}f}")
-
-    @property
-    def counts_text(self) -> str:
-        """`1098/1098`: n_fake and n_real."""
-        return ", ".join(f"{fakes}/{reals}" for fakes, reals in self.counts) or "-"
+    counts: tuple[tuple[int, int], ...]
 
     def texts(self, column: str) -> list[str]:
-        """Ours, the published number, and between them the counts that an FID depends on."""
+        """Ours, the published number, and between them the counts that an FID depends on: `1098/1098`."""
         digits = COLUMNS[column]
-        counts = [self.counts_text] if column.startswith("fid") else []
-        return [self.text(digits), *counts, f"{self.published:.{digits}f}"]
+        ours = "-" if self.mean is None else f"{self.mean:.{digits}f}"
+        ours += "" if self.sd is None else f" ± {self.sd:.{digits}f}"
+        counts = ", ".join(f"{fakes}/{reals}" for fakes, reals in self.counts) or "-"
+        return [ours, *([counts] if column.startswith("fid") else []), f"{self.published:.{digits}f}"]
+
+    def minus(self, other: "Cell") -> "Cell":
+        """The difference, without a deviation."""
+        is_there = self.mean is not None and other.mean is not None
+        mean = self.mean - other.mean if is_there else None  # type: ignore[operator]
+        counts = tuple(dict.fromkeys((*other.counts, *self.counts))) if is_there else ()
+        return Cell(mean, None, self.published - other.published, counts)
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(NamedTuple):
     """One of the eight rows, or a difference (norm "NC − PONO"). cells: by column."""
 
     setting: Setting
     norm: str
-    cells: Mapping[str, Cell]
+    cells: dict[str, Cell]
 
 
 def table_rows(reports: Mapping[PlannedTraining, StoredReport]) -> list[TableRow]:
-    """All rows for which there is a training, each pair of norms followed by its difference.
-
-    UserError where the protocols of the reports differ.
-    """
-    protocol_of(reports)
-    rows = []
+    """All rows for which there is a training, each pair of norms followed by its difference."""
+    rows: list[TableRow] = []
     for setting in SETTINGS:
         pair = []
-        for norm, title in NORMS.items():
+        for norm, published in setting.published.items():
             found = [report for t, report in reports.items() if (t.setting, t.norm) == (setting, norm)]
-            published = PUBLISHED[setting.data.name, setting.model, norm]
             if found:
-                cells = {
-                    column: _cell(column, setting, found, number)
-                    for column, number in zip(COLUMNS, published, strict=True)
-                }
-                pair.append(TableRow(setting, title, cells))
-        rows += pair
+                pair.append({c: _cell(c, setting, found, n) for c, n in zip(COLUMNS, published, strict=True)})
+                rows.append(TableRow(setting, NORMS[norm], pair[-1]))
         if len(pair) == 2:
-            pono, nc = (row.cells for row in pair)
-            rows.append(TableRow(setting, "NC − PONO", {c: _difference(pono[c], nc[c]) for c in COLUMNS}))
+            pono, nc = pair
+            rows.append(TableRow(setting, "NC − PONO", {c: nc[c].minus(pono[c]) for c in COLUMNS}))
     return rows
 
 
@@ -264,24 +243,15 @@ def protocol_of(reports: Mapping[PlannedTraining, StoredReport]) -> str:
 
 def _cell(column: str, setting: Setting, reports: Sequence[StoredReport], published: float) -> Cell:
     metric, side = column.split("_")
-    direction = setting.data.ways[side == "ba"]
+    direction = list(setting.data.words)[side == "ba"]
     names = ("fid",) if metric == "fid" else ("lpips_target", "lpips_all_pairs")
     rows = [row for report in reports for row in report["rows"] if row["direction"] == direction]
     found = [(row, float(row["values"][name])) for row in rows for name in names if name in row["values"]]
-    if not found:
-        return Cell(None, None, published)
     values = [value for _, value in found]
+    mean = float(np.mean(values)) if values else None
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    counts = tuple(dict.fromkeys((int(row["n_fake"]), int(row["n_real"])) for row, _ in found))
-    return Cell(float(np.mean(values)), sd, published, counts)
-
-
-def _difference(pono: Cell, nc: Cell) -> Cell:
-    published = nc.published - pono.published
-    if pono.mean is None or nc.mean is None:
-        return Cell(None, None, published)
-    counts = tuple(dict.fromkeys((*pono.counts, *nc.counts)))
-    return Cell(nc.mean - pono.mean, None, published, counts)
+    counts = dict.fromkeys((int(row["n_fake"]), int(row["n_real"])) for row, _ in found)
+    return Cell(mean, sd, published, tuple(counts))
 
 
 def write_table(
@@ -364,12 +334,23 @@ def write_figures(pictures: Mapping[PlannedTraining, Sequence[Comparison]], coun
     Of the first seed; `count` pictures, evenly spread over the test split.
     """
     figures: dict[int, list[Image.Image]] = {}
-    for setting in SETTINGS:
-        for way in setting.data.ways:
-            if columns := _figure_columns(setting, way, pictures, count):
-                title = f"{setting.title}: {setting.data.words(way)}".replace("→", " to ")
-                block = labelled_grid({title: [labelled_grid(columns)]})
-                figures.setdefault(setting.figure, []).append(block)
+    for setting, way in ((one, way) for one in SETTINGS for way in one.data.words):
+        rows: dict[str, Comparison] = {}
+        for training, comparisons in pictures.items():
+            for row in comparisons:
+                if (training.setting, row.direction) == (setting, way):
+                    rows.setdefault(NORMS[training.norm], row)
+        if rows:
+            first = next(iter(rows.values()))
+            sides = {
+                "input": first.inputs,
+                **{n: row.fakes for n, row in rows.items()},
+                "target": first.targets,
+            }
+            columns = {caption: _spread(side, count) for caption, side in sides.items() if side is not None}
+            title = f"{setting.title}: {setting.data.words[way]}".replace("→", " to ")
+            block = labelled_grid({title: [labelled_grid(columns)]})
+            figures.setdefault(setting.figure, []).append(block)
     for figure, blocks in figures.items():
         size = max(block.width for block in blocks), sum(block.height for block in blocks)
         sheet = Image.new("RGB", size, "white")
@@ -380,22 +361,8 @@ def write_figures(pictures: Mapping[PlannedTraining, Sequence[Comparison]], coun
         save_png(sheet, output / f"figure{figure}.png")
 
 
-def _figure_columns(
-    setting: Setting, way: str, pictures: Mapping[PlannedTraining, Sequence[Comparison]], count: int
-) -> dict[str, list[Image.Image]]:
-    """Caption -> pictures for one direction of one setting; empty where nothing is trained."""
-    columns: dict[str, list[Image.Image]] = {}
-    targets: list[Image.Image] = []
-    for training, comparisons in pictures.items():
-        row = next((row for row in comparisons if row.direction == way), None)
-        if training.setting != setting or row is None or NORMS[training.norm] in columns:
-            continue
-        shown = min(count, len(row.fakes))
-        chosen = [round(i * (len(row.fakes) - 1) / max(shown - 1, 1)) for i in range(shown)]
-        inputs, fakes, targets = (
-            [Image.fromarray(side[i].load()) for i in chosen] if side else []
-            for side in (row.inputs, row.fakes, row.targets)
-        )
-        columns.setdefault("input", inputs)
-        columns[NORMS[training.norm]] = fakes
-    return columns | ({"target": targets} if targets else {})
+def _spread(pictures: Sequence[Picture], count: int) -> list[Image.Image]:
+    """At most `count` pictures, from the first to the last."""
+    shown = min(count, len(pictures))
+    numbers = [round(i * (len(pictures) - 1) / max(shown - 1, 1)) for i in range(shown)]
+    return [Image.fromarray(pictures[i].load()) for i in numbers]

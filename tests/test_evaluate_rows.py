@@ -39,20 +39,14 @@ def peak_memory(function: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("count", [3, 40, 41, 1500])  # singular, square, full rank, several blocks
 def test_gaussian_of_rows_read_in_blocks(count: int) -> None:
+    """Every row once, and with repeats, which count as often."""
     features = made(count, 40, count)
-    found = gaussian_from_features(features)
+    numbers = np.random.default_rng(1).integers(0, count, count)
     expected = features.all()
-    np.testing.assert_allclose(found.mean, expected.mean(0), atol=1e-14)
-    np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(expected, rowvar=False), atol=1e-12)
-
-
-def test_repeated_rows_count_as_often() -> None:
-    features = made(700, 40)
-    numbers = np.random.default_rng(1).integers(0, 700, 700)
-    found = gaussian_from_features(features.resampled(numbers))
-    expected = features.all()[numbers]
-    np.testing.assert_allclose(found.mean, expected.mean(0), atol=1e-14)
-    np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(expected, rowvar=False), atol=1e-12)
+    for rows, values in ((features, expected), (features.resampled(numbers), expected[numbers])):
+        found = gaussian_from_features(rows)
+        np.testing.assert_allclose(found.mean, values.mean(0), atol=1e-14)
+        np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(values, rowvar=False), atol=1e-12)
 
 
 def test_kid_of_rows_is_kid_of_the_array() -> None:
@@ -94,11 +88,12 @@ def test_memory_of_a_report_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A picture costs its name, its hashes and its place in lists, far less than its features (8 KiB in earnest)."""
     monkeypatch.setattr(measure, "ROWS_IN_MEMORY", 16)
     monkeypatch.setattr(fid, "BLOCK", 16)
-    wide = 2048
 
     class Wide(FewFeatures):
+        width = 2048
+
         def features(self, kind: str, images: Tensor) -> Tensor:
-            return super().features(kind, images).repeat(1, wide // 8)
+            return super().features(kind, images).repeat(1, self.width // 8)
 
     def report(count: int) -> None:
         pictures = folder_pictures(tmp_path / str(count), None)
@@ -119,14 +114,10 @@ def test_intervals_do_not_depend_on_where_the_rows_are(
 ) -> None:
     fakes, reals = (folder_pictures(write_pictures(tmp_path / str(seed), 9, seed), None) for seed in (1, 2))
     row = Comparison("row", "", fakes, reals)
-
-    def intervals() -> dict[str, float]:
-        return FastMeasurements().widths(row, ("fid", "kid"), 20)
-
-    in_memory = intervals()
+    in_memory = FastMeasurements().widths(row, ("fid", "kid"), 20)
     monkeypatch.setattr(measure, "ROWS_IN_MEMORY", 0)
     monkeypatch.setattr(fid, "BLOCK", 2)
-    assert intervals() == pytest.approx(in_memory, rel=1e-6)
+    assert FastMeasurements().widths(row, ("fid", "kid"), 20) == pytest.approx(in_memory, rel=1e-6)
     assert set(in_memory) == {"fid", "kid"}
 
 
@@ -142,7 +133,7 @@ cache.put({"first": row})
 before = peak()
 for i in range(100):
     cache.put({f"{i} {j}": row + i + j for j in range(100)})
-print(peak() - before, dict(cache.stream(["99 99"]))["99 99"][0])
+print(peak() - before, dict(cache.stream([("99 99", 2048)]))["99 99"][0])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     kilobytes, value = done.stdout.split()

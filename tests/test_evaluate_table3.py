@@ -20,13 +20,12 @@ from evaluate.table3 import (
     HORSES,
     MAPS,
     PRESETS,
-    PUBLISHED,
     PlannedTraining,
     Table3Options,
     parse_seeds,
     plan_trainings,
 )
-from evaluate.table3_run import csv_text, run_table3, table_rows, terminal_text, wide_table
+from evaluate.table3_run import csv_text, protocol_of, run_table3, table_rows, terminal_text, wide_table
 from gan.command_line import parse_train
 from train import train
 
@@ -34,22 +33,21 @@ pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 
 def test_the_plan_has_eight_rows() -> None:
+    """On disk A of Maps is the photo; the table's A is the map."""
     plan = plan_trainings(PRESETS["full"], [0])
-    assert len({(t.setting, t.norm) for t in plan}) == len(PUBLISHED) == 8
+    assert len({(t.setting, t.norm) for t in plan}) == 8
     assert len(plan) == 12  # Pix2Pix is trained once for each direction
-    assert len({t.name for t in plan_trainings(PRESETS["full"], [0, 1])}) == 24
+    assert len({t.name for t in plan_trainings(PRESETS["full"], parse_seeds("0,2,2"))}) == 24
     flags = plan[0].flags(Path("data"), Path("checkpoints"))
     assert flags[flags.index("--dataroot") + 1] == "data/maps" and "--n_epochs" not in flags
-    with pytest.raises(UserError, match="no training has"):
-        plan_trainings(PRESETS["full"], [0], "nothing")
-
-
-def test_directions_of_maps_are_turned_around() -> None:
-    """On disk A is the photo; the table's A is the map."""
-    assert MAPS.words("BtoA") == "map→photo" and MAPS.words("AtoB") == "photo→map"
-    assert HORSES.words("AtoB") == "horse→zebra"
-    first, second = (t for t in plan_trainings(PRESETS["full"], [0], "maps_pix2pix_nc_ms"))
+    assert MAPS.words == {"BtoA": "map→photo", "AtoB": "photo→map"} and HORSES.words["AtoB"] == "horse→zebra"
+    first, second = _named("maps_pix2pix_nc_ms")
     assert (first.direction, second.direction) == ("BtoA", "AtoB")
+    with pytest.raises(UserError, match="no training has"):
+        _named("nothing")
+    for text in ("", "a", "-1"):
+        with pytest.raises(UserError, match="--seeds"):
+            parse_seeds(text)
 
 
 def _report(*rows: tuple[str, float, float], lpips: str = "lpips_target", n: int = 7) -> dict[str, object]:
@@ -66,49 +64,36 @@ def _named(text: str, seeds: Sequence[int] = (0,)) -> list[PlannedTraining]:
     return plan_trainings(PRESETS["full"], seeds, text)
 
 
-def test_numbers_land_in_their_cells() -> None:
-    (pono,), (nc,) = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc")
-    rows = table_rows(
-        {
-            pono: _report(("AtoB", 10.0, 0.1), ("BtoA", 20.0, 0.2)),
-            nc: _report(("AtoB", 11.0, 0.15), ("BtoA", 19.0, 0.25)),
-        }
-    )
-    assert [row.norm for row in rows] == ["PONO+MS", "NC+MS", "NC − PONO"]
-    first = rows[0].cells
-    assert (first["fid_ab"].mean, first["fid_ba"].mean) == (20.0, 10.0)  # disk BtoA is the table's A -> B
-    assert (first["lpips_ab"].mean, first["lpips_ba"].mean) == (0.2, 0.1)
-    assert rows[2].cells["fid_ab"].mean == -1.0
-    assert rows[2].cells["fid_ab"].published == pytest.approx(49.57 - 52.45)
-    text = re.sub(" +", " ", wide_table(rows, "pipe"))
-    assert "map→photo" in text and "| 20.00 | 7/8 | 52.45 | 10.00 | 7/7 | 64.13 |" in text
-    assert csv_text(rows, "p").count("\n") == 4 and r"\toprule" in wide_table(rows, "latex_booktabs")
-
-
-def test_counts_stand_beside_every_fid() -> None:
-    """In the table, its differences and the CSV; counts that differ between seeds or models are all told."""
+def test_numbers_and_counts_land_in_their_cells() -> None:
+    """Disk BtoA is the table's A -> B; counts that differ between seeds or models are all told."""
     (pono,), nc = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc", (0, 1))
-    both = (("AtoB", 10.0, 0.1), ("BtoA", 20.0, 0.2))
-    reports = {pono: _report(*both), nc[0]: _report(*both), nc[1]: _report(*both, n=5)}
-    rows = table_rows(reports)
-    assert [row.cells["fid_ab"].counts_text for row in rows] == ["7/8", "7/8, 5/6", "7/8, 5/6"]
+    both = (("AtoB", 11.0, 0.15), ("BtoA", 19.0, 0.25))
+    first = _report(("AtoB", 10.0, 0.1), ("BtoA", 20.0, 0.2))
+    rows = table_rows({pono: first, nc[0]: _report(*both), nc[1]: _report(*both, n=5)})
+    assert [row.norm for row in rows] == ["PONO+MS", "NC+MS", "NC − PONO"]
+    difference = rows[2].cells["fid_ab"]
+    assert difference.mean == -1.0 and difference.published == pytest.approx(49.57 - 52.45)
+    assert r"\toprule" in wide_table(rows, "latex_booktabs")
     head, _, *lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in wide_table(rows, "pipe").splitlines()
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in wide_table(rows, "pipe").splitlines()
     ]
-    places = [i for i, name in enumerate(head) if name in ("FID A→B", "FID B→A")]
-    assert [head[i + 1] for i in places] == ["FID A→B n_fake/n_real", "FID B→A n_fake/n_real"]
-    assert [[line[i + 1] for i in places] for line in lines] == [["7/8", "7/7"]] + 2 * [
-        ["7/8, 5/6", "7/7, 5/5"]
-    ]
-    first, second, _ = csv.DictReader(io.StringIO(csv_text(rows, "p")))
-    assert (first["fid_ab_n_fake"], first["fid_ab_n_real"], first["fid_ba_n_real"]) == ("7", "8", "7")
-    assert (second["fid_ab_n_fake"], second["lpips_ba_published"]) == ("7 5", "0.177")
-    _, _, *lines = [re.sub(" +", " ", line.strip()) for line in terminal_text(rows).splitlines()]
-    assert lines[0] == "Maps, CycleGAN A→B: map→photo PONO+MS 20.00 7/8 52.45 0.2000 0.3317"
-    assert lines[4] == "NC+MS 10.00 ± 0.00 7/7, 5/5 59.78 0.1000 ± 0.0000 0.1770" and len(lines) == 6
+    assert head[1:4] == ["FID A→B", "FID A→B n_fake/n_real", "FID A→B (published)"]
+    assert lines[0][1:][:6] == ["20.00", "7/8", "52.45", "10.00", "7/7", "64.13"]
+    assert [line[2] for line in lines] == ["7/8", "7/8, 5/6", "7/8, 5/6"]
+    assert [line[5] for line in lines] == ["7/7", "7/7, 5/5", "7/7, 5/5"]
+    stored = list(csv.DictReader(io.StringIO(csv_text(rows, "p"))))
+    assert [line["norm"] for line in stored] == ["pono_ms", "nc_ms", "NC − PONO"]
+    assert (stored[0]["fid_ab"], stored[0]["fid_ab_n_fake"], stored[0]["fid_ab_n_real"]) == ("20.0", "7", "8")
+    assert (stored[1]["fid_ab_n_fake"], stored[1]["lpips_ba_published"]) == ("7 5", "0.177")
+    _, _, *shown = [re.sub(" +", " ", line.strip()) for line in terminal_text(rows).splitlines()]
+    assert shown[0] == "Maps, CycleGAN A→B: map→photo PONO+MS 20.00 7/8 52.45 0.2000 0.3317"
+    assert shown[4] == "NC+MS 11.00 ± 0.00 7/7, 5/5 59.78 0.1500 ± 0.0000 0.1770" and len(shown) == 6
     assert max(map(len, terminal_text(rows).splitlines())) <= 120
-    (without,) = table_rows({pono: {"protocol": {"id": "p"}, "rows": []}})
-    assert without.cells["fid_ab"].counts_text == "-"
+
+
+def test_a_row_without_numbers() -> None:
+    (without,) = table_rows({_named("maps_cycle_gan_pono")[0]: {"protocol": {"id": "p"}, "rows": []}})
+    assert without.cells["fid_ab"].texts("fid_ab") == ["-", "-", "52.45"]
     (empty,) = csv.DictReader(io.StringIO(csv_text([without], "p")))
     assert empty["fid_ab_n_fake"] == empty["fid_ba_n_real"] == "" and empty["fid_ba_published"] == "64.13"
 
@@ -119,9 +104,7 @@ def test_pix2pix_rows_come_from_two_trainings_and_several_seeds() -> None:
         fid = {"BtoA": 100.0, "AtoB": 50.0}[training.direction] + 2 * training.seed
         reports[training] = _report((training.direction, fid, 0.5))
     (row,) = table_rows(reports)
-    assert row.cells["fid_ab"].mean == 101.0 and row.cells["fid_ba"].mean == 51.0
-    assert row.cells["fid_ab"].sd == pytest.approx(2**0.5)
-    assert row.cells["fid_ab"].text(2) == "101.00 ± 1.41"
+    assert row.cells["fid_ab"].texts("fid_ab")[0] == "101.00 ± 1.41" and row.cells["fid_ba"].mean == 51.0
 
 
 def test_unpaired_rows_use_all_pairs() -> None:
@@ -130,11 +113,22 @@ def test_unpaired_rows_use_all_pairs() -> None:
     assert row.cells["fid_ab"].mean == 1.0 and row.cells["lpips_ba"].mean == 0.8
 
 
-def test_protocols_are_not_mixed() -> None:
+def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     (pono,), (nc,) = _named("maps_cycle_gan_pono"), _named("maps_cycle_gan_nc")
     other = _report(("AtoB", 1.0, 1.0)) | {"protocol": {"id": "q"}}
     with pytest.raises(UserError, match="different protocols"):
-        table_rows({pono: _report(("AtoB", 1.0, 1.0)), nc: other})
+        protocol_of({pono: _report(("AtoB", 1.0, 1.0)), nc: other})
+
+
+@pytest.fixture
+def smoke(tmp_path: Path) -> Table3Options:
+    """Options that carry the small preset out, with random AlexNet weights."""
+    trunk = tmp_path / "alexnet.pth"
+    torch.save(random_trunk(), trunk)
+    return Table3Options(
+        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
+        allow_unverified=True, offline=True, device="cpu", pictures=2,
+    )  # fmt: skip
 
 
 class Runner:
@@ -152,15 +146,11 @@ class Runner:
         return train(options, saved)
 
 
-def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_smoke_runs_stops_and_goes_on(
+    smoke: Table3Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All eight rows on the embedded data, interrupted in the middle of the first training and after the fifth."""
-    trunk = tmp_path / "alexnet.pth"
-    torch.save(random_trunk(), trunk)
-    options = Table3Options(
-        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
-        allow_unverified=True, offline=True, latex=True, device="cpu", pictures=2,
-    )  # fmt: skip
-    half = Runner()
+    half, options = Runner(), replace(smoke, latex=True)
     assert run_table3(options, lambda flags: half([*flags, "--n_epochs_decay", "0"]) or 130) == 130
     first = Runner(stop_at=5)
     assert run_table3(options, first) == 130
@@ -183,16 +173,12 @@ def test_smoke_runs_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_row_whose_makings_changed_is_made_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smoke: Table3Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Output pictures, checkpoint, weights, real pictures: each change is noticed, and nothing else is."""
-    trunk, other = tmp_path / "alexnet.pth", tmp_path / "other.pth"
-    torch.save(random_trunk(), trunk)
+    other = tmp_path / "other.pth"
     torch.save({name: value * 1.5 for name, value in random_trunk().items()}, other)
-    options = Table3Options(
-        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", lpips_weights=trunk,
-        allow_unverified=True, offline=True, device="cpu", pictures=2, only="maps_pix2pix_nc_ms_BtoA",
-    )  # fmt: skip
+    options = replace(smoke, only="maps_pix2pix_nc_ms_BtoA")
     (training,) = plan_trainings(PRESETS["smoke"], [0], options.only)
     row = tmp_path / "out" / "rows" / f"{training.name}.json"
     assert run_table3(options, Runner()) == 0
@@ -249,13 +235,10 @@ def test_ctrl_c_reaches_a_training_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert table3_run.by_process([]) == 130 and Process.waits == 2
 
 
-def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
-    options = Table3Options(
-        preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs"
-    )
+def test_a_training_that_fails_is_named(smoke: Table3Options) -> None:
     with pytest.raises(RunError, match="exit code 1"):
-        run_table3(options, lambda flags: 1)
-    assert run_table3(options, lambda flags: 2) == 2
+        run_table3(smoke, lambda flags: 1)
+    assert run_table3(smoke, lambda flags: 2) == 2
 
 
 def test_what_could_not_be_evaluated_is_refused_before_training(
@@ -264,28 +247,18 @@ def test_what_could_not_be_evaluated_is_refused_before_training(
     options = Table3Options(
         preset="smoke", run=True, output=tmp_path / "out", checkpoints_dir=tmp_path / "runs", offline=True
     )
-
-    def never(flags: Sequence[str]) -> int:
-        raise AssertionError("trained")
-
     for flags, text in (
         ({"epoch": "best"}, "--epoch: cycle_gan trainings have no best checkpoint"),
         ({"pictures": 0}, "--pictures: is 0"),
         ({"inception_weights": tmp_path / "none.pth"}, "no such file of Inception weights"),
+        ({"preset": "full", "data_dir": tmp_path}, r"/maps: no such data set .*datasets\.prepare"),
     ):
         with pytest.raises(UserError, match=text):
-            run_table3(replace(options, **flags), never)  # type: ignore[arg-type]
+            run_table3(replace(options, **flags), lambda flags: pytest.fail("trained"))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     assert run_table3(options, lambda flags: 130) == 130
     (first, second) = (line for line in capsys.readouterr().out.splitlines() if "cannot be computed" in line)
     assert first.startswith("fid, fid_clean, kid ") and second.startswith("lpips ")
-
-
-def test_missing_data_is_named(tmp_path: Path) -> None:
-    options = Table3Options(run=True, output=tmp_path / "out", data_dir=tmp_path / "data")
-    with pytest.raises(UserError, match=r"data/maps: no such data set .*datasets\.prepare"):
-        run_table3(options, lambda flags: 0)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_part_of_a_real_data_set_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,10 +277,3 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert text.count("python train.py") == 24 and "not there yet" in text and "--run" in text
     assert run_table3(Table3Options(preset="smoke", only="maps_pix2pix_nc_ms_BtoA", device="cpu")) == 0
     assert "of training on this machine" in capsys.readouterr().out
-
-
-def test_seeds() -> None:
-    assert parse_seeds("0,2,2") == [0, 2]
-    for text in ("", "a", "-1"):
-        with pytest.raises(UserError, match="--seeds"):
-            parse_seeds(text)
