@@ -53,7 +53,7 @@ def convert(model: nn.Module, norm: Conversion, keep: Sequence[str] = PREDICTORS
     changed = {}
     for parent, attribute, name, layer in list(_layers(model)):
         if isinstance(layer, _BatchNorm | FrozenBatchNorm2d) and norm != "bn_nc":
-            new = nn.Identity() if norm == "nc" else _group_norm(layer)
+            new: nn.Module = nn.Identity() if norm == "nc" else _group_norm(layer)
         elif isinstance(layer, nn.Conv2d) and norm != "gn":
             if layer.groups == layer.in_channels > 1 or any(fnmatchcase(name, pattern) for pattern in keep):
                 continue
@@ -84,7 +84,7 @@ def _normalized(conv: nn.Conv2d, bias: bool) -> NormalizedConv2d:
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type]
         conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
+        conv.padding,
         conv.dilation,  # type: ignore[arg-type]
         conv.groups,
         bias,
