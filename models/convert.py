@@ -12,7 +12,7 @@ depthwise convolutions, where a patch has one channel, and the last ones, whose 
 import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -78,25 +78,15 @@ def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]
 
 
 def _normalized(conv: nn.Conv2d, bias: bool) -> NormalizedConv2d:
-    """NC with the weights of a convolution, on its device and in its dtype."""
-    new = NormalizedConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        bias,
-        conv.padding_mode,  # type: ignore[arg-type]
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
+    """NC with the weights of a convolution."""
+    sizes: tuple[Any, ...] = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    mode: Any = conv.padding_mode
+    new = NormalizedConv2d(conv.in_channels, conv.out_channels, *sizes, bias, mode, device="meta")
     new.weight = conv.weight
-    if conv.bias is not None:
-        new.bias = conv.bias
-    elif new.bias is not None:
-        nn.init.zeros_(new.bias)
+    if bias:
+        new.bias = (
+            conv.bias if conv.bias is not None else nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+        )
     return new
 
 
