@@ -79,9 +79,16 @@ def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]
 
 def _normalized(conv: nn.Conv2d, bias: bool) -> NormalizedConv2d:
     """NC with the weights of a convolution."""
-    sizes: tuple[Any, ...] = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    shape: Any = (
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+    )
     mode: Any = conv.padding_mode
-    new = NormalizedConv2d(conv.in_channels, conv.out_channels, *sizes, bias, mode, device="meta")
+    new = NormalizedConv2d(*shape, groups=conv.groups, bias=bias, padding_mode=mode, device="meta")
     new.weight = conv.weight
     if bias:
         new.bias = (
