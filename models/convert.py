@@ -12,7 +12,7 @@ depthwise convolutions, where a patch has one channel, and the last ones, whose 
 import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -79,16 +79,18 @@ def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]
 
 def _normalized(conv: nn.Conv2d, bias: bool) -> NormalizedConv2d:
     """NC with the weights of a convolution."""
-    shape: Any = (
+    new = NormalizedConv2d(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        bias,
+        conv.padding_mode,
+        device="meta",
     )
-    mode: Any = conv.padding_mode
-    new = NormalizedConv2d(*shape, groups=conv.groups, bias=bias, padding_mode=mode, device="meta")
     new.weight = conv.weight
     if bias:
         new.bias = (
