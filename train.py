@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.errors import run_command
+from datasets.workers import start_server
 
 if TYPE_CHECKING:
     from gan.loop import Evaluate
@@ -16,6 +17,8 @@ def main() -> int:
     from gan.command_line import parse_train  # imports no torch, so --help answers at once
 
     options, saved = parse_train(sys.argv[1:])
+    if options.data.num_threads and not options.run.dry_run:
+        start_server()  # it imports torch while this process does
     output, evaluate = options.output, None
     if output.eval_every and not options.run.dry_run:
         from evaluate.training import make_evaluator

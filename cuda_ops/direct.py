@@ -175,11 +175,14 @@ def _forward(
     std = (sum_q / (entries - conv.correction) + conv.eps).sqrt()
     mean, std = _cast(mean, statistics_dtype(x)), _cast(std, statistics_dtype(x))
 
-    y = _per_group(z, conv.groups) * std.reciprocal().unsqueeze(2)
+    scale = (
+        std.reciprocal()
+    )  # no view of z per group: what a Function returns as a view takes no in-place ReLU
+    y = z * (scale if conv.groups == 1 else scale.repeat_interleave(z.shape[1] // conv.groups, 1))
     if bias is not None:
-        shift = bias.to(y.dtype).view(conv.groups, -1, 1, 1)
+        shift = bias.to(y.dtype).view(-1, 1, 1)
         y = y + shift if torch.is_grad_enabled() else y.add_(shift)
-    y = activate(y.flatten(1, 2), conv.activation, conv.negative_slope)
+    y = activate(y, conv.activation, conv.negative_slope)
     return _cast(y, conv.compute), z, pivot, mean, std
 
 

@@ -134,7 +134,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory_error(where: str = "") -> RunError:
     """The error for used-up memory; where: for example "at step 40"."""
-    return RunError("memory", f"out of memory {where}".rstrip(), "try a smaller --crop_size or --batch_size")
+    limit = "free some memory, or raise `ulimit -v`"
+    fix = "try a smaller --crop_size or --batch_size" if where else limit  # only a training has these flags
+    return RunError("memory", f"out of memory {where}".rstrip(), fix)
 
 
 def as_user_error(error: BaseException) -> UserError | None:

@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import lock_descriptor
-
 from datasets.errors import UserError, file_error, warn
 
 Item = TypeVar("Item")
@@ -119,8 +117,10 @@ def try_lock(descriptor: int) -> bool:
     The system drops the lock with the last copy of the descriptor. Where locks do not work (some network file systems),
     there is one warning for the whole process, and the answer is True.
     """
+    import filelock  # a help page needs no lock
+
     try:
-        return lock_descriptor(descriptor, blocking=False)
+        return filelock.lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         _warn_of_missing_locks(error.strerror or str(error))
         return True
@@ -272,7 +272,7 @@ def read_small(path: Path, limit: int = LARGEST_SMALL) -> bytes:
         raise file_error(error, path, "read") from error
     if len(data) > limit:
         raise UserError(
-            path, f"is larger than {as_mib(limit)}, the most that is read", "correct or remove it"
+            path, f"is larger than {limit:,} bytes, the most that is read", "correct or remove it"
         )
     return data
 

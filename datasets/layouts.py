@@ -31,7 +31,7 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("tes
 class _Convention(NamedTuple):
     """Where a layout has A and B: folders below the root. Without a split in them, all is for training."""
 
-    layout: Layout | None  # None: paired if all pictures have partners by stem, unaligned if none has
+    layout: Layout | None  # None: told by the stems of the pictures
     a: str
     b: str
 
@@ -50,7 +50,7 @@ STANDARD = (
 )
 _CONVENTIONS = (
     *STANDARD[:2],
-    _Convention("unaligned", "{split}_A", "{split}_B"),
+    _Convention(None, "{split}_A", "{split}_B"),
     _Convention("paired", "{split}_label", "{split}_img"),
     _Convention("paired", "{split}/input", "{split}/target"),
     _Convention("paired", "input/{split}", "target/{split}"),
@@ -125,7 +125,7 @@ def find_sources(root: Path, split: Split, layout: str = "auto", max_size: int |
     wanted = cast(Layout, layout)
     convention = convention or next(standard for standard in STANDARD if standard.layout == wanted)
     name, folder_a, folder_b = _split_folders(root, split, convention)
-    found = convention.layout or (_told_by_stems(folder_a, folder_b) if layout == "auto" else wanted)
+    found = convention.layout or (_told_by_stems(folder_a, folder_b, root) if layout == "auto" else wanted)
     if found == "paired":
         a, b = map(list, zip(*match_pairs(folder_a, folder_b, root), strict=True))
     else:
@@ -243,10 +243,14 @@ def _find_convention(root: Path, layout: str) -> _Convention | None:
     return None
 
 
-def _told_by_stems(folder_a: Path, folder_b: Path) -> Layout:
-    """Whether two folders without a telling name hold pairs: not if no stem is in both."""
+def _told_by_stems(folder_a: Path, folder_b: Path, root: Path) -> Layout:
+    """Whether two folders hold pairs, which their names do not tell. Raises UserError if only some have partners."""
     a, b = ({path.stem for path in images_in(folder)} for folder in (folder_a, folder_b))
-    return "paired" if a & b else "unaligned"
+    if a != b and a & b:
+        places = f"{name_below(folder_a, root)} and {name_below(folder_b, root)}"
+        reason = f"{places} share {len(a & b)} of {len(a | b)} stems, so they may hold pairs or not"
+        raise UserError(root, reason, "--dataset_mode unaligned takes them without pairs")
+    return "paired" if a == b else "unaligned"
 
 
 def _split_folders(root: Path, split: Split, convention: _Convention) -> tuple[str, Path, Path]:

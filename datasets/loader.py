@@ -8,8 +8,9 @@ in the middle of an epoch from nothing but its position.
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,10 @@ from datasets.layouts import Sources
 from datasets.transforms import Augmentation, evaluation_resize
 
 Sample = tuple[Image.Image, Image.Image, str, str]  # pictures of A and B, their files
+
+
+RawBatch = dict[str, Any]
+"""A `PairBatch` whose pictures are uint8 arrays (N, C, H, W)."""
 
 
 class PairBatch(TypedDict):
@@ -73,8 +78,8 @@ class PairDataset:
     def __len__(self) -> int:
         return max(len(self.indices_a), len(self.indices_b))
 
-    def raw_batch(self, keys: Sequence[tuple[int, int]]) -> PairBatch:
-        """A batch of uint8 pictures, a quarter of the bytes to send between processes, by (epoch, index).
+    def raw_batch(self, keys: Sequence[tuple[int, int]]) -> RawBatch:
+        """A batch of uint8 arrays, a quarter of the bytes to send between processes, by (epoch, index).
 
         Raises UserError naming the file that cannot be read, is too small, or differs in size from the others.
         """
@@ -117,8 +122,7 @@ class PairDataset:
         return a, b, str(self.sources.a[i]), str(self.sources.b[j])
 
 
-def _collate(samples: Sequence[Sample], skipped: list[str]) -> PairBatch:
-    """A batch of uint8 pictures."""
+def _collate(samples: Sequence[Sample], skipped: list[str]) -> RawBatch:
     paths_a, paths_b = [sample[2] for sample in samples], [sample[3] for sample in samples]
     return {
         "A": _stack([sample[0] for sample in samples], paths_a),
@@ -129,18 +133,19 @@ def _collate(samples: Sequence[Sample], skipped: list[str]) -> PairBatch:
     }
 
 
-def _stack(pictures: list[Image.Image], paths: list[str]) -> Tensor:
+def _stack(pictures: list[Image.Image], paths: list[str]) -> np.ndarray:
     width, height = pictures[0].size
     for picture, path in zip(pictures, paths, strict=True):
         if picture.size != (width, height):
             sizes = f"{picture.width}x{picture.height} in a batch with {width}x{height} ({paths[0]})"
             raise UserError(path, sizes, "use --batch_size 1 or a --preprocess that crops")
-    return torch.stack([to_bytes(picture) for picture in pictures])
+    return torch.stack([to_bytes(picture) for picture in pictures]).numpy()
 
 
-def _in_unit_range(batch: PairBatch) -> PairBatch:
-    """The batch with its uint8 pictures as float32 in [-1, 1]."""
-    return {**batch, "A": to_unit_range(batch["A"]), "B": to_unit_range(batch["B"])}
+def _in_unit_range(raw: RawBatch) -> PairBatch:
+    """The batch with its pictures as float32 in [-1, 1]."""
+    a, b = (to_unit_range(torch.from_numpy(raw[side])) for side in "AB")
+    return PairBatch(A=a, B=b, paths_A=raw["paths_A"], paths_B=raw["paths_B"], skipped=raw["skipped"])
 
 
 def stable_hash(*parts: int | str) -> int:
@@ -172,7 +177,7 @@ def epoch_batches(
         random.Random(stable_hash(seed, epoch, "order")).shuffle(order)
     keys = [(epoch, index) for index in order]
     batches = [keys[first : first + batch_size] for first in range(start * batch_size, len(keys), batch_size)]
-    raw: Iterator[PairBatch]
+    raw: Iterator[RawBatch]
     if num_threads == 0:
         raw = map(dataset.raw_batch, batches)
     else:

@@ -53,7 +53,7 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "line": Material((214, 208, 190), 16, 0),
     "bank": Material((112, 138, 64), 26, 30, map=(188, 226, 160)),
     "water": Material((48, 74, 72), 5, 12, map=(126, 190, 238)),
-    "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168)),
+    "pavement": Material((206, 201, 186), 14, 8, map=(186, 178, 168)),
     "street": Material((78, 78, 82), 32, 12, map=(255, 255, 255)),
     "rail": Material((118, 106, 94), 56, 12, map=(96, 92, 104)),
     "steel": Material((168, 164, 160), 20, 0),
@@ -64,7 +64,7 @@ MATERIALS = {  # from the ground up: what comes later is drawn on top
     "lit crown": Material((80, 114, 60), 40, 20),
     "eave": Material((50, 46, 44), map=(158, 112, 90)),
     "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134)),
-    "window": Material((214, 208, 190)),
+    "window": Material((206, 201, 186)),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
 # One brown, and greys as asphalt is.
@@ -199,7 +199,7 @@ class Town:
             for beside in (-1.6, 1.6):
                 self.put("steel", box.part(0.0, beside, length, 1.0))
             return
-        self.put("pavement", box.grown(2.0))
+        self.put("pavement", box.grown(3.0))
         if kind == "avenue":
             for along in steps(length, 10.0):
                 self.put("paint", box.part(along, 0.0, 6.0, 1.4))

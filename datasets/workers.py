@@ -2,7 +2,7 @@
 
 A training has threads, locks and open files, and a process forked from it would inherit their state. So on Linux the
 workers are forked from a server process of the standard library, which has none of these; elsewhere they are started
-from nothing. Results travel through pipes as NumPy arrays. So no shared memory is needed.
+from nothing. Results travel through pipes. So no shared memory is needed.
 """
 
 import atexit
@@ -19,9 +19,6 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
-
-import numpy as np
-import torch
 
 from datasets.errors import RunError, UserError, as_user_error
 from datasets.files import cores
@@ -47,31 +44,38 @@ class _Failure:
     trace: str
 
 
+@functools.cache
 def start_server() -> None:
-    """Start the process that workers are forked from, unless it runs. It imports torch while the caller goes on.
+    """Start the process that workers are forked from, once. It imports torch while the caller does.
 
     Without this call, the first epoch starts it and waits. Raises OSError.
     """
     if not _HAS_SERVER:
         return
-    multiprocessing.set_forkserver_preload(["torch", "PIL.Image", "tifffile"])
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, _LEFT_TO_THE_PARENT
-    )  # a new process inherits what is blocked
+    multiprocessing.set_forkserver_preload(["datasets.loader"])  # or every worker would import it
+    # Older Pythons do not hand sys.path on to the server.
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in path}
+    os.environ.update(path)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)  # a new process inherits this
     try:
         resource_tracker.ensure_running()  # the server's start does this too, and it unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def map_in_workers(
     function: Callable[[Any], Any], arguments: Sequence[Any], num_workers: int, timeout: float = TIMEOUT
 ) -> Iterator[Any]:
-    """The results of function(argument), dicts with tensors, in order, made ahead by num_workers processes.
+    """The results of function(argument), in order, made ahead by num_workers processes.
 
-    The function and the arguments must be picklable. Raises what function raised where it is a UserError, else a
+    Function, arguments and results must be picklable. Raises what function raised where it is a UserError, else a
     RunError; RunError too where a worker cannot be started or is lost, or no result comes for timeout seconds. All
     workers have ended when the iterator has, also when it is abandoned.
     """
@@ -85,7 +89,7 @@ def map_in_workers(
             result = _next(workers[i % num_workers], timeout)
             if isinstance(result, _Failure):
                 raise result.error from RuntimeError(f"in a worker:\n{result.trace}")
-            yield {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in result.items()}
+            yield result
     finally:
         stop()
         atexit.unregister(stop)
@@ -112,6 +116,8 @@ def _work(function: Callable[[Any], Any], arguments: Sequence[Any], results: "Co
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch  # not at the top, so that `start_server` comes before the caller's own import
+
     torch.set_num_threads(1)
     for argument in arguments:
         results.send(_result(function, argument))
@@ -126,13 +132,12 @@ def _end_with_parent() -> None:
 
 def _result(function: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        result = function(argument)
+        return function(argument)
     except Exception as error:
         known = as_user_error(error) or RunError(
             "data loading", f"{type(error).__name__}: {error}", "please report it"
         )
         return _Failure(known, traceback.format_exc())
-    return {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in result.items()}
 
 
 def _next(worker: _Worker, timeout: float) -> Any:

@@ -292,7 +292,8 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     One picture at a time: batch statistics are then as published (mode "train"), and a call that resumes an
     interrupted one writes the same bytes, dropout included.
 
-    Raises UserError naming an input that cannot be read or an output that cannot be written.
+    Raises UserError naming an input that cannot be read, an output that cannot be written, or a folder with pictures
+    of somebody else: the manifest is written before the first output, so without it there are none of ours.
     """
     position = f"epoch-{translator.epoch}-step-{translator.step}" + ("" if mode == "eval" else f"-{mode}")
     folder = run / "evaluation" / position / translator.direction
@@ -307,7 +308,11 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     ):  # no manifest yet, or no sound one
         content = read_json(folder / MANIFEST, JSON_LIMIT)
         known = dict(content["inputs"]) if content["made_by"] == made_by else {}
-    for file in folder.glob("*.png"):
+    there = sorted(folder.glob("*.png"))
+    if there and not (folder / MANIFEST).exists():
+        reason = f"holds pictures that this program has not made, such as {there[0].name}"
+        raise UserError(folder, reason, "remove the folder, or the link to it")
+    for file in there:
         if file.name not in known or inputs_of.get(file.name, known[file.name]) != known[file.name]:
             file.unlink()  # of another checkpoint, or of an input that has changed
     manifest = {"made_by": made_by, "inputs": known | inputs_of}

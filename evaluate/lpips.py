@@ -52,7 +52,7 @@ class AlexNetTrunk(nn.Module):
         for layer, convolution in enumerate(self.convolutions):
             if layer in (1, 2):
                 x = functional.max_pool2d(x, 3, 2)
-            x = functional.relu(convolution(x), inplace=True)
+            x = functional.relu(convolution(x))
             maps.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + EPSILON))
         return maps
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 WINDOW = 11  # pixels; SSIM's Gaussian window
 SIGMA = 1.5  # pixels; its standard deviation
-STRIP = 2**20  # pixels that are in float64 at once: a picture of 64 megapixels would take gigabytes
+STRIP = 2**18  # pixels that are in float64 at once: a picture of 64 megapixels would take gigabytes
 
 Array = NDArray[np.float64]
 PixelFunction = Callable[[NDArray, NDArray], float]

@@ -29,7 +29,6 @@ from datasets.files import (
     write_atomically,
 )  # fmt: skip
 from gan.checkpoint_format import damaged, decode, encode, not_plain, raw_bytes, read_header
-from gan.zip_pickle import read_zip_pickle
 
 LATEST, BEST = "latest.json", "best.json"
 FILE_NAME = re.compile(r"ckpt-(\d{8,18})\.(safetensors|pt)")
@@ -123,6 +122,8 @@ def load_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             head = file.read(1024)
         if head[:2] == b"PK":
+            from gan.zip_pickle import read_zip_pickle  # few runs are that old
+
             _verify_by_sidecar(path)
             return read_zip_pickle(path)
         if head[8:9] != b"{":

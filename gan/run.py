@@ -85,9 +85,15 @@ class RunFolder:
                 holder = printable(self._holder().partition("\n")[0])
                 reason = f"another training is using this run: {holder or 'an unknown process'}"
                 raise UserError(self.path, reason, "wait for it, stop it, or use another --name")
-            self._signature = f"pid {os.getpid()} on {socket.gethostname()}\n{secrets.token_hex(16)}\n"
+            owner = os.getpid()
+            self._signature = f"pid {owner} on {socket.gethostname()}\n{secrets.token_hex(16)}\n"
             self._sign()
-            yield
+            try:
+                yield
+            finally:
+                if os.getpid() == owner and self._holder() == self._signature:
+                    with contextlib.suppress(OSError):
+                        self.holder_file.unlink()
 
     def _sign(self) -> None:
         """Say in a file of its own who holds the run: Windows lets nobody read a locked file."""

@@ -1,5 +1,6 @@
 """Options become objects: the one place where names turn into networks, optimisers, pools and data."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,6 @@ from datasets.errors import UserError, log_text, printable
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
 from datasets.transforms import Augmentation
-from datasets.workers import start_server
 from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm
@@ -34,19 +34,11 @@ def build_trainer(options: TrainOptions) -> Trainer:
     placement = Placement(find_device(wanted.device), wanted.precision == "bf16", wanted.channels_last)
     if model.nc_backend == "cuda":
         require_cuda_kernels(placement)
-    networks = generators(options)
-    channels = {"D": model.input_nc + model.output_nc}  # the conditional one of pix2pix sees input and output
-    if model.model == "cycle_gan":
-        channels = {"D_A": model.output_nc, "D_B": model.input_nc}  # D_A judges translations of A
-    for name, count in channels.items():
-        networks[name] = build_discriminator(
-            model.netD,
-            input_nc=count,
-            ndf=model.ndf,
-            n_layers=model.n_layers_D,
-            base_norm=discriminator_norm(options),
-        )
-    _check_sizes(options, networks)
+    with torch.device("meta"):  # takes neither memory nor time
+        planned = _all_networks(options)
+    _check_sizes(options, planned)
+    _require_memory(planned, placement.device)
+    networks = _all_networks(options)
     draws = torch.Generator().manual_seed(seed)
     for network in networks.values():
         initialize(network, model.init_type, model.init_gain, draws)
@@ -80,6 +72,37 @@ def build_trainer(options: TrainOptions) -> Trainer:
         lambda_gp=loss.lambda_gp,
         placement=placement,
     )
+
+
+def _all_networks(options: TrainOptions) -> dict[str, nn.Module]:
+    """Untrained generators and discriminators by name: D_A (judges B) and D_B for cycle_gan, D for pix2pix."""
+    model, networks = options.model, generators(options)
+    channels = {"D": model.input_nc + model.output_nc}  # it sees input and output
+    if model.model == "cycle_gan":
+        channels = {"D_A": model.output_nc, "D_B": model.input_nc}
+    for name, count in channels.items():
+        networks[name] = build_discriminator(
+            model.netD,
+            input_nc=count,
+            ndf=model.ndf,
+            n_layers=model.n_layers_D,
+            base_norm=discriminator_norm(options),
+        )
+    return networks
+
+
+def _require_memory(networks: Mapping[str, nn.Module], device: torch.device) -> None:
+    """Raise UserError where the device cannot hold weights, gradients and Adam's two moments of all networks."""
+    need = 16 * sum(p.numel() for network in networks.values() for p in network.parameters())
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:  # Windows
+        return
+    if need > there:
+        reason = f"the networks need {need / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f} GiB"
+        raise UserError("--ngf", reason, "lower --ngf or --ndf")
 
 
 def checkpoint_size(trainer: Trainer) -> int:
@@ -186,8 +209,6 @@ def build_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None =
     networks: those that pictures must be large enough for.
     """
     data, model, seed = options.data, options.model, options.run.seed
-    if data.num_threads:
-        start_server()
     independent = model.model == "cycle_gan"
     augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)
     on_gpu = find_device(options.device.device).type == "cuda"

@@ -15,9 +15,9 @@ from datasets.files import remove_leftovers
 from gan.checkpoint import delete_others, list_checkpoints, load_checkpoint
 from gan.loop import Training
 from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
-from gan.run import read_records, refuse_changes, resume_command, run_command_line
+from gan.run import refuse_changes, resume_command, run_command_line
 from gan.state import check_format, refuse_malformed, restore
-from gan.viewers import RunInfo, Viewer, Viewers
+from gan.viewers import RunInfo, Viewer, Viewers, shown_records
 from gan.viewers.console import Console
 from gan.viewers.page import Page
 
@@ -114,7 +114,7 @@ def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers
     info = RunInfo(run.name, run.path, stored_dict(training.options), host, total_steps)
     viewers = Viewers(choose_viewers(training.options, steps, more_steps))
     try:
-        viewers.start(info, read_records(run.metrics))
+        viewers.start(info, shown_records(run.path))
     except BaseException:  # a second Ctrl-C: no server that was started stays behind
         viewers.close()
         raise

@@ -223,6 +223,11 @@ def test_what_else_the_folders_hold_is_named(unaligned: Path) -> None:
     ]
 
 
+def test_folders_of_other_programs_are_told(tmp_path: Path) -> None:
+    noise(tmp_path / "train_label" / "0.png"), noise(tmp_path / "train_img" / "0.png")
+    assert look(tmp_path)[1].notes() == ["layout: A is train_label, B is train_img: paired"]
+
+
 def test_a_and_b_of_the_same_files_is_worth_a_note(unaligned: Path) -> None:
     shutil.rmtree(unaligned / "trainB")
     (unaligned / "trainB").symlink_to(unaligned / "trainA")

@@ -216,7 +216,7 @@ def test_a_damaged_last_one_falls_back_with_one_warning(tmp_path: Path, capsys, 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"file": "../x.pt"}', b'{"file": 3}', b'"x"', b"[" * 100_000, None],
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"file": "../x.pt"}', b'{"file": 3}', b'"x"', b"[" * 4000, None],
     ids=range(9),
 )
 def test_a_garbage_pointer_falls_back(tmp_path: Path, capsys, content: bytes | None) -> None:

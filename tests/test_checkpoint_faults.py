@@ -174,7 +174,8 @@ def save_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def delete_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     def delete_first(path: Path, data: bytes) -> None:
-        gan.checkpoint._delete_others(path.parent, 99, 1)
+        for older in sorted(path.parent.glob("ckpt-*"))[:-1]:
+            older.unlink()
         write_atomically(path, data)
 
     plant(monkeypatch, "write_atomically", delete_first)

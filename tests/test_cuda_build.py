@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,34 +112,6 @@ def test_a_planted_fault_is_found(before: str, after: str, found: str) -> None:
 def test_the_compilers_words_are_passed_on() -> None:
     with pytest.raises(BuildError, match=r'kernels.cu\(1\): error: identifier "nonsense" is undefined'):
         build(b"int a = nonsense;", (), "sm_90")
-
-
-def test_the_compiler_writes_into_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bytes` never change, and Python shares those of length one: here an empty log, one NUL."""
-
-    def write(program: object, buffer: Any) -> tuple[Any]:
-        buffer[:] = b"x" * (len(buffer) - 1) + b"\0"
-        return (SimpleNamespace(value=0, name="SUCCESS"),)
-
-    good, bad = (
-        SimpleNamespace(value=0, name="SUCCESS"),
-        SimpleNamespace(value=6, name="NVRTC_ERROR_COMPILATION"),
-    )
-    fake = SimpleNamespace(
-        nvrtcResult=SimpleNamespace(NVRTC_SUCCESS=good),
-        nvrtcCreateProgram=lambda *a: (good, 1),
-        nvrtcCompileProgram=lambda *a: (good,),
-        nvrtcDestroyProgram=lambda *a: None,
-        nvrtcGetPTXSize=lambda *a: (good, 4),
-        nvrtcGetPTX=write,
-        nvrtcGetProgramLogSize=lambda *a: (good, 1),
-        nvrtcGetProgramLog=write,
-    )
-    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: fake)
-    assert build(b"", (), "compute_80") == b"xxx\0"
-    fake.nvrtcCompileProgram = lambda *a: (bad,)
-    with pytest.raises(BuildError, match="NVRTC compute_80: NVRTC_ERROR_COMPILATION"):
-        build(b"", (), "compute_80")
 
 
 @needs_nvrtc

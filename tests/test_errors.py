@@ -147,7 +147,7 @@ def test_a_log_that_cannot_be_written_costs_no_line(tmp_path: Path, capsys: Any)
 def test_used_up_memory_is_recognised(error: Exception, capsys: Any) -> None:
     code, text = run(raises(error), capsys)
     assert code == 1
-    assert text == "error: memory: out of memory (try a smaller --crop_size or --batch_size)\n"
+    assert text == "error: memory: out of memory (free some memory, or raise `ulimit -v`)\n"
 
 
 def test_a_limit_on_threads_is_recognised(capsys: Any) -> None:

@@ -141,6 +141,21 @@ def test_outputs_of_an_older_version_are_made_again(
     assert old.read_bytes() == expected
 
 
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, runs: Path) -> None:
+    """A run that was handed on may hold a link to any folder; its pictures are no outdated outputs."""
+    mine = write_pictures(tmp_path / "mine", 2, 1)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    link = tmp_path / "run/evaluation/epoch-1-step-4/AtoB"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    inputs = pictures_of([runs / "data/test/000.png"], size=32)
+    with pytest.raises(
+        UserError, match=r"AtoB: holds pictures that this program has not made, such as 000\.png"
+    ):
+        make_outputs(tmp_path / "run", load_translator(runs / "p2p_0"), inputs, "eval")
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
 def test_the_first_so_many_inputs_of_a_run(runs: Path, tmp_path: Path, trunk: dict[str, object]) -> None:
     """Inputs and targets are cut; the real pictures of the target domain are not."""
     first = evaluate(runs=runs / "p2p_0", output=tmp_path / "a", metrics="l1", num_test=2, baselines=True)

@@ -98,7 +98,7 @@ def test_a_plain_folder_is_for_translation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "layout", "test_a"),
     [
-        ("train_A", "train_B", "unaligned", "test_A"),
+        ("train_A", "train_B", "paired", "test_A"),
         ("train_label", "train_img", "paired", "test_label"),
         ("train/input", "train/target", "paired", "val/input"),
         ("input/train", "target/train", "paired", "input/test"),
@@ -119,11 +119,17 @@ def test_folders_of_other_programs(tmp_path: Path, a: str, b: str, layout: str, 
         assert names(find_sources(root, "test").b) == ["3.png"]
 
 
-def test_bare_a_and_b_are_pairs_only_by_their_names(tmp_path: Path) -> None:
-    root = tree(tmp_path, "A/1.png", "B/x.png")
+@pytest.mark.parametrize(("a", "b"), [("A", "B"), ("train_A", "train_B"), ("train/A", "train/B")])
+def test_folders_without_a_telling_name_hold_pairs_where_all_have_partners(
+    tmp_path: Path, a: str, b: str
+) -> None:
+    root = tree(tmp_path, f"{a}/1.png", f"{b}/x.png")
     assert find_sources(root, "train").layout == "unaligned"
-    tree(tmp_path, "B/1.png")
-    assert "without a partner" in refusal(lambda: find_sources(root, "train"), root).reason
+    tree(tmp_path, f"{b}/1.png")
+    error = refusal(lambda: find_sources(root, "train"), root)
+    assert error.reason == f"{a} and {b} share 1 of 2 stems, so they may hold pairs or not"
+    assert "--dataset_mode unaligned" in error.fix
+    assert "without a partner" in refusal(lambda: find_sources(root, "train", "paired"), root).reason
     assert find_sources(root, "train", "unaligned").layout == "unaligned"
 
 

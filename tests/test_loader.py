@@ -349,6 +349,22 @@ def test_a_worker_holds_nothing_of_its_parent(tmp_path: Path) -> None:
     assert result["held"] and not ours & set(result["held"])
 
 
+def test_workers_import_the_parents_modules_wherever_it_stands(tmp_path: Path) -> None:
+    """Another package of the name `datasets` in the current folder is not theirs."""
+    (tmp_path / "here" / "datasets").mkdir(parents=True)
+    (tmp_path / "here" / "datasets" / "__init__.py").touch()
+    lines = "\n    ".join((_PARENT % "raise SystemExit(0)").strip().splitlines())
+    (tmp_path / "run.py").write_text(f"if __name__ == '__main__':\n    {lines}\n")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "run.py")],
+        cwd=tmp_path / "here",
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and int(done.stdout) > 0
+
+
 def test_processes_may_start_while_workers_do() -> None:
     """`Popen` waits for the end of a pipe, which a worker forked at that moment would hold open as long as it lives."""
     stop = threading.Event()

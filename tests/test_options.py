@@ -1,6 +1,7 @@
 """Flags, defaults, ranges, option files and the help page."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,15 @@ def test_a_switch_of_a_file_is_taken_back_on_the_command_line(tmp_path: Path) ->
     assert not options.device.compile and options.data.flip
     assert options.device.channels_last
     assert parse("--no_compile", "--flip") == parse()
+
+
+@pytest.mark.parametrize("flags", [["--ngf", 2**16], ["--ndf", 2**16, "--netD", "basic"]])
+def test_networks_beyond_the_memory_are_refused_before_they_are_built(flags: list[object]) -> None:
+    where = ["--dataroot", "d", *TINY, "--load_size", 32, "--crop_size", 32, "--dry_run"]
+    outcome = train(*where, *flags)
+    assert outcome.code == 2 and re.match(
+        r"error: --ngf: the networks need \d{4,} GiB of memory", outcome.error
+    )
 
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:

@@ -343,18 +343,12 @@ def test_a_new_range_replaces_what_auto_has_found(runs: Path) -> None:
     assert options.data.value_ranges == ((0, 100), (0, 50))
 
 
-def test_renamed_runs_go_on(runs: Path) -> None:
-    (runs / "r").rename(runs / "renamed")
-    outcome = train("--name", "renamed", "--checkpoints_dir", runs, "--continue_train", "--n_epochs", 3)
-    assert outcome.code == 0, outcome.err
-    assert records(runs / "renamed")[-1]["epoch"] == 3
-
-
-def test_moved_runs_go_on(runs: Path) -> None:
+def test_moved_and_renamed_runs_go_on(runs: Path) -> None:
     moved = runs.rename(runs.with_name("moved"))
-    outcome = go_on(moved, "--n_epochs", 3)
+    (moved / "r").rename(moved / "renamed")
+    outcome = train("--name", "renamed", "--checkpoints_dir", moved, "--continue_train", "--n_epochs", 3)
     assert outcome.code == 0, outcome.err
-    assert records(moved / "r")[-1]["epoch"] == 3
+    assert records(moved / "renamed")[-1]["epoch"] == 3
 
 
 def test_a_run_in_use_is_refused_and_stays_locked(aligned: Path, tmp_path: Path) -> None:

@@ -148,16 +148,6 @@ def test_adam_as_the_papers_have_it(model: str, groups: dict[str, list[str]]) ->
         assert [id(p) for p in group["params"]] == [id(p) for p in expected]
 
 
-@pytest.mark.parametrize(("model", "order"), [("cycle_gan", ["G", "D"]), ("pix2pix", ["D", "G"])])
-def test_the_order_of_the_two_updates(model: str, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = tiny(model)
-    seen: list[str] = []
-    for name, optimizer in trainer.optimizers.items():
-        monkeypatch.setattr(optimizer, "step", lambda name=name: seen.append(name))
-    trainer.step(batches(1)[0])
-    assert seen == order
-
-
 def test_a_discriminator_sees_the_pool_and_a_generator_does_not() -> None:
     """A pool that hands back an old picture changes D's loss only; in CycleGAN each domain has its own."""
     pooled, plain = tiny("cycle_gan", "--pool_size", "1"), tiny("cycle_gan", "--pool_size", "0")

@@ -188,5 +188,9 @@ def test_replay_says_in_one_line_what_is_wrong(tmp_path):
     run.keep(train_record(1))
     done = replay(str(run.folder), "--visdom_server", "http://127.0.0.1", "--visdom_port", "1")
     assert done.returncode == 1 and "no Visdom server" in done.stderr and done.stderr.count("\n") == 1
-    done = replay(str(run.folder), "--page")
-    assert done.returncode == 0 and (run.folder / "index.html").is_file()
+    (run.folder / "options.yaml").write_text("n_epochs: 1\nn_epochs_decay: 1\n")
+    for step, status in ((2, "stopped"), (4, "ended")):
+        run.keep(train_record(step, step // 2))
+        done = replay(str(run.folder), "--page")
+        assert done.returncode == 0 and (run.folder / "index.html").is_file()
+        assert f'"status": "{status}"' in (run.folder / "page/state.js").read_text()

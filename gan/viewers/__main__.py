@@ -6,11 +6,12 @@ RUN` writes one page of several runs side by side.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from datasets.errors import RunError, UserError, run_command, warn
 from gan.viewers import Record, RunInfo, shown_options, shown_records
-from gan.viewers.page import Page
+from gan.viewers.page import Page, about_run
 from gan.viewers.visdom import environment_name, login_of
 from gan.viewers.visdom_panes import Board
 from gan.viewers.visdom_server import BLANK, Address, Unreachable, is_blank, log_in
@@ -28,8 +29,9 @@ def main() -> None:
     if not records:
         raise UserError(str(folder), "has no metrics.jsonl with anything in it", "name the folder of a run")
     if arguments.page:
-        page = Page()
-        page.start(run, records)
+        first = [record["step"] for record in records if record["epoch"] == 1]  # the last one ends the epoch
+        page, total = Page(), about_run(run.name, run.options)["epochs"] * max(first, default=0)
+        page.start(replace(run, total_steps=total), records)
         page.close()
         print(folder / "index.html")
         return

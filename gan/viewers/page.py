@@ -53,7 +53,9 @@ class Page(Viewer):
         self._generation = str(time.time_ns())  # an open page of an earlier start reloads itself
         self._begin = time.monotonic()
         self._clock = TimeLeft(run.total_steps)
-        self._waiting = [_line(index, record) for index, record in enumerate(records)]
+        for record in records:
+            self._at = {key: record[key] for key in ("step", "epoch")}
+            self._waiting.append(_line(len(self._waiting), record))
         self._write()
         self._next_state = 0.0  # the first step is news
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
-from gan.viewers import GRID, Record, public_options, sample_file, shown_options, shown_records
+from gan.viewers import GRID, KEYS, Record, public_options, sample_file, shown_options, shown_records
 from gan.viewers.page import about_run, embed, fill, subtitle
 
 MOMENTS = 10
@@ -109,18 +109,15 @@ def _run(folder: Path) -> str:
 
 
 def thinned(records: Sequence[Record]) -> list[Record]:
-    """At most MOMENTS samples and CURVE_RECORDS training lines, first and last among them."""
-    keep: set[int] = set()
-    for kind, limit in (("samples", MOMENTS), ("train", CURVE_RECORDS)):
-        places = [index for index, record in enumerate(records) if record["kind"] == kind]
-        if len(places) > limit:
-            places = [places[round(i * (len(places) - 1) / (limit - 1))] for i in range(limit)]
-        keep.update(places)
-    return [
-        record
-        for index, record in enumerate(records)
-        if index in keep or record["kind"] not in ("samples", "train")
-    ]
+    """The records by kind: at most MOMENTS samples and CURVE_RECORDS training lines, first and last among them."""
+    kept: list[Record] = []
+    for kind in KEYS:
+        found = [record for record in records if record["kind"] == kind]
+        limit = {"samples": MOMENTS, "train": CURVE_RECORDS}.get(kind, len(found))
+        if len(found) > limit:
+            found = [found[round(i * (len(found) - 1) / (limit - 1))] for i in range(limit)]
+        kept += found
+    return kept
 
 
 def data_address(path: Path) -> str:
