@@ -221,7 +221,9 @@ def _report_exception(error: Exception) -> int:
 
 def log_text(text: str) -> bool:
     """Append to the log file; False where there is none or it cannot be written (stderr has its line)."""
-    if _log_file is None:
+    if _log_file is None or (
+        _log_file.exists() and not _log_file.is_file()
+    ):  # a pipe would wait for a reader
         return False
     try:
         with _log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:

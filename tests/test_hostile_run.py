@@ -14,6 +14,7 @@ import pytest
 from evaluate_support import evaluate
 from training_support import picture, train, translate, untrained_run, write_aligned
 
+from datasets import errors
 from datasets.errors import UserError
 from gan.run import read_records
 from gan.viewers.__main__ import main as viewers
@@ -185,6 +186,15 @@ def test_reports_and_outputs(run: Path) -> None:
         for path in [*reports, *run.rglob("outputs.json")]:
             POINTER[spoil](path)
         assert not reports or "report.json" in answer("evaluate", run)
+
+
+def test_a_fifo_in_the_place_of_the_log(tmp_path: Path) -> None:
+    fifo(tmp_path / "run.log")
+    errors.set_log_file(tmp_path / "run.log")
+    try:
+        assert not errors.log_text("nobody reads")  # it would wait for ever
+    finally:
+        errors.set_log_file(None)
 
 
 def test_a_fifo_among_pictures(tmp_path: Path) -> None:

@@ -208,8 +208,8 @@ class LocalServer:
     def _launch(self) -> subprocess.Popen[bytes]:
         """Start the process in a way that no fork in another thread can delay.
 
-        Otherwise Popen waits for the end of a pipe, which a loader worker that is forked at that moment inherits and
-        holds open for an epoch. Without `close_fds`, `cwd` and `start_new_session` it needs none (posix_spawn). All
+        Otherwise Popen waits for the end of a pipe, which a process that is forked at that moment inherits and holds
+        open until it ends. Without `close_fds`, `cwd` and `start_new_session` it needs none (posix_spawn). All
         our descriptors are closed by exec.
         """
         if self._is_over:
