@@ -345,8 +345,8 @@ class Noise:
 def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Image:
     """A picture of the middle `extent` metres of a town, RGB, `size` x `size` pixels.
 
-    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. night: the same by a blue moon without shadows, and
-    lamps in the windows. map: flat colours and thin outlines.
+    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. night: the same, dark blue and without shadows, but
+    with light in the windows. map: flat colours and thin outlines.
     """
     ground = Thing("yard", [])  # what is seen where nothing stands
     things = [ground, *(thing for thing in town.things if surface(thing, look))]
