@@ -6,7 +6,7 @@ is the raw output of PCG64. Sines, Pillow's drawing and NumPy's distributions ma
 
 Colours are chosen so that no recolouring turns the photo into the map or into night: most roofs have the colours of
 asphalt, dark green is a wood or water, shadows lie on all of them, and the windows that shine at night have the colour
-of road paint by day. Shape, texture and neighbourhood differ: asphalt is grainy, roofs are smooth.
+of pavements by day. Shape, texture and neighbourhood differ: asphalt is grainy, roofs are smooth.
 """
 
 import itertools
@@ -345,8 +345,8 @@ class Noise:
 def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Image:
     """A picture of the middle `extent` metres of a town, RGB, `size` x `size` pixels.
 
-    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. night: the same, dark blue and without shadows, but
-    with light in the windows. map: flat colours and thin outlines.
+    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. night: the same, dark blue and without shadows,
+    but with light in the windows. map: flat colours and thin outlines.
     """
     ground = Thing("yard", [])  # what is seen where nothing stands
     things = [ground, *(thing for thing in town.things if surface(thing, look))]
