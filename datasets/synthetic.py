@@ -1,6 +1,6 @@
-"""The embedded data: invented towns from the air in summer (A), and as a street map or in winter (B).
+"""The embedded data: invented towns from the air by day (A), and as a street map or by night (B).
 
-    python -m datasets.synthetic --output DIR --count N --size S [--task map|winter] [--layout aligned|unaligned]
+    python -m datasets.synthetic --output DIR --count N --size S [--task map|night] [--layout aligned|unaligned]
 
 aligned: train/ val/ test/ of side-by-side pictures, A left and B right, as in the Maps data set. N are for training;
 val and test get N/5 each, at least 2. unaligned: trainA/ with the A of N towns, trainB/ with the B of N other towns,
@@ -21,7 +21,7 @@ from datasets.towns import EXTENT, Town, draw
 from datasets.transforms import side_by_side
 
 Layout = Literal["aligned", "unaligned"]
-Task = Literal["map", "winter"]
+Task = Literal["map", "night"]
 
 ALLOWED = {
     "count": range(1, 100_001),
@@ -49,7 +49,7 @@ def write_dataset(
     extent: int = EXTENT,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Draw invented towns: aerial photos (A), and street maps or the same in winter (B).
+    """Draw invented towns: aerial photos (A), and street maps or the same by night (B).
 
     Args:
         output: new or empty folder

@@ -1,12 +1,12 @@
-"""Invented towns: where everything stands, and three pictures of it: an aerial photo, the same in winter, a street map.
+"""Invented towns: where everything stands, and three pictures of it: an aerial photo by day, by night, a street map.
 
 A picture is a function of (seed, split, index), size and extent alone, to the byte, on every machine. Geometry uses
 sums, products and square roots of Python floats and `random.Random` with a text seed. Pixels are whole numbers. Noise
 is the raw output of PCG64. Sines, Pillow's drawing and NumPy's distributions may change with machine or version.
 
-Colours are chosen so that no recolouring turns the photo into the map or into winter, nor winter into summer: most
-roofs have the colours of asphalt, snow lies on roofs and lawns but not on roads, dark green is a wood or water, and
-shadows lie on all of them. Shape, texture and neighbourhood differ: asphalt is grainy, roofs are smooth.
+Colours are chosen so that no recolouring turns the photo into the map or into night: most roofs have the colours of
+asphalt, dark green is a wood or water, shadows lie on all of them, and the windows that shine at night have the colour
+of pavements by day. Shape, texture and neighbourhood differ: asphalt is grainy, roofs are smooth.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from PIL import Image
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Look = Literal["photo", "winter", "map"]
+Look = Literal["photo", "night", "map"]
 
 EXTENT = 256  # metres; the side of a town
 REACH = 190.0  # metres; roads cover |u|, |v| <= REACH, a little more than half the town's diagonal
 SUN = (0.8, 0.6)  # shadows fall to the lower right
-SNOW: Colour = (188, 194, 204)  # before the exposure brightens it
+LAMPS: Colour = (230, 184, 92)  # what shines out of windows at night, before the exposure brightens it
 OVERSAMPLING = 3  # fine pixels per pixel of the picture, each way
 FINE = 16  # positions per fine pixel: corners are rounded to this grid, and all is exact from there
 
@@ -35,41 +35,40 @@ class Material(NamedTuple):
     """What a thing is made of; `map` is None where the map does not show it.
 
     `fine` and `coarse`: swing of the photo's texture at the size of one and of six pixels of a 64 pixel picture.
-    `snow`: percent of the surface that snow hides in winter.
     """
 
     photo: Colour
     fine: int = 0
     coarse: int = 0
     map: Colour | None = None
-    snow: int = 0
 
 
 MATERIALS = {  # from the ground up: what comes later is drawn on top
-    "yard": Material((140, 146, 78), 28, 36, map=(240, 235, 224), snow=94),
-    "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226), snow=70),
-    "lawn": Material((112, 146, 62), 26, 24, map=(188, 226, 160), snow=94),
-    "stripe": Material((126, 158, 72), 26, 24, snow=94),
-    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134), snow=70),
+    "yard": Material((140, 146, 78), 28, 36, map=(240, 235, 224)),
+    "paved": Material((134, 132, 126), 14, 16, map=(224, 220, 226)),
+    "lawn": Material((112, 146, 62), 26, 24, map=(188, 226, 160)),
+    "stripe": Material((126, 158, 72), 26, 24),
+    "wood": Material((52, 78, 50), 56, 30, map=(140, 196, 134)),
     "parking": Material((78, 78, 82), 32, 12, map=(204, 204, 222)),
     "line": Material((214, 208, 190), 16, 0),
-    "bank": Material((112, 138, 64), 26, 30, map=(188, 226, 160), snow=94),
+    "bank": Material((112, 138, 64), 26, 30, map=(188, 226, 160)),
     "water": Material((48, 74, 72), 5, 12, map=(126, 190, 238)),
-    "pavement": Material((160, 156, 148), 14, 8, map=(186, 178, 168), snow=40),
+    "pavement": Material((206, 201, 186), 14, 8, map=(186, 178, 168)),
     "street": Material((78, 78, 82), 32, 12, map=(255, 255, 255)),
-    "rail": Material((118, 106, 94), 56, 12, map=(96, 92, 104), snow=20),
+    "rail": Material((118, 106, 94), 56, 12, map=(96, 92, 104)),
     "steel": Material((168, 164, 160), 20, 0),
     "avenue": Material((78, 78, 82), 32, 12, map=(250, 196, 92)),
     "paint": Material((214, 208, 190), 16, 0),
-    "car": Material((170, 172, 176), 10, 10, snow=20),
-    "crown": Material((48, 76, 42), 48, 20, snow=10),
-    "lit crown": Material((80, 114, 60), 40, 20, snow=25),
+    "car": Material((170, 172, 176), 10, 10),
+    "crown": Material((48, 76, 42), 48, 20),
+    "lit crown": Material((80, 114, 60), 40, 20),
     "eave": Material((50, 46, 44), map=(158, 112, 90)),
-    "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134), snow=94),
+    "roof": Material((78, 78, 82), 3, 10, map=(206, 160, 134)),
+    "window": Material((206, 201, 186)),
 }
 RANK = {name: rank for rank, name in enumerate(MATERIALS)}
-# One red, and greys as asphalt is.
-ROOFS = ((164, 84, 62), (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82))
+# One brown, and greys as asphalt is.
+ROOFS = ((100, 82, 74), (78, 78, 82), (84, 82, 80), (72, 74, 80), (78, 78, 80), (88, 84, 82))
 CARS = ((236, 236, 234), (40, 42, 46), (150, 36, 34), (52, 74, 120), (170, 172, 176))
 
 
@@ -200,7 +199,7 @@ class Town:
             for beside in (-1.6, 1.6):
                 self.put("steel", box.part(0.0, beside, length, 1.0))
             return
-        self.put("pavement", box.grown(2.0))
+        self.put("pavement", box.grown(3.0))
         if kind == "avenue":
             for along in steps(length, 10.0):
                 self.put("paint", box.part(along, 0.0, 6.0, 1.4))
@@ -249,6 +248,8 @@ class Town:
         self.put("eave", house.grown(0.8))
         self.put("roof", house, colour=colour, light=108, shadow=self.uniform(3.7, 6.7))
         self.put("roof", house.part(0.0, short / 4, long, short / 2), colour=colour, light=92)
+        for cell in house.grown(-1.5).cells(6.5, 6.5):
+            self.put("window", Box(cell.u, cell.v, 3.4, 3.4))
         u, v = plot.u - plot.width / 2, plot.v - plot.height / 2
         self._tree(u + self.uniform(2.0, 5.0), v + self.uniform(2.0, 5.0), self.uniform(2.0, 3.6))
 
@@ -259,9 +260,8 @@ class Town:
             self.put("eave", box.grown(0.8))
             self.put("roof", box, colour=colour, light=125, shadow=self.uniform(5.0, 10.0))
             self.put("roof", box.grown(-1.4), colour=colour)
-            for along in steps(box.width - 8.0, 12.0):
-                vent = Box(box.u + along + 2.0, box.v - box.height / 2 + 7.0, 3.0, 3.0)
-                self.put("roof", vent, colour=colour, light=140)
+            for cell in box.grown(-3.0).cells(8.0, 8.0):
+                self.put("window", Box(cell.u, cell.v, 4.0, 4.0))
 
     def _tree(self, u: float, v: float, radius: float) -> None:
         """A crown with a lit side, unless it would stand in water."""
@@ -345,8 +345,8 @@ class Noise:
 def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Image:
     """A picture of the middle `extent` metres of a town, RGB, `size` x `size` pixels.
 
-    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. winter: the same photo, but snow hides a part of
-    each surface's colour. map: flat colours and thin outlines.
+    photo: textured ground, lit roofs, shadows, cars, a noisy sensor. night: the same, dark blue and without shadows,
+    but with light in the windows. map: flat colours and thin outlines.
     """
     ground = Thing("yard", [])  # what is seen where nothing stands
     things = [ground, *(thing for thing in town.things if surface(thing, look))]
@@ -356,7 +356,7 @@ def draw(town: Town, look: Look, size: int, extent: float = EXTENT) -> Image.Ima
     for number, thing in enumerate(things[1:], 1):
         window, mask = pixels_of(thing, side, extent)
         plane[window][mask] = number
-        for share in (1 / 3, 2 / 3, 1.0) if thing.shadow else ():
+        for share in (1 / 3, 2 / 3, 1.0) if thing.shadow and look != "night" else ():
             window, mask = pixels_of(thing, side, extent, share * thing.shadow)
             shade[window] |= mask
     surfaces = np.array([surface(thing, look) for thing in things], np.int16)[plane]
@@ -378,9 +378,10 @@ def surface(thing: Thing, look: Look) -> tuple[int, ...] | None:
     material = MATERIALS[thing.material]
     if look == "map":
         return material.map and (*material.map, 0, 0)
-    bare = 100 - material.snow if look == "winter" else 100
-    mixed = (c * bare + s * (100 - bare) for c, s in zip(thing.colour or material.photo, SNOW, strict=True))
-    swings = (
-        swing * (50 + bare) // 150 for swing in (material.fine, material.coarse)
-    )  # snow is never quite flat
-    return *(c * thing.light // 10_000 for c in mixed), *swings
+    light, red, green, blue = thing.light, *(thing.colour or material.photo)
+    if look == "photo":
+        return *(c * light // 100 for c in (red, green, blue)), material.fine, material.coarse
+    if thing.material == "window":
+        return *LAMPS, 0, 0
+    moonlit = (red // 5 + 6, green // 5 + 8, blue // 4 + 18)
+    return *(c * light // 100 for c in moonlit), material.fine // 5, material.coarse // 5

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datasets.errors import UserError
-from models.names import BaseNormName, DiscriminatorName, GeneratorName, InitName, NormName
+from models.names import BaseNormName, DiscriminatorName, GeneratorName, InitName, NormName, UpsampleName
 
 Model = Literal["cycle_gan", "pix2pix"]
 RangeOption = tuple[float, float] | Literal["auto"] | None
@@ -123,6 +123,8 @@ class ModelGroup:
     """Channels of the output (of domain B for cycle_gan)."""
     dropout: bool = False
     """Dropout in the generator. Default for pix2pix: on."""
+    upsample: UpsampleName = "transposed"
+    """How the generator doubles the sides. resize: nearest neighbours and a convolution, against checkerboards."""
     init_type: InitName = "normal"
     """Distribution of the initial weights."""
     init_gain: float = 0.02

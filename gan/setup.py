@@ -126,6 +126,7 @@ def generators(options: TrainOptions) -> dict[str, nn.Module]:
             norm=model.norm,
             base_norm=model.base_norm,
             dropout=model.dropout,
+            upsample=model.upsample,
             nc_backend=model.nc_backend,
         )
         for name, (input_nc, output_nc) in channels.items()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ops import Activation, Moments, activate
-from models.names import BaseNormName
+from models.names import BaseNormName, UpsampleName
 from models.normalized_conv import NormalizedConv2d, pad
 from models.norms import BASE_NORMS, PONO, DynamicMomentShortcut, Positional
 
@@ -81,10 +81,35 @@ class ConvBlock(nn.Module):
         return y, moments if self.keep_moments else None
 
 
-class UpBlock(nn.Module):
-    """Transposed stride-2 conv -> base norm (-> DMS) (-> dropout) -> ReLU: (N, C, H, W) -> (N, O, 2H, 2W).
+class ResizeConv2d(PlainConv2d):
+    """Nearest neighbours at twice the size, then a 3x3 convolution: (N, C, H, W) -> (N, O, 2H, 2W).
 
-    The kernel is 3x3 in the ResNet generator and 4x4 in the U-Net.
+    Every pixel gets equally many taps; those of a transposed convolution alternate, which shows as a checkerboard.
+    Source: Odena et al. 2016, "Deconvolution and Checkerboard Artifacts".
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def up_conv(
+    in_channels: int, out_channels: int, kernel_size: Literal[3, 4], upsample: UpsampleName, bias: bool
+) -> nn.Module:
+    """The layer that doubles the sides: (N, C, H, W) -> (N, O, 2H, 2W). `kernel_size` is the transposed conv's."""
+    if upsample == "resize":
+        return ResizeConv2d(in_channels, out_channels, bias)
+    return nn.ConvTranspose2d(
+        in_channels, out_channels, kernel_size, stride=2, padding=1, output_padding=kernel_size % 2, bias=bias
+    )
+
+
+class UpBlock(nn.Module):
+    """Up conv -> base norm (-> DMS) (-> dropout) -> ReLU: (N, C, H, W) -> (N, O, 2H, 2W).
+
+    The transposed kernel is 3x3 in the ResNet generator and 4x4 in the U-Net.
     """
 
     def __init__(
@@ -94,15 +119,13 @@ class UpBlock(nn.Module):
         kernel_size: Literal[3, 4],
         *,
         base_norm: BaseNormName,
+        upsample: UpsampleName,
         dynamic: bool,
         dropout: bool = False,
     ) -> None:
         super().__init__()
         base = BASE_NORMS[base_norm]
-        sizes = (in_channels, out_channels, kernel_size)
-        self.conv = nn.ConvTranspose2d(
-            *sizes, stride=2, padding=1, output_padding=kernel_size % 2, bias=base.bias_before
-        )
+        self.conv = up_conv(in_channels, out_channels, kernel_size, upsample, base.bias_before)
         self.norm = base.layer(out_channels)
         self.dms = DynamicMomentShortcut(out_channels, base_norm) if dynamic else None
         self.dropout = nn.Dropout(0.5) if dropout else nn.Identity()

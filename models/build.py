@@ -35,7 +35,7 @@ DISCRIMINATORS: dict[DiscriminatorName, Callable[..., Discriminator]] = {
 def build_generator(name: GeneratorName, *, nc_backend: Backend = "auto", **named: Any) -> Generator:
     """A generator with PyTorch's own initial weights; see `initialize`.
 
-    Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout. nc_backend: that of every normalized
+    Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout, upsample. nc_backend: that of every normalized
     convolution in it. Raises ValueError for a norm that does not go with its base norm.
 
     >>> build_generator("resnet_6blocks", ngf=8, norm="nc_ms").size_multiple

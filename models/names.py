@@ -6,6 +6,7 @@ NormName = Literal["instance", "batch", "none", "pono", "pono_ms", "pono_dms", "
 BaseNormName = Literal["instance", "batch", "none"]
 GeneratorName = Literal["resnet_9blocks", "resnet_6blocks", "unet_256", "unet_128"]
 DiscriminatorName = Literal["basic", "n_layers", "pixel"]
+UpsampleName = Literal["transposed", "resize"]
 InitName = Literal["normal", "xavier", "kaiming", "orthogonal"]
 
 NORM_NAMES: tuple[NormName, ...] = get_args(NormName)

@@ -1,4 +1,4 @@
-"""The ResNet generator: stem, two convs down, residual blocks, two transposed convs up, output conv."""
+"""The ResNet generator: stem, two convs down, residual blocks, two convs up, output conv."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cuda_ops import Moments
 from models.blocks import ConvBlock, PlainConv2d, UpBlock, check_size
-from models.names import BaseNormName, NormName
+from models.names import BaseNormName, NormName, UpsampleName
 from models.norms import MomentShortcut, Positional, plan_norms
 
 
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
 class ResnetGenerator(nn.Module):
     """Images (N, input_nc, H, W) in [-1, 1] -> images (N, output_nc, H, W) in [-1, 1].
 
-    The moments of the two stride-2 convs return before the two transposed convs in reverse order: as `x * std
+    The moments of the two stride-2 convs return before the two up convs in reverse order: as `x * std
     + mean` right before the conv (`*_ms`), or through a small network after the conv and its norm (`*_dms`).
     H and W must be multiples of `size_multiple` and at least `min_size` (ValueError otherwise): two halvings,
     and reflected borders of 3 at full and of 1 at quarter size. `norm` and `base_norm` are explained in
@@ -66,6 +66,7 @@ class ResnetGenerator(nn.Module):
         norm: NormName = "instance",
         base_norm: BaseNormName = "instance",
         dropout: bool = False,
+        upsample: UpsampleName = "transposed",
     ) -> None:
         super().__init__()
         plan, base = plan_norms(norm, base_norm)
@@ -98,7 +99,14 @@ class ResnetGenerator(nn.Module):
             for _ in range(n_blocks)
         )
         self.ups = nn.ModuleList(
-            UpBlock(channels, channels // 2, 3, base_norm=base, dynamic=plan.shortcut == "dms")
+            UpBlock(
+                channels,
+                channels // 2,
+                3,
+                base_norm=base,
+                upsample=upsample,
+                dynamic=plan.shortcut == "dms",
+            )
             for channels in (4 * ngf, 2 * ngf)
         )
         self.ms = MomentShortcut() if plan.shortcut == "ms" else None

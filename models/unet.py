@@ -1,12 +1,12 @@
-"""The U-Net generator: stride-2 convs down to 1x1, transposed convs back, skips between equal resolutions."""
+"""The U-Net generator: stride-2 convs down to 1x1, up convs back, skips between equal resolutions."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ops import Moments
-from models.blocks import ConvBlock, UpBlock, check_size
-from models.names import BaseNormName, NormName
+from models.blocks import ConvBlock, UpBlock, check_size, up_conv
+from models.names import BaseNormName, NormName, UpsampleName
 from models.norms import BASE_NORMS, MomentShortcut, plan_norms
 
 
@@ -39,6 +39,7 @@ class UnetGenerator(nn.Module):
         norm: NormName = "batch",
         base_norm: BaseNormName = "batch",
         dropout: bool = False,
+        upsample: UpsampleName = "transposed",
     ) -> None:
         super().__init__()
         plan, base = plan_norms(norm, base_norm)
@@ -72,12 +73,13 @@ class UnetGenerator(nn.Module):
                     width[level - 1],
                     4,
                     base_norm=base,
+                    upsample=upsample,
                     dynamic=plan.shortcut == "dms" and level != last,
                     dropout=dropout and level != last and width[level - 1] == 8 * ngf,
                 )
             )
         self.ms = MomentShortcut() if plan.shortcut == "ms" else None
-        self.out = nn.ConvTranspose2d(2 * ngf, output_nc, 4, stride=2, padding=1)
+        self.out = up_conv(2 * ngf, output_nc, 4, upsample, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         check_size(self, x, self.size_multiple, self.min_size)

@@ -1,7 +1,7 @@
 """`make demo`: run the whole program on drawn data, in minutes on two CPU cores without a GPU.
 
 A small Pix2Pix learns from pairs to draw the street map of an aerial photo. A small CycleGAN learns without pairs to
-turn summer into winter and back: its winter towns differ from its summer towns. Pairs that it never saw measure the
+turn day into night and back: its towns by night are other towns than those by day. Pairs that it never saw measure the
 result. The commands are those that a user would type.
 """
 
@@ -21,11 +21,11 @@ SMALL = (
 )
 PIX2PIX = f"--model pix2pix --ngf 16 --n_layers_D 2 --n_epochs 5 --n_epochs_decay 3 --lr 0.002 {SMALL}"
 CYCLEGAN = (
-    "--model cycle_gan --ngf 8 --n_layers_D 3 --lambda_A 5 --lambda_B 5 --n_epochs 8 --n_epochs_decay 4 "
-    f"--lr 0.001 {SMALL}"
+    "--model cycle_gan --upsample resize --ngf 8 --n_layers_D 3 --lambda_A 5 --lambda_B 5 --n_epochs 8 "
+    f"--n_epochs_decay 4 --lr 0.001 {SMALL}"
 )
 TOWNS = "--count 100 --size 128"
-SEASONS = "--count 100 --size 128 --extent 128 --task winter"
+DAYS = "--count 100 --size 128 --extent 128 --task night"
 
 
 class Direction(NamedTuple):
@@ -38,8 +38,8 @@ class Direction(NamedTuple):
 
 DIRECTIONS = (
     Direction("pix2pix", "AtoB", "Pix2Pix, photo to map"),
-    Direction("cyclegan", "AtoB", "CycleGAN, summer to winter"),
-    Direction("cyclegan", "BtoA", "CycleGAN, winter to summer"),
+    Direction("cyclegan", "AtoB", "CycleGAN, day to night"),
+    Direction("cyclegan", "BtoA", "CycleGAN, night to day"),
 )
 
 
@@ -57,15 +57,15 @@ def main() -> None:
         sys.exit(f"error: {output}: an earlier demo is there (to start again, remove it: rm -r {output})")
     folder = shlex.quote(str(output))
     run(f"-m datasets.synthetic {TOWNS} {seed} --output {folder}/towns")
-    run(f"-m datasets.synthetic {SEASONS} {seed} --layout unaligned --output {folder}/seasons")
-    run(f"-m datasets.synthetic {SEASONS} {seed} --output {folder}/seasons_paired")
+    run(f"-m datasets.synthetic {DAYS} {seed} --layout unaligned --output {folder}/days")
+    run(f"-m datasets.synthetic {DAYS} {seed} --output {folder}/days_paired")
 
     runs, trained = f"--checkpoints_dir {folder}/checkpoints", time.monotonic()
     run(f"train.py --name pix2pix --dataroot {folder}/towns {PIX2PIX} {seed} {runs}")
-    run(f"train.py --name cyclegan --dataroot {folder}/seasons {CYCLEGAN} {seed} {runs}")
+    run(f"train.py --name cyclegan --dataroot {folder}/days {CYCLEGAN} {seed} {runs}")
     trained = time.monotonic() - trained
 
-    pairs = {"pix2pix": f"--dataroot {folder}/towns", "cyclegan": f"--dataroot {folder}/seasons_paired"}
+    pairs = {"pix2pix": f"--dataroot {folder}/towns", "cyclegan": f"--dataroot {folder}/days_paired"}
     for name, direction, _ in DIRECTIONS:
         places = f"{pairs[name]} {runs} --results_dir {folder}/results"
         run(f"test.py --name {name} --direction {direction} {places}")
