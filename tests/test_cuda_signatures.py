@@ -328,11 +328,13 @@ def test_compiled_without_a_graph_break_and_without_launches(last: bool, seen: l
 
 
 def test_autocast_and_dynamic_shapes_under_the_compiler() -> None:
+    """Without an activation: bf16 may put an entry near 0 on either side of its kink."""
+    torch.manual_seed(0)
     weight = torch.randn(4, 6, 3, 3, requires_grad=True)
 
     def function(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return layer(x, weight, None, activation="relu", backend="direct")
+            return layer(x, weight, None, backend="direct")
 
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -129,10 +129,6 @@ def test_wrong_flags_and_values_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (
-            "--input a.png b.png",
-            "--input: takes one value, and b.png is one more (give a folder instead of *)",
-        ),
         ("--netG unet_256", "--netG: is a flag of train.py (leave it out: the run knows its networks)"),
         ("--how_many 5", "--how_many: is a flag of another program (use --num_test)"),
     ],

@@ -104,11 +104,10 @@ def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, w
 
     viewer = Timed("auto", "http://127.0.0.1", server.port)
     noticed = lambda: viewer._connected_since is None
+    back = lambda: viewer._connected_since is not None
+    at = {20: lambda: wait_until(known), 25: kill, 30: lambda: wait_until(noticed)}
     try:
-        lines = watch(
-            viewer,
-            {20: lambda: wait_until(known), 25: kill, 30: lambda: wait_until(noticed), 40: server.start},
-        )
+        lines = watch(viewer, at | {40: server.start, 55: lambda: wait_until(back)})
         assert len(lines) == 3 and lines[0].endswith("/env/watched"), (
             "where to look, and then two about the fault"
         )
