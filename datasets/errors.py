@@ -209,6 +209,8 @@ def _report_exception(error: Exception) -> int:
     trace = "".join(traceback.format_exception(error))
     logged = log_text(trace)
     known = as_user_error(error)
+    if is_out_of_memory(error):
+        sys.unraisablehook = lambda _: None  # the clean-up of libraries fails as well, and would print why
     if _debug or (known is None and not logged):
         for line in trace.rstrip().splitlines():
             say(line)
