@@ -84,7 +84,9 @@ def server(tmp_path_factory) -> Iterator[RealServer]:
 def test_the_server_appears_later(tmp_path, watch):
     server = RealServer(tmp_path / "server")
     try:
-        lines = watch(Timed("auto", "http://127.0.0.1", server.port), {30: server.start})
+        viewer = Timed("auto", "http://127.0.0.1", server.port)
+        found = lambda: viewer._connected_since is not None
+        lines = watch(viewer, {30: server.start, 55: lambda: wait_until(found)})
         assert len(lines) == 2 and "no server at" in lines[0] and lines[1].endswith("/env/watched")
         assert list(server.curve("watched", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
         assert len(server.panes("watched")["history"]["content"]) == 3
@@ -185,7 +187,8 @@ def test_the_server_is_stopped_for_a_while(server, watch, monkeypatch):
         monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 60.0)
         wait_until(lambda: len(curve()) >= 50)
 
-    at = {20: stop_and_give_up_soon, 55: wait}
+    found = lambda: viewer._connected_since is not None
+    at = {15: lambda: wait_until(found), 20: stop_and_give_up_soon, 55: wait}
     lines = watch(viewer, at, "stopped")
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
     assert curve() == list(range(1, STEPS + 1))
