@@ -311,7 +311,9 @@ def main(arguments: list[str]) -> None:
     if hasattr(visdom.server.app, "DEFAULT_MAX_IMAGE_HISTORY"):  # Visdom 0.3 keeps 4 unless told
         visdom.server.app.DEFAULT_MAX_IMAGE_HISTORY = 1000
     sys.argv = ["visdom", *arguments]
+    port = int(arguments[arguments.index("-port") + 1]) if "-port" in arguments else 8097
     try:
+        socket.create_server(("127.0.0.1", port)).close()  # Visdom 0.3 would serve on another one, where nobody looks
         serve()
     except OSError as error:  # the port is taken
         sys.exit(f"error: {error}")
