@@ -313,7 +313,8 @@ def main(arguments: list[str]) -> None:
     sys.argv = ["visdom", *arguments]
     port = int(arguments[arguments.index("-port") + 1]) if "-port" in arguments else 8097
     try:
-        socket.create_server(("127.0.0.1", port)).close()  # Visdom 0.3 would serve on another one, where nobody looks
+        # Visdom 0.3 would serve on another port, where nobody looks
+        socket.create_server(("127.0.0.1", port)).close()
         serve()
     except OSError as error:  # the port is taken
         sys.exit(f"error: {error}")
