@@ -173,9 +173,8 @@ def time_to_picture(subject: Subject, watched: Viewers, page: Any, repeats: int)
 
 @contextlib.contextmanager
 def open_page(address: str) -> Iterator[Any]:
-    sys.path.insert(
-        0, str(Path(__file__).resolve().parents[1] / "tests")
-    )  # some packages install a `tests` of theirs
+    # some packages install a `tests` of theirs
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from browser_support import FLAGS, browser_program
     from playwright.sync_api import sync_playwright
     from visdom_support import install_page_files

@@ -176,9 +176,8 @@ def _forward(
     std = (sum_q / (entries - conv.correction) + conv.eps).sqrt()
     mean, std = _cast(mean, statistics_dtype(x)), _cast(std, statistics_dtype(x))
 
-    scale = (
-        std.reciprocal()
-    )  # no view of z per group: what a Function returns as a view takes no in-place ReLU
+    # no view of z per group: what a Function returns as a view takes no in-place ReLU
+    scale = std.reciprocal()
     y = z * (scale if conv.groups == 1 else scale.repeat_interleave(z.shape[1] // conv.groups, 1))
     if bias is not None:
         shift = bias.to(y.dtype).view(-1, 1, 1)

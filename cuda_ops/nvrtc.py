@@ -141,9 +141,8 @@ class CudaLauncher:
         index, functions, start, success = self._index, self._functions, self._start, self._success
         pointers = _OnePointer(ctypes.addressof(arguments))
         parameters = ctypes.addressof(pointers)
-        stream = torch._C._cuda_getCurrentRawStream(
-            index
-        )  # makes no Stream object; torch's generated code asks so
+        # makes no Stream object; torch's generated code asks so
+        stream = torch._C._cuda_getCurrentRawStream(index)
 
         def launch(kernel: str, grid: Dims, block: Dims, alive: object = (arguments, pointers)) -> None:
             (status,) = start(

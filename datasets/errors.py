@@ -198,9 +198,8 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
         code = _report_exception(error)
     try:
         sys.stdout.flush()
-    except (
-        OSError
-    ):  # told above; the interpreter would try, and complain about, the rest of the buffer once more
+    except OSError:
+        # told above; the interpreter would try, and complain about, the rest of the buffer once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -223,9 +222,8 @@ def _report_exception(error: Exception) -> int:
 
 def log_text(text: str) -> bool:
     """Append to the log file; False where there is none or it cannot be written (stderr has its line)."""
-    if _log_file is None or (
-        _log_file.exists() and not _log_file.is_file()
-    ):  # a pipe would wait for a reader
+    # a pipe would wait for a reader
+    if _log_file is None or (_log_file.exists() and not _log_file.is_file()):
         return False
     try:
         with _log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -125,9 +125,8 @@ def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> Ima
     width, height = size = pixels.size if isinstance(pixels, Image.Image) else pixels.shape[1::-1]
     first, end = {"whole": (0, width), "left": (0, max(width // 2, 1)), "right": (width // 2, width)}[part]
     if isinstance(pixels, Image.Image) and pixels.mode in ("L", "RGB") and wanted in (None, "auto"):
-        extremes = np.array(
-            pixels.crop((first, 0, end, height)).getextrema()
-        )  # an array of all takes 7 times as long
+        # an array of all takes 7 times as long
+        extremes = np.array(pixels.crop((first, 0, end, height)).getextrema())
         lowest, highest = float(extremes.min()), float(extremes.max())
         return ImageInfo(
             size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped

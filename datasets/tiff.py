@@ -55,9 +55,8 @@ def read_tiff(path: Path) -> TiffContent | None:
         page: Any = file.pages.first
         compression = int(page.compression)
         is_two_dimensional = compression == _FAX_3 and page.tags.valueof("T4Options", 0) & 1
-        is_unknown_fax = (
-            compression in _FAX and compression not in TIFF.DECOMPRESSORS
-        )  # before tifffile 2026.3
+        # before tifffile 2026.3
+        is_unknown_fax = compression in _FAX and compression not in TIFF.DECOMPRESSORS
         if is_two_dimensional or is_unknown_fax or compression in (_WORD_FAX, _OLD_JPEG):
             return None
         if page.photometric == _YCBCR and compression != _JPEG:

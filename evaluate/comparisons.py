@@ -303,9 +303,8 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
     made_by = hashlib.sha256(json.dumps(maker).encode()).hexdigest()
     known: dict[str, str] = {}
-    with contextlib.suppress(
-        UserError, LookupError, TypeError, ValueError
-    ):  # no manifest yet, or no sound one
+    # no manifest yet, or no sound one
+    with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
         content = read_json(folder / MANIFEST, JSON_LIMIT)
         known = dict(content["inputs"]) if content["made_by"] == made_by else {}
     there = sorted(folder.glob("*.png"))

@@ -255,9 +255,8 @@ def _open_or_replace(path: Path) -> sqlite3.Connection:
         raise OSError("is not a regular file")
     try:
         return _open(path)
-    except (
-        sqlite3.OperationalError
-    ):  # locked, read-only, no space, of another program: the file itself may be fine
+    except sqlite3.OperationalError:
+        # locked, read-only, no space, of another program: the file itself may be fine
         raise
     except sqlite3.DatabaseError:
         path.unlink()

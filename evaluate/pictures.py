@@ -207,9 +207,8 @@ def _header(path: Path) -> _Header:
         require_file(path)
         with Image.open(path, formats=FORMATS) as picture:
             (width, height), mode = picture.size, picture.mode
-            frames = (
-                1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-            )  # a photo and its previews
+            # a photo and its previews
+            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             if picture.format == "PNG" and "exif" not in picture.info:
                 return _Header((width, height), mode, frames)  # asking for EXIF would decode the whole file
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side

@@ -105,9 +105,8 @@ def _wrong_flag(told: str, argv: list[str], prog: str) -> UserError:
     """What tyro tells in a box, in one line. Below the title, rules part paragraphs; the first says what is wrong."""
     lines = [line.strip("│ ") for line in told.splitlines()[1:]]
     rules = [number for number, line in enumerate(lines) if line and not line.strip("─-")] or [len(lines)]
-    first = " ".join(
-        lines[: rules[0]] or lines[1 : rules[1]]
-    )  # without the frame, a rule is below the title too
+    # without the frame, a rule is below the title too
+    first = " ".join(lines[: rules[0]] or lines[1 : rules[1]])
     look = f"see {prog} --help"
     if found := re.search(
         r"invalid choice '(.*)' for argument '(--\w+)'. Expected one of \((.*?),?\)", first
@@ -163,9 +162,8 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
     run = RunFolder(runs / (check_name(given.run.name) if given.run.name else resolve(given).run.name))
     if not run.options.is_file():
         raise UserError(run.path, "no run to resume", "check --name and --checkpoints_dir")
-    known = (
-        to_dict(TrainOptions()) | OLD_SWITCHES
-    )  # another version of this program may have had other options
+    # another version of this program may have had other options
+    known = to_dict(TrainOptions()) | OLD_SWITCHES
     stored = {name: value for name, value in read_yaml(run.options).items() if name in known}
     place = {"name": run.name, "checkpoints_dir": str(runs)}  # the folder may have been moved
     flags = [*flags_of(stored | place, run.options), *flags]  # checks the stored values too

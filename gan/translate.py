@@ -87,9 +87,8 @@ def load_translator(
         raise UserError(run, "no such run", f"check --name and --checkpoints_dir; {known}")
     state, path = load_checkpoint(run, which)
     check_format(state, str(path))
-    options = from_dict(
-        state["options"] | {"nc_backend": "auto"}
-    )  # this machine's, not the one it was trained on
+    # this machine's, not the one it was trained on
+    options = from_dict(state["options"] | {"nc_backend": "auto"})
     direction = direction or options.data.direction
     name = _generator_name(options, direction)
     with refuse_malformed(str(path)):

@@ -262,9 +262,8 @@ def test_auto_falls_back_with_one_warning(failing: None) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = [cuda_ops.normalized_conv2d(x, weight) for _ in range(3)]
-        cuda_ops.normalized_conv2d(
-            x.double(), weight.double()
-        )  # another unit, the same reason: not said again
+        # another unit, the same reason: not said again
+        cuda_ops.normalized_conv2d(x.double(), weight.double())
     assert [str(w.message) for w in caught] == [
         "normalized_conv2d falls back to its torch form: NVRTC sm_90: kernels.cu(7): error: no such luck"
     ]

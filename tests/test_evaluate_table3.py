@@ -192,9 +192,8 @@ def test_a_row_whose_makings_changed_is_made_again(
 
     assert used_again()
     pictures = tmp_path / "runs" / training.name / "evaluation"
-    (pictures / "report.json").write_text(
-        '{"protocol": {"id": "of another report"}}'
-    )  # is nobody's hindrance
+    # is nobody's hindrance
+    (pictures / "report.json").write_text('{"protocol": {"id": "of another report"}}')
     assert not used_again(replace(options, lpips_weights=other))
     made = {path.name: path.read_bytes() for path in pictures.glob("epoch-*/BtoA/*.png")}
     shutil.rmtree(pictures)

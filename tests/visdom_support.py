@@ -125,9 +125,8 @@ class RealServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        (self.folder / ".visdom").mkdir(
-            parents=True, exist_ok=True
-        )  # where it keeps the secret of its cookies
+        # where it keeps the secret of its cookies
+        (self.folder / ".visdom").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", START]
         command += ["-port", str(self.port), "-bind_local", "-env_path", str(self.folder)]
         environment = {**os.environ, "HOME": str(self.folder)}

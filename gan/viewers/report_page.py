@@ -74,9 +74,8 @@ def make_report_page(
 
 def _table(table: Table) -> str:
     sides = ["left" if index < table.texts else "right" for index in range(len(table.columns))]
-    grid = tabulate(
-        table.rows, table.columns, "html", missingval="–", disable_numparse=True, colalign=sides
-    )  # it escapes every cell
+    # it escapes every cell
+    grid = tabulate(table.rows, table.columns, "html", missingval="–", disable_numparse=True, colalign=sides)
     note = f'<p class="hint">{escape(table.note)}</p>' if table.note else ""
     card = f'<div class="card wide"><div class="scroll">{grid}</div>{note}</div>'
     return f"<section><h2>{escape(table.title)}</h2>{card}</section>"
