@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cuda_ops.layer import NormalizedConv2d
 from models.build import build_generator
-from models.normalized_conv import NormalizedConv2d
 
 
 @dataclass(frozen=True)

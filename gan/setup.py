@@ -19,8 +19,8 @@ from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm
 from gan.pix2pix import Pix2Pix
 from gan.step import Batch, Placement, Trainer, find_device, seed_everything, use_deterministic
+from models import NormalizedConv2d
 from models.build import build_discriminator, build_generator, initialize
-from models.normalized_conv import NormalizedConv2d
 
 
 def build_trainer(options: TrainOptions) -> Trainer:

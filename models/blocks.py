@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ops import Activation, Moments, activate
+from cuda_ops.layer import NormalizedConv2d, pad
 from models.names import BaseNormName, UpsampleName
-from models.normalized_conv import NormalizedConv2d, pad
 from models.norms import BASE_NORMS, PONO, DynamicMomentShortcut, Positional
 
 LEAKY_SLOPE = 0.2
 
 
 class PlainConv2d(nn.Conv2d):
-    """`nn.Conv2d` with the padding of `models.normalized_conv.pad`."""
+    """`nn.Conv2d` with the padding of `cuda_ops.layer.pad`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import init
 
 from cuda_ops import Backend
+from cuda_ops.layer import NormalizedConv2d
 from models.names import DiscriminatorName, GeneratorName, InitName
-from models.normalized_conv import NormalizedConv2d
 from models.patchgan import PatchGAN, PixelDiscriminator
 from models.resnet import ResnetGenerator
 from models.unet import UnetGenerator

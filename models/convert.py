@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.normalized_conv import NormalizedConv2d
+from cuda_ops.layer import NormalizedConv2d
 
 Conversion = Literal["gn", "nc", "gn_nc", "bn_nc"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cuda_ops.layer import NormalizedConv2d
 from gan.losses import GAN_LOSSES, gradient_penalty
-from models.normalized_conv import NormalizedConv2d
 
 PREDICTION = torch.tensor([[[[-3.0, -0.5], [0.25, 2.0]]]])
 

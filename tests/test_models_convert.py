@@ -12,8 +12,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
 from torchvision.models.segmentation import deeplabv3_resnet50
 
+from cuda_ops.layer import NormalizedConv2d
 from models.convert import convert
-from models.normalized_conv import NormalizedConv2d
 
 KINDS = ["gn", "nc", "gn_nc", "bn_nc"]
 PARAMETERS = {"resnet18": 11_689_512, "resnet50": 25_557_032}  # as published with the pretrained weights

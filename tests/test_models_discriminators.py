@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from cuda_ops.layer import NormalizedConv2d
 from models.build import build_discriminator
-from models.normalized_conv import NormalizedConv2d
 from models.norms import PONO
 from models.patchgan import PatchGAN, PixelDiscriminator
 

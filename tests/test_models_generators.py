@@ -9,10 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cuda_ops.layer import NormalizedConv2d, pad
 from models.blocks import ConvBlock
 from models.build import build_generator, initialize
 from models.names import NORM_NAMES
-from models.normalized_conv import NormalizedConv2d, pad
 from models.resnet import ResnetGenerator
 from models.unet import UnetGenerator
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import Activation, Backend, Moments, normalized_conv2d
+from cuda_ops.direct import Activation
+from cuda_ops.normalized_conv import Backend, Moments, normalized_conv2d
 
 
 def pad(x: Tensor, pads: list[int], mode: str) -> Tensor:
