@@ -28,7 +28,15 @@ from datasets.files import (
     sha256_of,
     write_atomically,
 )  # fmt: skip
-from gan.checkpoint_format import damaged, decode, encode, not_plain, raw_bytes, read_header
+from gan.checkpoint_format import (
+    damaged,
+    decode,
+    encode,
+    not_plain,
+    raw_bytes,
+    read_header,
+    read_metadata,
+)
 
 LATEST, BEST = "latest.json", "best.json"
 FILE_NAME = re.compile(r"ckpt-(\d{8,18})\.(safetensors|pt)")
@@ -131,7 +139,9 @@ def load_file(path: Path) -> dict[str, Any]:
                 raise not_plain(path, "a raw pickle or a format older than torch 1.6")
             if reason := foreign_content(head, "a plain-tensor checkpoint"):
                 raise damaged(path, reason)
-        return decode(path)
+        from gan.generator_file import is_generator, read_generator  # only what is loaded from outside is one
+
+        return read_generator(path) if is_generator(path) else decode(path)
     except OSError as error:
         raise UserError(path, f"cannot be read: {error.strerror or error}") from error
 
@@ -142,7 +152,7 @@ def checkpoint_hash(path: Path) -> str:
     A `.pt` file without a sidecar is hashed. Raises UserError for a file that is not a checkpoint; OSError.
     """
     if path.suffix == ".safetensors":
-        return read_header(path)[0]["sha256"]
+        return read_metadata(path)[0].get("sha256") or sha256_of(path)
     found = re.search(r"^([0-9a-f]{64}) [ *]", _read_sidecar(path), re.M)
     return found[1] if found else sha256_of(path)
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,16 @@ def encode(state: dict[str, Any], *, step: int, epoch: int) -> tuple[bytes, list
         "format": str(FORMAT), "version": __version__, "step": str(step), "epoch": str(epoch),
         "state": json.dumps([content, packer.strides], separators=(",", ":"), allow_nan=False),
     }  # fmt: skip
+    return signed_header(metadata, packer.tensors)
+
+
+def signed_header(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> tuple[bytes, list[Tensor]]:
+    """The header of a safetensors file with the SHA-256 of everything, and the tensors whose `raw_bytes` follow it.
+
+    tensors: on the CPU, of the types above. Raises ValueError for a header that is too large.
+    """
     # elements are aligned to their size if the largest come first
-    tensors = dict(sorted(packer.tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     header: dict[str, Any] = {"__metadata__": metadata | {"sha256": _sha256(metadata, tensors)}}
     end = 0
     for name, tensor in tensors.items():
@@ -77,10 +86,10 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def read_header(path: Path) -> tuple[dict[str, str], int]:
-    """What the header of a file says: format, version, sha256, step, epoch and state; the file's size in bytes.
+def read_metadata(path: Path) -> tuple[dict[str, str], int]:
+    """The texts in the header of a safetensors file, and the size in bytes that the file should have.
 
-    Raises UserError for a header that is incomplete, of a newer version, or not of a checkpoint; OSError.
+    Raises UserError for a header that is incomplete, too large or makes no sense; OSError.
     """
     require_file(path)
     size = path.stat().st_size
@@ -98,20 +107,39 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
         header = json.loads(text)
         metadata: dict[str, str] = header.pop("__metadata__", {})
         whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if not metadata.keys() >= {"format", "version", "sha256", "step", "epoch", "state"}:
-            raise not_plain(path, "a safetensors file of another program")
+        metadata.keys()
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        raise _senseless(path) from None
+    return metadata, whole
+
+
+def read_header(path: Path) -> tuple[dict[str, str], int]:
+    """What the header of a checkpoint says: format, version, sha256, step, epoch and state; the size it should have.
+
+    Raises UserError for a header that is incomplete, of a newer version, or not of a checkpoint; OSError.
+    """
+    metadata, whole = read_metadata(path)
+    if not metadata.keys() >= {"format", "version", "sha256", "step", "epoch", "state"}:
+        raise not_plain(path, "a safetensors file of another program")
+    try:
         if int(metadata["format"]) > FORMAT:
             reason = f"made by {metadata['version']}, this is {__version__}"
             raise UserError(path, reason, "update this program")
         _ = int(metadata["step"]), int(metadata["epoch"])
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise damaged(path, "damaged: its header makes no sense") from None
+    except (ValueError, TypeError):
+        raise _senseless(path) from None
     return metadata, whole
 
 
-def decode(path: Path) -> dict[str, Any]:
-    """The state in a file, on the CPU, after its SHA-256 was compared. Raises UserError; OSError."""
-    metadata, whole = read_header(path)
+def _senseless(path: Path) -> UserError:
+    return damaged(path, "damaged: its header makes no sense")
+
+
+def read_tensors(path: Path, metadata: Mapping[str, str], whole: int) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU, after its size and SHA-256 were compared. Raises UserError; OSError.
+
+    metadata, whole: see `read_metadata`.
+    """
     if (size := path.stat().st_size) != whole:
         raise damaged(path, f"{'incomplete' if size < whole else 'wrong size'}: {size} of {whole} bytes")
     try:
@@ -120,8 +148,15 @@ def decode(path: Path) -> dict[str, Any]:
         found = _sha256({key: value for key, value in metadata.items() if key != "sha256"}, tensors)
     except (SafetensorError, KeyError, TypeError) as error:
         raise damaged(path, f"damaged: {error}") from None
-    if found != metadata["sha256"]:
+    if found != metadata.get("sha256"):
         raise damaged(path, "checksum mismatch: the file has changed")
+    return tensors
+
+
+def decode(path: Path) -> dict[str, Any]:
+    """The state in a file, on the CPU, after its SHA-256 was compared. Raises UserError; OSError."""
+    metadata, whole = read_header(path)
+    tensors = read_tensors(path, metadata, whole)
     try:
         content, strides = json.loads(metadata["state"])
         for name, stride in strides.items():

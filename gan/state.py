@@ -52,6 +52,25 @@ def capture(
     }
 
 
+def bare_state(
+    options: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Tensor]],
+    *,
+    step: int = 0,
+    epoch: int = 0,
+    median_sizes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The state of weights that come without their training: what translating needs of `capture`. epoch: finished."""
+    return {
+        "options": dict(options),
+        "position": asdict(Position(epoch + 1, 0, step)),
+        "metrics_bytes": 0,
+        "data": "",
+        "median_sizes": dict(median_sizes or {}),
+        "networks": dict(networks),
+    }
+
+
 def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     """Put a captured state back into freshly built objects; `where` names the checkpoint in messages.
 
@@ -150,14 +169,22 @@ SHOWN = 3  # differences named in the one line
 def load_network(
     network: nn.Module, state: Mapping[str, Tensor], *, where: str, check_finite: bool = False
 ) -> None:
-    """Load a state_dict after comparing every key and shape; the network is unchanged if anything differs.
+    """Load a state_dict after `require_fit`; the network is unchanged if anything differs."""
+    require_fit(network, state, where=where, check_finite=check_finite)
+    names = {plain_key(key): key for key in network.state_dict()}
+    network.load_state_dict({names[plain_key(key)]: value for key, value in state.items()})
+
+
+def require_fit(
+    network: nn.Module, state: Mapping[str, Tensor], *, where: str, check_finite: bool = False
+) -> None:
+    """Raise UserError unless a state_dict has the keys and shapes of a network, which may be on the meta device.
 
     Keys may carry the `module.` of a data-parallel wrapper or the `_orig_mod.` of a compiled one, on either
     side. where: what the error line speaks of, for example a path. check_finite: refuse NaN and infinity too.
     """
-    own = {plain_key(key): (key, value) for key, value in network.state_dict().items()}
     given = {plain_key(key): value for key, value in state.items()}
-    here = {key: _describe(value) for key, (_, value) in own.items()}
+    here = {plain_key(key): _describe(value) for key, value in network.state_dict().items()}
     there = {key: _describe(value) for key, value in given.items()}
     differences = [
         f"{key} is {there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
@@ -170,7 +197,6 @@ def load_network(
         raise UserError(where, reason, "use the options it was trained with")
     if check_finite and (reason := not_finite(given)):
         raise UserError(where, reason, "use an earlier checkpoint")
-    network.load_state_dict({own[key][0]: value for key, value in given.items()})
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str:

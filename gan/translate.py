@@ -1,6 +1,5 @@
 """A checkpoint becomes a function from pictures to pictures; every option comes from the checkpoint."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,16 @@ from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
 from datasets.images import save_png, to_picture, to_tensor
 from datasets.transforms import Augmentation
-from gan.checkpoint import load_checkpoint
-from gan.options import TrainOptions, channels, from_dict
+from gan.options import TrainOptions, channels, from_dict, stored_dict
+from gan.pretrained import find_pretrained, read_pretrained
 from gan.setup import generators
-from gan.state import check_format, load_network, refuse_malformed
+from gan.state import check_format, load_network, refuse_malformed, require_fit
 from gan.step import Placement, find_device
 
 Direction = Literal["AtoB", "BtoA"]
 TestMode = Literal["eval", "train"]
+
+LARGEST_SIDE = 65535  # of a picture that is read
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Translator:
     def input_nc(self) -> int:
         return channels(self.options, self.direction)[0]
 
+    @property
+    def stored_options(self) -> dict[str, Any]:
+        """The options of the training, as a checkpoint stores them."""
+        return stored_dict(self.options)
+
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
 
@@ -64,44 +70,49 @@ class Translator:
             output = self.network(pad_to_fit(self.placement.put(images), self.network))
         return output[:, :, :height, :width].float().cpu()
 
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        epoch: str | int = "last",
+        direction: str | None = None,
+        device: str = "auto",
+        test_mode: TestMode = "eval",
+    ) -> "Translator":
+        """One generator of a run (a folder, or a name below `checkpoints`), or of a file that holds weights.
 
-def load_translator(
-    run: Path,
-    *,
-    epoch: str | int = "last",
-    direction: str | None = None,
-    device: str = "auto",
-    test_mode: TestMode = "eval",
-) -> Translator:
-    """The generator of a run's folder. epoch: last, best or a number; direction: default the trained one.
+        epoch: of a run, last, best or a number; direction: default the trained one. test_mode "train" keeps dropout and
+        batch statistics on (the published Pix2Pix protocol). Raises UserError for an unknown run or epoch, damaged
+        or hostile weights, and a direction that was not trained.
+        """
+        state, path = read_pretrained(find_pretrained(source), epoch)
+        check_format(state, str(path))
+        # this machine's, not the one it was trained on
+        options = from_dict(state["options"] | {"nc_backend": "auto"})
+        direction = direction or options.data.direction
+        name, weights = _generator_name(options, direction), state["networks"]
+        if name not in weights and not weights.keys().isdisjoint({"G_A", "G_B"}):
+            there = options.data.direction
+            raise UserError("--direction", f"{path.name} translates {there} only", f"use {there}")
+        where = f"{path}: {name}"
+        with refuse_malformed(str(path)):
+            with torch.device("meta"):  # takes no memory, however large the options say that it is
+                require_fit(generators(options)[name], weights.get(name, {}), where=where)
+            network = generators(options)[name]
+            position = state["position"]
+            step, epochs = position["step"], position["epoch"] - 1
+            size = state.get("median_sizes", {}).get(direction[0])
+            median_size = (float(size[0]), float(size[1])) if size else None
+            if median_size and not all(1 <= side <= LARGEST_SIDE for side in median_size):
+                raise ValueError(f"pictures of size {median_size}")
+        load_network(network, weights[name], where=where, check_finite=True)
+        placement = Placement(find_device(device))
+        placement.put_network(network).train(test_mode == "train")
+        return cls(network, options, direction, path, step, epochs, placement, median_size)
 
-    test_mode "train" keeps dropout and batch statistics on (the published Pix2Pix protocol). Raises UserError for an
-    unknown run or epoch, a damaged checkpoint, and a direction that was not trained.
-    """
-    if not re.fullmatch(r"last|best|\d{1,18}", str(epoch), re.ASCII):
-        raise UserError("--epoch", f"is {epoch}", "allowed: last, best or the number of a kept epoch")
-    which: Any = epoch if epoch in ("last", "best") else int(epoch)
-    if not run.is_dir():
-        there = sorted(p.name for p in run.parent.iterdir() if p.is_dir()) if run.parent.is_dir() else []
-        known = f"runs there: {', '.join(there[:10])}" if there else "no run is there"
-        raise UserError(run, "no such run", f"check --name and --checkpoints_dir; {known}")
-    state, path = load_checkpoint(run, which)
-    check_format(state, str(path))
-    # this machine's, not the one it was trained on
-    options = from_dict(state["options"] | {"nc_backend": "auto"})
-    direction = direction or options.data.direction
-    name = _generator_name(options, direction)
-    with refuse_malformed(str(path)):
-        network = generators(options)[name]
-    load_network(network, state["networks"].get(name, {}), where=f"{path}: {name}", check_finite=True)
-    placement = Placement(find_device(device))
-    placement.put_network(network).train(test_mode == "train")
-    with refuse_malformed(str(path)):
-        position = state["position"]
-        size = state.get("median_sizes", {}).get(direction[0])
-        median_size = (float(size[0]), float(size[1])) if size else None
-    epochs = position["epoch"] - 1
-    return Translator(network, options, direction, path, position["step"], epochs, placement, median_size)
+
+load_translator = Translator.load
 
 
 def pad_to_fit(images: Tensor, network: nn.Module) -> Tensor:

@@ -74,7 +74,7 @@ def test_translation_refuses_what_makes_no_sense(
 ) -> None:
     problems = []
     for where, mutant in mutants(trained[1], part, 2):
-        monkeypatch.setattr(translate, "load_checkpoint", lambda *_, m=mutant: (m, Path("x")))
+        monkeypatch.setattr(translate, "read_pretrained", lambda *_, m=mutant: (m, Path("x")))
         try:
             translate.load_translator(trained[0] / "r", device="cpu")(torch.zeros(1, 3, 16, 16))
         except UserError as error:
