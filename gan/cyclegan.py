@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.losses import GAN_LOSSES, gradient_penalty
+from gan.losses import GAN_LOSSES, gradient_penalty, wide
 from gan.step import Batch, StepResult, Trainer, evaluating, requires_grad
 
 
@@ -26,12 +26,14 @@ class CycleGAN(Trainer):
         gan = GAN_LOSSES[self.gan_mode]
         G_A, G_B, D_A, D_B = (self.networks[name] for name in ("G_A", "G_B", "D_A", "D_B"))
         real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
+        identity = self.lambda_identity > 0
+        joined = identity and self.batch_passes
 
         requires_grad([D_A, D_B], False)
         with self.placement.autocast():
-            fake_B = G_A(real_A)
+            fake_B, same_B = self.both(G_A, real_A, real_B) if joined else (G_A(real_A), None)
             rec_A = G_B(fake_B)
-            fake_A = G_B(real_B)
+            fake_A, same_A = self.both(G_B, real_B, real_A) if joined else (G_B(real_B), None)
             rec_B = G_A(fake_A)
             losses = {
                 "G_A": gan.generator(D_A(fake_B)),
@@ -39,17 +41,19 @@ class CycleGAN(Trainer):
                 "cycle_A": self.lambda_A * _l1(rec_A, real_A),
                 "cycle_B": self.lambda_B * _l1(rec_B, real_B),
             }
-            if self.lambda_identity > 0:
-                losses["idt_A"] = self.lambda_B * self.lambda_identity * _l1(G_A(real_B), real_B)
-                losses["idt_B"] = self.lambda_A * self.lambda_identity * _l1(G_B(real_A), real_A)
+            if identity:
+                same_B = G_A(real_B) if same_B is None else same_B
+                losses["idt_A"] = self.lambda_B * self.lambda_identity * _l1(same_B, real_B)
+                same_A = G_B(real_A) if same_A is None else same_A
+                losses["idt_B"] = self.lambda_A * self.lambda_identity * _l1(same_A, real_A)
         self.optimizers["G"].zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         self.optimizers["G"].step()
 
         requires_grad([D_A, D_B], True)
         self.optimizers["D"].zero_grad(set_to_none=True)
-        losses["D_A"] = self._discriminate(D_A, real_B, self.pools["B"].query(fake_B.detach().float()))
-        losses["D_B"] = self._discriminate(D_B, real_A, self.pools["A"].query(fake_A.detach().float()))
+        losses["D_A"] = self._discriminate(D_A, real_B, self.pools["B"].query(wide(fake_B.detach())))
+        losses["D_B"] = self._discriminate(D_B, real_A, self.pools["A"].query(wide(fake_A.detach())))
         self.optimizers["D"].step()
 
         images = {
@@ -73,7 +77,8 @@ class CycleGAN(Trainer):
         """Half the adversarial loss (so that D learns at half the pace of G), with its gradients."""
         gan = GAN_LOSSES[self.gan_mode]
         with self.placement.autocast():
-            loss = 0.5 * (gan.real(discriminator(real)) + gan.fake(discriminator(fake)))
+            on_real, on_fake = self.both(discriminator, real, fake)
+            loss = 0.5 * (gan.real(on_real) + gan.fake(on_fake))
             if self.gan_mode == "wgangp":
                 loss = loss + self.lambda_gp * gradient_penalty(discriminator, real, fake)
         loss.backward()
@@ -81,8 +86,8 @@ class CycleGAN(Trainer):
 
 
 def _l1(output: Tensor, target: Tensor) -> Tensor:
-    return F.l1_loss(output.float(), target)
+    return F.l1_loss(wide(output), target)
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().float() for name, tensor in tensors.items()}
+    return {name: wide(tensor.detach()) for name, tensor in tensors.items()}

@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it has that."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class GANLoss(NamedTuple):
     """What one adversarial game minimises: three functions of a prediction map."""
 
@@ -20,24 +25,24 @@ class GANLoss(NamedTuple):
 
 GAN_LOSSES: dict[str, GANLoss] = {
     "vanilla": GANLoss(
-        generator=lambda p: F.softplus(-p.float()).mean(),  # BCE with logits against 1
-        real=lambda p: F.softplus(-p.float()).mean(),
-        fake=lambda p: F.softplus(p.float()).mean(),
+        generator=lambda p: F.softplus(-wide(p)).mean(),  # BCE with logits against 1
+        real=lambda p: F.softplus(-wide(p)).mean(),
+        fake=lambda p: F.softplus(wide(p)).mean(),
     ),
     "lsgan": GANLoss(
-        generator=lambda p: (p.float() - 1).square().mean(),
-        real=lambda p: (p.float() - 1).square().mean(),
-        fake=lambda p: p.float().square().mean(),
+        generator=lambda p: (wide(p) - 1).square().mean(),
+        real=lambda p: (wide(p) - 1).square().mean(),
+        fake=lambda p: wide(p).square().mean(),
     ),
     "wgangp": GANLoss(
-        generator=lambda p: -p.float().mean(),
-        real=lambda p: -p.float().mean(),
-        fake=lambda p: p.float().mean(),
+        generator=lambda p: -wide(p).mean(),
+        real=lambda p: -wide(p).mean(),
+        fake=lambda p: wide(p).mean(),
     ),
     "hinge": GANLoss(
-        generator=lambda p: -p.float().mean(),
-        real=lambda p: F.relu(1 - p.float()).mean(),
-        fake=lambda p: F.relu(1 + p.float()).mean(),
+        generator=lambda p: -wide(p).mean(),
+        real=lambda p: F.relu(1 - wide(p)).mean(),
+        fake=lambda p: F.relu(1 + wide(p)).mean(),
     ),
 }
 """`--gan_mode` -> its losses."""
@@ -48,8 +53,8 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
     mix = torch.rand(real.shape[0], 1, 1, 1, device=real.device)
     points = (mix * real.detach() + (1 - mix) * fake.detach()).requires_grad_()
     prediction = discriminator(points)
-    (gradient,) = torch.autograd.grad(prediction.float().sum(), points, create_graph=True)
-    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+    (gradient,) = torch.autograd.grad(wide(prediction).sum(), points, create_graph=True)
+    return (wide(gradient).flatten(1).norm(dim=1) - 1).square().mean()
 
 
 @dataclass

@@ -203,6 +203,9 @@ class DeviceGroup:
     """Channels-last memory format (often faster on a GPU)."""
     compile: bool = False
     """Compile the networks with torch.compile (takes minutes at the start)."""
+    batch_passes: bool = False
+    """Send identity and translation, and real and fake, through a network as one batch: faster, the same but for
+    rounding. Not with batch norm."""
 
 
 @dataclass(frozen=True)

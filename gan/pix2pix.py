@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan.losses import GAN_LOSSES, gradient_penalty
+from gan.losses import GAN_LOSSES, gradient_penalty, wide
 from gan.step import Batch, StepResult, Trainer, evaluating, requires_grad
 
 
@@ -27,7 +27,8 @@ class Pix2Pix(Trainer):
             fake_B = G(real_A)
             fake_pair = self.pools["AB"].query(torch.cat([real_A, fake_B.detach()], 1))
             real_pair = torch.cat([real_A, real_B], 1)
-            losses = {"D_real": gan.real(D(real_pair)), "D_fake": gan.fake(D(fake_pair))}
+            on_real, on_fake = self.both(D, real_pair, fake_pair)
+            losses = {"D_real": gan.real(on_real), "D_fake": gan.fake(on_fake)}
             loss_D = 0.5 * (losses["D_real"] + losses["D_fake"])
             if self.gan_mode == "wgangp":
                 losses["D_gp"] = self.lambda_gp * gradient_penalty(D, real_pair, fake_pair)
@@ -39,14 +40,14 @@ class Pix2Pix(Trainer):
         requires_grad([D], False)
         with self.placement.autocast():
             losses["G_GAN"] = gan.generator(D(torch.cat([real_A, fake_B], 1)))
-            losses["G_L1"] = self.lambda_L1 * F.l1_loss(fake_B.float(), real_B)
+            losses["G_L1"] = self.lambda_L1 * F.l1_loss(wide(fake_B), real_B)
         self.optimizers["G"].zero_grad(set_to_none=True)
         (losses["G_GAN"] + losses["G_L1"]).backward()
         self.optimizers["G"].step()
 
         return StepResult(
             {name: loss.detach() for name, loss in losses.items()},
-            {"input": real_A, "fake": fake_B.detach().float(), "target": real_B},
+            {"input": real_A, "fake": wide(fake_B.detach()), "target": real_B},
         )
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
@@ -54,4 +55,4 @@ class Pix2Pix(Trainer):
         real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
         with evaluating([G]), self.placement.autocast():
             fake_B = G(real_A)
-        return {"input": real_A, "fake": fake_B.float(), "target": real_B}
+        return {"input": real_A, "fake": wide(fake_B), "target": real_B}

@@ -37,6 +37,8 @@ def build_trainer(options: TrainOptions) -> Trainer:
     with torch.device("meta"):  # takes neither memory nor time
         planned = _all_networks(options)
     _check_sizes(options, planned)
+    if wanted.batch_passes:
+        _refuse_coupled_batches(planned)
     _require_memory(planned, placement.device)
     networks = _all_networks(options)
     draws = torch.Generator().manual_seed(seed)
@@ -49,7 +51,8 @@ def build_trainer(options: TrainOptions) -> Trainer:
 
     def adam(*names: str) -> torch.optim.Adam:
         parameters = [p for name in names for p in networks[name].parameters()]
-        return torch.optim.Adam(parameters, lr=options.schedule.lr, betas=(options.schedule.beta1, 0.999))
+        betas = (options.schedule.beta1, 0.999)
+        return torch.optim.Adam(parameters, lr=options.schedule.lr, betas=betas, fused=True)
 
     if model.model == "pix2pix":
         return Pix2Pix(
@@ -60,6 +63,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
             lambda_L1=loss.lambda_L1,
             lambda_gp=loss.lambda_gp,
             placement=placement,
+            batch_passes=wanted.batch_passes,
         )
     return CycleGAN(
         networks=networks,
@@ -71,6 +75,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
         lambda_identity=loss.lambda_identity,
         lambda_gp=loss.lambda_gp,
         placement=placement,
+        batch_passes=wanted.batch_passes,
     )
 
 
@@ -169,6 +174,13 @@ def _check_sizes(options: TrainOptions, networks: dict[str, nn.Module]) -> None:
             if options.model.netG == "unet_256" and crop == 128:
                 fix = "use --netG unet_128 --load_size 143, or another crop: multiples of 256"
             raise UserError("--crop_size", f"{crop} does not fit {what}", fix)
+
+
+def _refuse_coupled_batches(networks: Mapping[str, nn.Module]) -> None:
+    for name, network in networks.items():
+        if any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+            reason = f"does not go with batch norm: in {name}, pictures of one batch change each other"
+            raise UserError("--batch_passes", reason, "use --base_norm instance, or leave --batch_passes out")
 
 
 @dataclass(frozen=True)

@@ -112,17 +112,18 @@ def _device(trainer: Trainer) -> torch.device:
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Adam's moments. Learning rate and the like stay those of the options. Raises ValueError if they do not fit."""
-    own = [
-        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    groups = [
+        {**own, "params": there["params"]}
+        for own, there in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict(saved)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, moments in optimizer.state.items():
         shapes = {name: tuple(value.shape) for name, value in moments.items()}
         shape = tuple(parameter.shape)
         if shapes != {"step": (), "exp_avg": shape, "exp_avg_sq": shape} or moments["step"] < 0:
             raise ValueError("the moments of an optimizer do not fit its parameters")
+        for name in ("exp_avg", "exp_avg_sq"):  # fused Adam reads memory, whatever the strides say
+            moments[name] = torch.empty_like(parameter, dtype=moments[name].dtype).copy_(moments[name])
 
 
 _SCALAR = (str, int, float, bool, type(None))

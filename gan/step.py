@@ -90,6 +90,14 @@ class Trainer(ABC):
     placement: Placement
     gan_mode: str
     lambda_gp: float
+    batch_passes: bool = False
+
+    def both(self, network: nn.Module, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """network(one) and network(other), as one batch where --batch_passes asks for it."""
+        if not self.batch_passes or one.shape[1:] != other.shape[1:]:
+            return network(one), network(other)
+        first, second = network(torch.cat([one, other])).split([len(one), len(other)])
+        return first, second
 
     @abstractmethod
     def step(self, batch: Batch) -> StepResult:

@@ -32,6 +32,8 @@ import gan.start
 from datasets.errors import RunError
 from gan import setup
 from gan.checkpoint import list_checkpoints, load_file
+from gan.command_line import parse_train
+from gan.state import Position, capture, restore
 from gan.viewers import Viewer
 
 MODELS = {
@@ -131,6 +133,27 @@ def test_resumed_with_channels_last(data: Data, tmp_path: Path) -> None:
             more = ["--channels_last", *(["--continue_train"] if count > epochs[0] else [])]
             assert train(*flags("cycle_gan", data, tmp_path / runs, count), *more).code == 0
     assert_as_if_never_stopped(tmp_path / "two" / "r", tmp_path / "one" / "r")
+
+
+def test_another_memory_layout_keeps_the_moments_with_their_weights(data: Data, tmp_path: Path) -> None:
+    """Fused Adam reads memory in order, so moments that lie in another order would meet the wrong weights."""
+    arguments = [str(flag) for flag in flags("cycle_gan", data, tmp_path, 1)]
+    plain, other = (
+        setup.build_trainer(parse_train([*arguments, *more])[0]) for more in ([], ["--channels_last"])
+    )
+    for optimizer in plain.optimizers.values():
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.rand_like(parameter)
+        optimizer.step()
+    restore(other, capture(plain, Position(), {}, 0, [], {}), "the state")
+    for name, optimizer in other.optimizers.items():
+        moved = 0
+        for before, after in zip(plain.optimizers[name].state.items(), optimizer.state.items(), strict=True):
+            moved += before[0].stride() != after[0].stride()
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert after[1][moment].stride() == after[0].stride()
+                assert torch.equal(after[1][moment], before[1][moment])
+        assert moved, "nothing lies in another order"
 
 
 class StopAt(Viewer):

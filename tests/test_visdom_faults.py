@@ -98,7 +98,7 @@ def test_the_server_appears_later(tmp_path, watch):
 def test_the_server_is_killed_and_started_again_with_nothing_of_ours(tmp_path, watch):
     server = RealServer(tmp_path / "server")
     server.start()
-    known = lambda: bool(server.curve("watched", "losses_adversarial", "G_GAN"))
+    known = lambda: viewer._reports._introduced and server.curve("watched", "losses_adversarial", "G_GAN")
 
     def kill() -> None:
         server.kill()
@@ -187,7 +187,7 @@ def test_the_server_is_stopped_for_a_while(server, watch, monkeypatch):
         monkeypatch.setattr(visdom_server, "REQUEST_TIMEOUT", 60.0)
         wait_until(lambda: len(curve()) >= 50)
 
-    found = lambda: viewer._connected_since is not None
+    found = lambda: viewer._reports._introduced
     at = {15: lambda: wait_until(found), 20: stop_and_give_up_soon, 55: wait}
     lines = watch(viewer, at, "stopped")
     assert lines[0].endswith("/env/stopped") and len(lines) <= 3
@@ -300,7 +300,7 @@ def test_on_starts_a_server_when_the_one_it_used_is_gone(tmp_path, watch):
         lines = watch(
             viewer,
             {
-                20: lambda: wait_until(lambda: bool(curve())),
+                20: lambda: wait_until(lambda: viewer._reports._introduced and curve()),
                 25: other.kill,
                 50: lambda: wait_until(lambda: len(curve()) > 24),
             },
