@@ -83,6 +83,7 @@ class Comparison:
         if not (made_by := self.made_by):
             return ""
         position, choice = f"epoch {made_by['epoch']}, step {made_by['step']}", str(made_by["checkpoint"])
+        position += ", ema" * ("weights" in made_by)
         return position if choice.isdecimal() else f"{choice} ({position})"
 
 
@@ -269,6 +270,7 @@ class Outputs(Sequence[FilePicture]):
             direction=self.direction,
             device=options.device,
             test_mode=options.test_mode,
+            weights=options.which,
         )
         made_by = {
             "run": str(folder),
@@ -276,6 +278,7 @@ class Outputs(Sequence[FilePicture]):
             "epoch": translator.epoch,
             "step": translator.step,
             "checkpoint": self.epoch,
+            **({"weights": "ema"} if translator.is_average else {}),
             "checkpoint_sha256": checkpoint_hash(translator.checkpoint),
             "configuration": {
                 name: value
@@ -295,12 +298,14 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     Raises UserError naming an input that cannot be read, an output that cannot be written, or a folder with pictures
     of somebody else: the manifest is written before the first output, so without it there are none of ours.
     """
-    position = f"epoch-{translator.epoch}-step-{translator.step}" + ("" if mode == "eval" else f"-{mode}")
+    position = f"epoch-{translator.epoch}-step-{translator.step}" + "-ema" * translator.is_average
+    position += "" if mode == "eval" else f"-{mode}"
     folder = run / "evaluation" / position / translator.direction
     require_writable(folder)
     files = [folder / name for name in output_names([picture.path for picture in inputs])]
     inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}
     maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
+    maker += ["ema"] * translator.is_average
     made_by = hashlib.sha256(json.dumps(maker).encode()).hexdigest()
     known: dict[str, str] = {}
     # no manifest yet, or no sound one

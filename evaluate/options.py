@@ -51,6 +51,8 @@ class EvaluateOptions(NetworkOptions):
     """Comma-separated: fid,fid_clean,kid,lpips,psnr,ssim,l1. Default: all that apply and whose weights are found."""
     epoch: str = "last"
     """Checkpoint of the runs: last, best, the number of a kept epoch, or several separated by commas."""
+    which: Literal["ema", "raw"] = "ema"
+    """Weights of runs trained with --ema: their average, or raw: as they were trained."""
     test_mode: Literal["eval", "train"] = "eval"
     """train: use dropout and batch statistics, as the published Pix2Pix protocol does."""
     num_test: int | None = None
@@ -107,6 +109,7 @@ class EvaluateOptions(NetworkOptions):
         """The choices that change the numbers and are not the defaults, as a folder's name: `epoch-5-train`."""
         wanted = self.epochs()
         parts = [f"epoch-{epoch}" if epoch.isdecimal() else epoch for epoch in wanted if wanted != ["last"]]
+        parts += [] if self.which == "ema" else [self.which]
         parts += [] if self.test_mode == "eval" else [self.test_mode]
         parts += [] if self.num_test is None else [f"first-{self.num_test}"]
         parts += [] if self.size is None else [f"size-{self.size}"]

@@ -258,8 +258,9 @@ def _check_ranges(flat: Mapping[str, Any]) -> None:
     for name in ("lr", "init_gain"):
         if not 0 < flat[name] < float("inf"):
             raise UserError(f"--{name}", f"is {flat[name]}", "allowed: greater than 0, finite")
-    if not 0 <= flat["beta1"] < 1:
-        raise UserError("--beta1", f"is {flat['beta1']}", "allowed: 0 to less than 1")
+    for name in ("beta1", "ema"):
+        if not 0 <= flat[name] < 1:
+            raise UserError(f"--{name}", f"is {flat[name]}", "allowed: 0 to less than 1")
 
 
 def _check_combinations(flat: Mapping[str, Any]) -> None:

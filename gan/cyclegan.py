@@ -63,7 +63,7 @@ class CycleGAN(Trainer):
         return StepResult(_detached(losses), _detached(images))
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        G_A, G_B = self.networks["G_A"], self.networks["G_B"]
+        G_A, G_B = self.shown("G_A"), self.shown("G_B")
         real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
         with evaluating([G_A, G_B]), self.placement.autocast():
             fake_B, fake_A = G_A(real_A), G_B(real_B)

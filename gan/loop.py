@@ -86,6 +86,7 @@ class Training:
             try:
                 result = self.trainer.step(batch)
                 losses = finite_losses(result.losses, step, self.run)
+                self.trainer.update_averages()
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise out_of_memory_error(f"at step {step}") from error

@@ -155,7 +155,7 @@ class LossGroup:
 
 @dataclass(frozen=True)
 class ScheduleGroup:
-    """Length of the training, and the learning rate."""
+    """Length of the training, the learning rate, and the average of the weights."""
 
     n_epochs: int = 100
     """Epochs at the initial learning rate."""
@@ -170,6 +170,9 @@ class ScheduleGroup:
     step: a tenth after every --lr_decay_iters epochs. cosine: down half a period over all epochs."""
     lr_decay_iters: int = 50
     """Epochs between two drops of the step policy."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the generators' weights, such as 0.999. 0: none.
+    Samples, metrics, test.py and python -m evaluate then use the average."""
 
     @property
     def epochs(self) -> int:

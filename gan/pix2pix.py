@@ -51,7 +51,7 @@ class Pix2Pix(Trainer):
         )
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        G = self.networks["G"]
+        G = self.shown("G")
         real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
         with evaluating([G]), self.placement.autocast():
             fake_B = G(real_A)

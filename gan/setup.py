@@ -1,5 +1,6 @@
 """Options become objects: the one place where names turn into networks, optimisers, pools and data."""
 
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -48,6 +49,11 @@ def build_trainer(options: TrainOptions) -> Trainer:
         if wanted.compile:
             network.compile()  # in place: the names in the checkpoint stay the same
     seed_everything(seed)  # the numbers drawn for the weights do not shift those of the dropout
+    averages = {
+        name: copy.deepcopy(network).requires_grad_(False)
+        for name, network in networks.items()
+        if options.schedule.ema and name.startswith("G")
+    }
 
     def adam(*names: str) -> torch.optim.Adam:
         parameters = [p for name in names for p in networks[name].parameters()]
@@ -64,6 +70,8 @@ def build_trainer(options: TrainOptions) -> Trainer:
             lambda_gp=loss.lambda_gp,
             placement=placement,
             batch_passes=wanted.batch_passes,
+            averages=averages,
+            ema=options.schedule.ema,
         )
     return CycleGAN(
         networks=networks,
@@ -76,6 +84,8 @@ def build_trainer(options: TrainOptions) -> Trainer:
         lambda_gp=loss.lambda_gp,
         placement=placement,
         batch_passes=wanted.batch_passes,
+        averages=averages,
+        ema=options.schedule.ema,
     )
 
 
@@ -111,9 +121,9 @@ def _require_memory(networks: Mapping[str, nn.Module], device: torch.device) -> 
 
 
 def checkpoint_size(trainer: Trainer) -> int:
-    """Bytes of a checkpoint, nearly: the weights and the two moments that Adam keeps of each."""
-    parameters = (p for network in trainer.networks.values() for p in network.parameters())
-    return 3 * sum(p.numel() * p.element_size() for p in parameters)
+    """Bytes of a checkpoint, nearly: the weights, the two moments that Adam keeps of each, and the averages."""
+    networks = [*trainer.networks.values()] * 3 + [*trainer.averages.values()]
+    return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
 
 def generators(options: TrainOptions) -> dict[str, nn.Module]:

@@ -46,6 +46,7 @@ def plan(training: Training) -> str:
             if wanted and wanted != "auto"
         ),
         "steps": f"{epochs} epochs of {data.steps_per_epoch} = {epochs * data.steps_per_epoch}",
+        "average": f"of the generators' weights, decay {ema}" if (ema := options.schedule.ema) else "",
         "device": f"{trainer.placement.device}, {options.device.precision}",
         "page": str(training.run.page),
     }
@@ -82,6 +83,9 @@ def resume(training: Training) -> None:
             reason = f"networks do not fit: checkpoint -> asked for: {', '.join(misfit)}"
             raise UserError(path, reason, "use the options it was trained with") from error
         raise
+    if bool(training.trainer.averages) != ("averages" in state):
+        what = "starts at the weights of" if training.trainer.averages else "is not kept after"
+        say(f"--ema: the average {what} step {training.position.step}")
     log.truncate(state["metrics_bytes"])
     delete_others(run.path, training.position.step, options.output.keep)  # what a kill in a save has left
     if other_data or any(saved.get(name) != wanted[name] for name in YARDSTICK):

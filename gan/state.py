@@ -38,6 +38,7 @@ def capture(
     metrics_bytes: the length of metrics.jsonl now; data_listing: the data's files, a line each; median_sizes: median
     width and height of the training pictures of the folder's A and B.
     """
+    averages = {name: average.state_dict() for name, average in trainer.averages.items()}
     return {
         "options": options,
         "position": asdict(position),
@@ -45,6 +46,7 @@ def capture(
         "data": "\0".join(data_listing),  # one text: a list would be thousands of values
         "median_sizes": {domain: list(size) for domain, size in median_sizes.items()},
         "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
+        **({"averages": averages} if averages else {}),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
         "rng": random_state(),
@@ -79,6 +81,9 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
     check_format(state, where)
     for name, network in trainer.networks.items():
         load_network(network, state["networks"].get(name, {}), where=f"{where}: {name}")
+    averages = state.get("averages", state["networks"])  # an average that is new starts at the weights
+    for name, average in trainer.averages.items():
+        load_network(average, averages.get(name, {}), where=f"{where}: average of {name}")
     with refuse_malformed(where):
         for name, optimizer in trainer.optimizers.items():
             _restore_optimizer(optimizer, state["optimizers"][name])
@@ -126,6 +131,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) 
             moments[name] = torch.empty_like(parameter, dtype=moments[name].dtype).copy_(moments[name])
 
 
+def _holds_tensors_by_name(part: Any) -> bool:
+    return all(type(key) is str for tensors in part.values() for key, _ in tensors.items())
+
+
 _SCALAR = (str, int, float, bool, type(None))
 _LAYOUT: dict[str, Callable[[Any], bool]] = {
     "options": lambda part: all(type(name) is str and type(value) in _SCALAR for name, value in part.items()),
@@ -136,7 +145,8 @@ _LAYOUT: dict[str, Callable[[Any], bool]] = {
     ),
     "metrics_bytes": lambda part: type(part) is int and part >= 0,
     "data": lambda part: type(part) is str,
-    "networks": lambda part: all(type(key) is str for tensors in part.values() for key, _ in tensors.items()),
+    "networks": _holds_tensors_by_name,
+    "averages": _holds_tensors_by_name,
     "machine": lambda part: all(type(value) in _SCALAR for value in part.values()),
 }
 """Part of a state -> whether it has the form that `capture` gives it."""

@@ -5,7 +5,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy
@@ -82,7 +82,10 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer(ABC):
-    """The networks of a model and what trains them, by name; `step` is all the loop needs to know of it."""
+    """The networks of a model and what trains them, by name; `step` is all the loop needs to know of it.
+
+    averages: of the generators, by name, with the decay `ema`; empty without --ema.
+    """
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
@@ -91,6 +94,8 @@ class Trainer(ABC):
     gan_mode: str
     lambda_gp: float
     batch_passes: bool = False
+    averages: dict[str, nn.Module] = field(default_factory=dict)
+    ema: float = 0.0
 
     def both(self, network: nn.Module, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """network(one) and network(other), as one batch where --batch_passes asks for it."""
@@ -106,6 +111,23 @@ class Trainer(ABC):
     @abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a fixed batch in eval mode; changes nothing."""
+
+    def shown(self, name: str) -> nn.Module:
+        """The generator of this name that `sample` uses: its average if there is one."""
+        return self.averages.get(name, self.networks[name])
+
+    def update_averages(self) -> None:
+        """To be called after every step: average <- ema * average + (1 - ema) * weights.
+
+        Buffers (running statistics) are copied: they are averages already.
+        """
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                network = self.networks[name]
+                for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+                    mean.lerp_(weight, 1 - self.ema)
+                for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+                    kept.copy_(current)
 
 
 def set_learning_rate(trainer: Trainer, lr: float) -> None:

@@ -25,6 +25,8 @@ from gan.step import Placement, find_device
 
 Direction = Literal["AtoB", "BtoA"]
 TestMode = Literal["eval", "train"]
+Weights = Literal["ema", "raw"]
+"""Weights of a run trained with --ema: their average, or as they were trained. Other runs have only the latter."""
 
 LARGEST_SIDE = 65535  # of a picture that is read
 
@@ -41,6 +43,7 @@ class Translator:
     epoch: int  # epochs that were finished
     placement: Placement
     median_size: tuple[float, float] | None  # of the input domain's training pictures; None: not known
+    is_average: bool = False  # of the weights of a training with --ema
 
     @property
     def trained_scale(self) -> tuple[float, float]:
@@ -49,6 +52,11 @@ class Translator:
         if self.median_size is None:
             return 1.0, 1.0
         return Augmentation(data.preprocess, data.load_size, data.crop_size).scale(self.median_size)
+
+    @property
+    def position(self) -> str:
+        """`epoch 3`, or `epoch 3, ema`: what of the training it is."""
+        return f"epoch {self.epoch}{', ema' * self.is_average}"
 
     @property
     def input_nc(self) -> int:
@@ -79,26 +87,29 @@ class Translator:
         direction: str | None = None,
         device: str = "auto",
         test_mode: TestMode = "eval",
+        weights: Weights = "ema",
     ) -> "Translator":
         """One generator of a run (a folder, or a name below `checkpoints`), or of a file that holds weights.
 
         epoch: of a run, last, best or a number; direction: default the trained one. test_mode "train" keeps dropout and
-        batch statistics on (the published Pix2Pix protocol). Raises UserError for an unknown run or epoch, damaged
-        or hostile weights, and a direction that was not trained.
+        batch statistics on (the published Pix2Pix protocol). weights: "raw" takes those that were trained even where
+        there is an average of them. Raises UserError for an unknown run or epoch, damaged or hostile weights, and a
+        direction that was not trained.
         """
         state, path = read_pretrained(find_pretrained(source), epoch)
         check_format(state, str(path))
         # this machine's, not the one it was trained on
         options = from_dict(state["options"] | {"nc_backend": "auto"})
         direction = direction or options.data.direction
-        name, weights = _generator_name(options, direction), state["networks"]
-        if name not in weights and not weights.keys().isdisjoint({"G_A", "G_B"}):
+        is_average = weights == "ema" and "averages" in state
+        name, networks = _generator_name(options, direction), state["averages" if is_average else "networks"]
+        if name not in networks and not networks.keys().isdisjoint({"G_A", "G_B"}):
             there = options.data.direction
             raise UserError("--direction", f"{path.name} translates {there} only", f"use {there}")
         where = f"{path}: {name}"
         with refuse_malformed(str(path)):
             with torch.device("meta"):  # takes no memory, however large the options say that it is
-                require_fit(generators(options)[name], weights.get(name, {}), where=where)
+                require_fit(generators(options)[name], networks.get(name, {}), where=where)
             network = generators(options)[name]
             position = state["position"]
             step, epochs = position["step"], position["epoch"] - 1
@@ -106,10 +117,10 @@ class Translator:
             median_size = (float(size[0]), float(size[1])) if size else None
             if median_size and not all(1 <= side <= LARGEST_SIDE for side in median_size):
                 raise ValueError(f"pictures of size {median_size}")
-        load_network(network, weights[name], where=where, check_finite=True)
+        load_network(network, networks[name], where=where, check_finite=True)
         placement = Placement(find_device(device))
         placement.put_network(network).train(test_mode == "train")
-        return cls(network, options, direction, path, step, epochs, placement, median_size)
+        return cls(network, options, direction, path, step, epochs, placement, median_size, is_average)
 
 
 load_translator = Translator.load

@@ -42,6 +42,7 @@ def run_test(options: TranslationOptions) -> int:
         direction=options.direction,
         device=options.device,
         test_mode=options.test_mode,
+        weights=options.which,
     )
     scale, told = choose_scale(translator, options.scale or "trained", options.size)
     translate: Translate = partial(
@@ -52,12 +53,13 @@ def run_test(options: TranslationOptions) -> int:
         given, output = [Path(name) for name in options.input], Path(options.output)
         count, where = translate_files(translator, translate, given, output, limit, skip_bad)
     else:
-        folder = Path(options.results_dir) / run.name / f"test_{options.epoch}_{translator.direction}"
+        raw = "_raw" if options.which == "raw" else ""
+        folder = Path(options.results_dir) / run.name / f"test_{options.epoch}{raw}_{translator.direction}"
         columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
         count, where = len(columns[0][1]), folder / "index.html"
         write_atomically(where, _page(run.name, translator, told, columns).encode())
     say(told)
-    print(f"{count} pictures translated {translator.direction} (epoch {translator.epoch}): {where}")
+    print(f"{count} pictures translated {translator.direction} ({translator.position}): {where}")
     return 0
 
 
@@ -200,7 +202,7 @@ def _page(name: str, translator: Translator, told: str, columns: Columns) -> str
         )
         stem = html.escape(printable(files[0].stem.rsplit("_real_", 1)[0]))
         rows.append(f"<tr>{cells}</tr><tr><td class=name colspan={len(columns)}>{stem}</td></tr>")
-    title = html.escape(f"{name} {translator.direction}, epoch {translator.epoch}")
+    title = html.escape(f"{name} {translator.direction}, {translator.position}")
     style = (
         ":root{color-scheme:light dark}body{font:16px system-ui;margin:1rem;max-width:90rem}"
         "table{border-spacing:4px;width:100%;table-layout:fixed}img{width:100%;image-rendering:auto}"

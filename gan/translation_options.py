@@ -17,6 +17,8 @@ class TranslationOptions:
     """Folder of all runs."""
     epoch: str = "last"
     """Checkpoint: last, best, or the number of a kept epoch."""
+    which: Literal["ema", "raw"] = "ema"
+    """Weights of a run trained with --ema: their average, or raw: as they were trained."""
     input: tuple[str, ...] = ()
     """Pictures, or one folder of pictures and subfolders, to translate.
     Default: the test split of the run's data, with a results page."""

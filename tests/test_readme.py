@@ -66,6 +66,13 @@ def test_own_pictures_and_going_on(folder: Path) -> None:
     assert "done: 8 steps" in run(f"{longer} --n_epochs 2", folder)
 
 
+def test_an_average_of_the_weights(folder: Path) -> None:
+    train, translate = (c for c in commands() if "AVERAGED" in c)
+    assert "of the generators' weights, decay 0.999" in run(f"{train} {SMALL}", folder)
+    assert ", ema)" not in run(translate, folder)
+    assert ", ema)" in run(translate.replace("--which raw", "").replace("UNAVERAGED", "MEAN"), folder)
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -97,7 +104,7 @@ def test_make_targets_exist() -> None:
 
 def test_no_command_is_left_out() -> None:
     """A new line in the README needs a test here."""
-    tested = ("make ", "NAME", "--fake", "--dataroot data/", "evaluate.table3")
+    tested = ("make ", "NAME", "AVERAGED", "--fake", "--dataroot data/", "evaluate.table3")
     assert [c for c in commands() if not any(mark in c for mark in tested)] == []
 
 
