@@ -10,6 +10,7 @@ from statistics import median
 
 from tqdm import tqdm
 
+from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import ahead, cores
 from datasets.images import ImageInfo, ValueRange, WantedRange, inspect_halves, inspect_image
@@ -231,7 +232,8 @@ def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:
 
 def _survey(ranges: Mapping[Path, tuple[WantedRange, ...]]) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
-    records = ahead(lambda path: _remembered(path, ranges[path]), ranges, depth=64, threads=cores())
+    threads = cores() if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
+    records = ahead(lambda path: _remembered(path, ranges[path]), ranges, depth=64, threads=threads)
     bar = tqdm(records, total=len(ranges), unit="file", desc="scan", leave=False, disable=None)
     return dict(zip(ranges, bar, strict=True))
 

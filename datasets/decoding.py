@@ -14,12 +14,33 @@ IMAGE_EXTENSIONS = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .avif .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
 )
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
-PIXEL_LIMIT = 64_000_000
+PIXEL_LIMIT = 64_000_000  # unless `pixels_allowed` sets another one
 SIDE_LIMIT = 65_535  # pixels; decoders need memory for every row, however short
 
 
 # Pillow's remarks about odd metadata: what matters is checked and said here, by file name
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+_pixel_limit = PIXEL_LIMIT
+
+
+def pixel_limit() -> int:
+    """Pixels of the largest picture that is read."""
+    return _pixel_limit
+
+
+@contextlib.contextmanager
+def pixels_allowed(most: int) -> Iterator[None]:
+    """Inside, pictures of up to `most` pixels are read, in all threads of this process."""
+    global _pixel_limit
+    before = _pixel_limit, Image.MAX_IMAGE_PIXELS
+    # Pillow's own limit, which it doubles
+    _pixel_limit, Image.MAX_IMAGE_PIXELS = most, max(most, Image.MAX_IMAGE_PIXELS or 0)
+    try:
+        yield
+    finally:
+        _pixel_limit, Image.MAX_IMAGE_PIXELS = before
 
 
 @contextlib.contextmanager
@@ -69,15 +90,15 @@ def _scale_transparent_colour(image: Image.Image) -> None:
 
 def refuse_too_large(path: Path, width: int, height: int) -> None:
     """Raise UserError for a picture of more pixels than are read."""
-    if width * height > PIXEL_LIMIT:
+    if width * height > pixel_limit():
         raise _too_large(path, f"{width * height / 1e6:.0f} megapixels")
     if max(width, height) > SIDE_LIMIT:
         raise _too_large(path, f"{width}x{height} pixels")
 
 
 def _too_large(path: Path, claim: str = "far too many pixels") -> UserError:
-    limits = f"at most {PIXEL_LIMIT // 1_000_000} megapixels and {SIDE_LIMIT} a side are read"
-    return UserError(path, f"claims {claim}, {limits}", "scale it down")
+    limits = f"at most {pixel_limit() // 1_000_000} megapixels and {SIDE_LIMIT} a side are read"
+    return UserError(path, f"claims {claim}, {limits}", "scale it down; test.py: --max_pixels N")
 
 
 def _no_memory(path: Path) -> RunError:

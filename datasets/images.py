@@ -1,9 +1,9 @@
 """A file becomes a picture, a picture a tensor in [-1, 1], and back. The only place where that happens.
 
 Read are PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF and PPM, told by their content; everything else is refused without
-being handed to another decoder. At most 64 megapixels and 65,535 pixels a side, told from the header before anything
-is decoded. Damaged files are refused, never patched up, and so is NaN. Of an animation or a multi-page file the first
-frame is used. EXIF orientation is applied; colour profiles are ignored.
+being handed to another decoder. At most 64 megapixels (`decoding.pixels_allowed` sets another limit) and 65,535 pixels
+a side, told from the header before anything is decoded. Damaged files are refused, never patched up, and so is NaN. Of
+an animation or a multi-page file the first frame is used. EXIF orientation is applied; colour profiles are ignored.
 
 How a file becomes 8 bits a channel: the values that its number format can hold, from 0 to white, become 0..255:
 
@@ -220,7 +220,7 @@ def _to_8_bit(values: np.ndarray, full: float, value_range: ValueRange | None, p
             if colours is not values:
                 part[..., -1] = values[strip, :, -1] / full * 255
             scaled[strip] = np.rint(part.clip(0, 255))
-    return Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
+    return as_picture(scaled)
 
 
 def _extremes(colours: np.ndarray, path: Path) -> ValueRange:
@@ -262,14 +262,23 @@ def to_unit_range(values: Tensor) -> Tensor:
 
 
 def to_picture(tensor: Tensor) -> Image.Image:
-    """Picture in mode L, RGB or RGBA from (C, H, W) in [-1, 1], C 1, 3 or 4; clamped, then rounded to 8 bits.
+    """Picture in mode L, RGB or RGBA from (C, H, W) in [-1, 1], C 1, 3 or 4; see `to_pixels`."""
+    return as_picture(to_pixels(tensor))
 
-    The inverse of to_tensor to the bit. Raises RunError for NaN, which no picture can show.
+
+def to_pixels(tensor: Tensor) -> np.ndarray:
+    """(H, W, C) uint8 from (C, H, W) in [-1, 1]; clamped, then rounded. The inverse of to_tensor to the bit.
+
+    Raises RunError for NaN, which no picture can show.
     """
     values = tensor.detach().to("cpu", torch.float32)
     if values.isnan().any():
         raise RunError("picture", "holds NaN instead of colours", "the network that made it has diverged")
-    pixels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def as_picture(pixels: np.ndarray) -> Image.Image:
+    """Picture in mode L, RGB or RGBA of (H, W, C) uint8, C 1, 3 or 4."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 

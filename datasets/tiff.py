@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
-from datasets.decoding import PIXEL_LIMIT, refuse_too_large
+from datasets.decoding import PIXEL_LIMIT, pixel_limit, refuse_too_large
 from datasets.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def _refuse_what_is_not_read(page: "TiffPage", path: Path) -> None:
     if page.compression not in TIFF.DECOMPRESSORS:
         reason = f"is a TIFF with compression {int(page.compression)}, not read"
         raise UserError(path, reason, "save it without")
-    if (size := height * width * samples * page.dtype.itemsize) > 8 * PIXEL_LIMIT:
-        reason = f"claims {size // 1_000_000} MB of values, at most {8 * PIXEL_LIMIT // 1_000_000} are read"
+    if (size := height * width * samples * page.dtype.itemsize) > 8 * pixel_limit():
+        reason = f"claims {size // 1_000_000} MB of values, at most {8 * pixel_limit() // 1_000_000} are read"
         raise UserError(path, reason, "scale it down")
     if 0 in page.databytecounts:
         raise UserError(path, "lacks some of its strips or tiles", "replace or remove it")

@@ -3,25 +3,28 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import save_png, to_picture, to_tensor
+from datasets.images import as_picture, save_png, to_pixels, to_tensor
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
 from gan.setup import generators
 from gan.state import check_format, load_network, refuse_malformed, require_fit
 from gan.step import Placement, find_device
+from gan.tiling import IN_ONE_PIECE, Tiling, joined, pad_to_fit, translate_tiles
 
 Direction = Literal["AtoB", "BtoA"]
 TestMode = Literal["eval", "train"]
@@ -126,21 +129,6 @@ class Translator:
 load_translator = Translator.load
 
 
-def pad_to_fit(images: Tensor, network: nn.Module) -> Tensor:
-    """Images grown at the right and bottom to the next size that `network` takes."""
-    multiple, least = getattr(network, "size_multiple", 1), getattr(network, "min_size", 1)
-
-    def missing(length: int) -> int:
-        return max(-(-length // multiple) * multiple, -(-least // multiple) * multiple) - length
-
-    height, width = images.shape[2:]
-    down, right = missing(height), missing(width)
-    if not down and not right:
-        return images
-    mode = "reflect" if down < height and right < width else "replicate"
-    return F.pad(images, (0, right, 0, down), mode)
-
-
 def _generator_name(options: TrainOptions, direction: str) -> str:
     if options.model.model == "pix2pix":
         if direction != options.data.direction:
@@ -161,12 +149,14 @@ def translate_pictures(
     batch_size: int = 1,
     size: int | None = None,
     scale: tuple[float, float] = (1.0, 1.0),
+    tiling: Tiling = IN_ONE_PIECE,
 ) -> None:
     """Translate each picture and write it as PNG; `size` forces size x size, else each keeps its own.
 
     pictures: (function that decodes one, file to write). scale: factors across and down by which a picture is resized
-    for the network; its translation is resized back. Shows a progress bar. Raises UserError naming a file that cannot
-    be read or written; what is written before stays, and no file is ever half written.
+    for the network; its translation is resized back. tiling: when what the network sees is cut into tiles.
+    Shows a progress bar. Raises UserError naming a file that cannot be read or written; what is written before stays,
+    and no file is ever half written.
     """
 
     def decode(picture: tuple[Load, Path]) -> tuple[Image.Image, Path, tuple[int, int]]:
@@ -183,22 +173,35 @@ def translate_pictures(
                 raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
         return image, picture[1], own
 
+    depth = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
-        for batch in same_size_batches(ahead(decode, pictures), batch_size):
+        for batch in same_size_batches(ahead(decode, pictures, depth), batch_size):
+            width, height = batch[0][0].size
+            side = tiling.side(translator.network, (width, height))
+            translate = partial(_in_tiles, side=side) if side else _in_one_piece
             try:
-                outputs = translator(torch.stack([to_tensor(image) for image, _, _ in batch]))
+                pixels = translate(translator, [image for image, _, _ in batch])
+                for (image, path, own), picture in zip(batch, map(as_picture, pixels), strict=True):
+                    whole = picture if image.size == own else picture.resize(own, Image.Resampling.BICUBIC)
+                    save_png(whole, path)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                width, height = batch[0][0].size
-                fix = "force a smaller --size, or lower --batch_size"
-                raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", fix) from error
-            for output, (image, path, own) in zip(outputs, batch, strict=True):
-                picture = to_picture(output)
-                if image.size != own:
-                    picture = picture.resize(own, Image.Resampling.BICUBIC)
-                save_png(picture, path)
+                smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
+                raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", smaller) from error
             bar.update(len(batch))
+
+
+def _in_one_piece(translator: Translator, images: Sequence[Image.Image]) -> Iterator[np.ndarray]:
+    """The translations of pictures of one size, (H, W, C) uint8 each."""
+    yield from map(to_pixels, translator(torch.stack([to_tensor(image) for image in images])))
+
+
+def _in_tiles(translator: Translator, images: Sequence[Image.Image], side: int) -> Iterator[np.ndarray]:
+    """As _in_one_piece, in tiles. Closes each picture, so that its memory is free for the encoder."""
+    for image in images:
+        yield joined(translate_tiles(translator, translator.network, image, side), image.size)
+        image.close()
 
 
 def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[list[Sized]]:

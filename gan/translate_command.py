@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from datasets.check import scan
+from datasets.decoding import PIXEL_LIMIT, pixels_allowed
 from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
 from datasets.images import save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
+from gan.tiling import Tiling
 from gan.translate import (
     Load,
     Translator,
@@ -46,18 +48,26 @@ def run_test(options: TranslationOptions) -> int:
     )
     scale, told = choose_scale(translator, options.scale or "trained", options.size)
     translate: Translate = partial(
-        translate_pictures, translator, batch_size=options.batch_size, size=options.size, scale=scale
+        translate_pictures,
+        translator,
+        batch_size=options.batch_size,
+        size=options.size,
+        scale=scale,
+        tiling=Tiling(options.tile, options.tile_inexact),
     )
     limit, skip_bad = options.num_test, options.skip_bad
-    if options.input:
-        given, output = [Path(name) for name in options.input], Path(options.output)
-        count, where = translate_files(translator, translate, given, output, limit, skip_bad)
-    else:
-        raw = "_raw" if options.which == "raw" else ""
-        folder = Path(options.results_dir) / run.name / f"test_{options.epoch}{raw}_{translator.direction}"
-        columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
-        count, where = len(columns[0][1]), folder / "index.html"
-        write_atomically(where, _page(run.name, translator, told, columns).encode())
+    with pixels_allowed(options.max_pixels or PIXEL_LIMIT):
+        if options.input:
+            given, output = [Path(name) for name in options.input], Path(options.output)
+            count, where = translate_files(translator, translate, given, output, limit, skip_bad)
+        else:
+            raw = "_raw" if options.which == "raw" else ""
+            folder = (
+                Path(options.results_dir) / run.name / f"test_{options.epoch}{raw}_{translator.direction}"
+            )
+            columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
+            count, where = len(columns[0][1]), folder / "index.html"
+            write_atomically(where, _page(run.name, translator, told, columns).encode())
     say(told)
     print(f"{count} pictures translated {translator.direction} ({translator.position}): {where}")
     return 0

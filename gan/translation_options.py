@@ -1,5 +1,6 @@
 """The options of test.py: the run, the pictures and the output. The checkpoint defines the networks."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,14 @@ class TranslationOptions:
     native: translate at the picture's own size. FACTOR: translate at this scale and resize back."""
     size: int | None = None
     """Translate at SIZE x SIZE pixels, and write this size."""
+    tile: str = "auto"
+    """auto: cut pictures of more than 4 megapixels into tiles, if that does not change the translation.
+    N: into tiles of at most N pixels a side, whenever a picture is larger; refused if that changes the translation.
+    0: never."""
+    tile_inexact: bool = False
+    """Take tiles also with instance norm, which then standardises each tile on its own."""
+    max_pixels: int | None = None
+    """Read pictures of up to this many pixels. Default: 64 megapixels."""
     num_test: int | None = None
     """Translate at most this many pictures."""
     batch_size: int = 1
@@ -61,9 +70,12 @@ class TranslationOptions:
             ("--size", self.size, 2, 8000),
             ("--num_test", self.num_test, 1, 10**9),
             ("--batch_size", self.batch_size, 1, 10**4),
+            ("--max_pixels", self.max_pixels, 1, 10**11),
         ):
             if value is not None and not least <= value <= most:
                 raise UserError(flag, f"is {value}", f"allowed: {least} to {most}")
+        if not re.fullmatch(r"auto|0|[1-9]\d{1,4}", self.tile, re.ASCII):
+            raise UserError("--tile", f"is {self.tile}", "allowed: auto, 0, or 10 to 99999")
         if self.scale is not None and self.size is not None:
             raise UserError("--scale", "does not go with --size", "leave one of them out")
         try:

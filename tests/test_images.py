@@ -326,12 +326,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert done.stderr == ""
 
 
-def test_a_picture_just_below_the_limit_is_read(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(decoding, "PIXEL_LIMIT", 77)
+def test_a_picture_just_below_the_limit_is_read(tmp_path: Path) -> None:
     path = saved(Image.fromarray(COLOUR), tmp_path / "x.png")
-    assert array(path).shape == (11, 7, 3)
-    monkeypatch.setattr(decoding, "PIXEL_LIMIT", 76)
-    assert "megapixels" in refusal(path)
+    with decoding.pixels_allowed(77):
+        assert array(path).shape == (11, 7, 3)
+    with decoding.pixels_allowed(76):
+        assert "megapixels" in refusal(path)
+
+
+def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path: Path) -> None:
+    side = 13_500  # 182 megapixels: more than Pillow opens by itself
+    path = tmp_path / "x.png"
+    path.write_bytes(png(side, side, 1, 0, bytes((side // 8 + 2) * side)))
+    for _ in range(2):
+        with pytest.raises(UserError, match="--max_pixels"):
+            load_image(path)
+        with decoding.pixels_allowed(side**2):
+            assert inspect_image(path).size == (side, side)
 
 
 def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:

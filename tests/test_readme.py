@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from datasets.synthetic import write_dataset
 
@@ -73,6 +74,16 @@ def test_an_average_of_the_weights(folder: Path) -> None:
     assert ", ema)" in run(translate.replace("--which raw", "").replace("UNAVERAGED", "MEAN"), folder)
 
 
+def test_a_large_picture(folder: Path) -> None:
+    train, translate = (c for c in commands() if "--name LOCAL" in c)
+    run(f"{train} {SMALL}", folder)
+    (small,) = sorted((folder / "NEW_PICTURES").iterdir())[:1]
+    with Image.open(small) as picture:
+        picture.resize((640, 520)).save(folder / "LARGE.png")
+    run(translate, folder)
+    assert Image.open(folder / "LARGE_B.png").size == (640, 520)
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -104,7 +115,7 @@ def test_make_targets_exist() -> None:
 
 def test_no_command_is_left_out() -> None:
     """A new line in the README needs a test here."""
-    tested = ("make ", "NAME", "AVERAGED", "--fake", "--dataroot data/", "evaluate.table3")
+    tested = ("make ", "NAME", "AVERAGED", "LOCAL", "--fake", "--dataroot data/", "evaluate.table3")
     assert [c for c in commands() if not any(mark in c for mark in tested)] == []
 
 
