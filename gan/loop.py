@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from datasets.errors import RunError, UserError, is_out_of_memory, log_text, out
 from gan.checkpoint import list_checkpoints, save_checkpoint
 from gan.options import TrainOptions, stored_dict
 from gan.run import MetricsLog, RunFolder
-from gan.setup import TrainingData
+from gan.setup import TrainingData, build_static_step
 from gan.signals import StopRequest
 from gan.state import Position, capture, not_finite
 from gan.step import Batch, Trainer, set_learning_rate
 from gan.viewers import SAMPLE, SAVE, STOP, Viewers
 from gan.viewers.samples import save_samples
+
+if TYPE_CHECKING:
+    from gan.static_step import StaticStep
 
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
 
@@ -41,6 +44,7 @@ class Training:
         self.log = MetricsLog(self.run.metrics)
         self.viewers, self.stop, self.skipped = Viewers([]), StopRequest(), 0
         self._failing: set[str] = set()
+        self._static: StaticStep | None = None
         found = zip("AB", self.options.data.value_ranges, self.data.sources.ranges, strict=True)
         self.stored: dict[str, Any] = stored_dict(self.options) | {
             f"value_range_{domain}": f"{wanted[0]:.17g},{wanted[1]:.17g}"
@@ -55,6 +59,7 @@ class Training:
         Raises RunError for a non-finite loss and for lack of memory, UserError where the last save fails.
         """
         self.viewers, self.stop = viewers, stop
+        self._static = build_static_step(self.options, self.trainer)
         at, schedule = self.position, self.options.schedule
         while at.epoch <= schedule.epochs:
             stop_after_epoch = self._train_epoch(schedule.learning_rate(at.epoch))
@@ -83,18 +88,18 @@ class Training:
             window.data_arrived()
             self._report_skipped(batch["skipped"])
             step = at.step + 1
+            is_epoch_end = at.batches + 1 == self.data.steps_per_epoch
+            is_recorded = step % output.print_freq == 0 or is_epoch_end
             try:
-                result = self.trainer.step(batch)
-                losses = finite_losses(result.losses, step, self.run)
+                losses = self._step(batch, step, must_look=is_recorded)
                 self.trainer.update_averages()
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise out_of_memory_error(f"at step {step}") from error
                 raise
             at.step, at.batches = step, at.batches + 1
-            is_epoch_end = at.batches == self.data.steps_per_epoch
             window.step_done(len(batch["A"]))
-            if step % output.print_freq == 0 or is_epoch_end:
+            if is_recorded:
                 self.record("train", losses=losses, lr=lr, time=window.figures())
                 window = _Window()
             asked = self.viewers.commands()
@@ -107,6 +112,25 @@ class Training:
             if self.stop.requested:
                 break
         return stop_after_epoch
+
+    def _step(self, batch: Batch, step: int, must_look: bool) -> dict[str, float]:
+        """One step; its losses as numbers. A recorded step gives them, and stops at a bad one, only with `must_look`.
+
+        Raises RunError for a loss that is not finite.
+        """
+        if self._static is None:
+            return finite_losses(self.trainer.step(batch).losses, step, self.run)
+        losses = self._static(batch, step)
+        if not must_look:
+            return {}
+        self._require_finite()
+        return finite_losses(losses, step, self.run)
+
+    def _require_finite(self) -> None:
+        """Raise RunError for the first bad loss of the recorded steps."""
+        if self._static and (bad := self._static.first_bad()):
+            step, name, value = bad
+            raise _not_finite(f"loss {name} is {value} at step {step}", self.run)
 
     def _batches(self) -> Iterator[Batch]:
         """The rest of the epoch. A signal to the process group may end a worker too; that counts as a stop."""
@@ -153,6 +177,7 @@ class Training:
     def save(self, best: bool = False, must: bool = False) -> bool:
         """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead."""
         at = self.position
+        self._require_finite()
         for name, network in self.trainer.networks.items():  # a finite loss does not rule it out
             if bad := not_finite(network.state_dict()):
                 raise _not_finite(f"{name}.{bad} after step {at.step}", self.run)
@@ -174,6 +199,7 @@ class Training:
 
     def _sample(self) -> dict[str, Tensor]:
         """Translate the fixed validation pictures, write the results, and show them."""
+        self._require_finite()
         images = self.trainer.sample(self.data.validation)
         folder = self.run.sample_folder(self.position.step)
         try:

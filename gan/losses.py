@@ -68,7 +68,7 @@ class ImagePool:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._images: list[Tensor] = []
+        self.images: list[Tensor] = []
         self._random = random.Random(self.seed)
 
     def query(self, images: Tensor) -> Tensor:
@@ -82,20 +82,26 @@ class ImagePool:
         return torch.stack(chosen)
 
     def _exchange(self, image: Tensor) -> Tensor:
-        if len(self._images) < self.size:
-            self._images.append(image.clone())
-            return image
+        read, write = self._draw(len(self.images))
+        chosen = image if read is None else self.images[read]
+        if write is not None:
+            self.images[write : write + 1] = [image.clone()]
+        return chosen
+
+    def _draw(self, filled: int) -> tuple[int | None, int | None]:
+        """Which stored image is handed back (None: the new one), and where the new one is kept (None: nowhere)."""
+        if filled < self.size:
+            return None, filled
         if self._random.random() < 0.5:
-            return image
+            return None, None
         place = self._random.randrange(self.size)
-        stored, self._images[place] = self._images[place], image.clone()
-        return stored
+        return place, place
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = self._random.getstate()
-        return {"images": [image.cpu() for image in self._images], "random": [version, list(words), gauss]}
+        return {"images": [image.cpu() for image in self.images], "random": [version, list(words), gauss]}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         version, words, gauss = state["random"]
-        self._images = [image.to(device) for image in state["images"]]
+        self.images = [image.to(device) for image in state["images"]]
         self._random.setstate((version, tuple(words), gauss))

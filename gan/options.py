@@ -206,6 +206,9 @@ class DeviceGroup:
     """Channels-last memory format (often faster on a GPU)."""
     compile: bool = False
     """Compile the networks with torch.compile (takes minutes at the start)."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Record the training step as a CUDA graph and replay it: the same bits with less time between operations.
+    auto: where it can be done."""
     batch_passes: bool = False
     """Send identity and translation, and real and fake, through a network as one batch: faster, the same but for
     rounding. Not with batch norm."""

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from datasets.check import ScanReport, scan
-from datasets.errors import UserError, log_text, printable
+from datasets.errors import UserError, log_text, printable, say
 from datasets.layouts import Sources, find_sources
 from datasets.loader import PairDataset, epoch_batches, fixed_samples, validation_indices
 from datasets.transforms import Augmentation
@@ -22,6 +23,9 @@ from gan.pix2pix import Pix2Pix
 from gan.step import Batch, Placement, Trainer, find_device, seed_everything, use_deterministic
 from models import NormalizedConv2d
 from models.build import build_discriminator, build_generator, initialize
+
+if TYPE_CHECKING:
+    from gan.static_step import StaticStep
 
 
 def build_trainer(options: TrainOptions) -> Trainer:
@@ -40,6 +44,8 @@ def build_trainer(options: TrainOptions) -> Trainer:
     _check_sizes(options, planned)
     if wanted.batch_passes:
         _refuse_coupled_batches(planned)
+    if wanted.graph == "on" and (reason := why_no_graph(options, placement.device)):
+        raise UserError("--graph", reason, "use --graph auto")
     _require_memory(planned, placement.device)
     networks = _all_networks(options)
     draws = torch.Generator().manual_seed(seed)
@@ -184,6 +190,32 @@ def _check_sizes(options: TrainOptions, networks: dict[str, nn.Module]) -> None:
             if options.model.netG == "unet_256" and crop == 128:
                 fix = "use --netG unet_128 --load_size 143, or another crop: multiples of 256"
             raise UserError("--crop_size", f"{crop} does not fit {what}", fix)
+
+
+def build_static_step(options: TrainOptions, trainer: Trainer) -> "StaticStep | None":
+    """The recorded step that --graph asks for; None where the step runs eagerly."""
+    graph, crop = options.device.graph, options.data.crop_size
+    if graph == "off" or why_no_graph(options, trainer.placement.device):
+        return None
+    if any(image.shape[1:] != (crop, crop) for pool in trainer.pools.values() for image in pool.images):
+        say(
+            "the training step is not recorded as a CUDA graph: the pool holds pictures of another --crop_size"
+        )
+        return None
+    from gan.static_step import StaticStep
+
+    return StaticStep(trainer, options.data.batch_size, must=graph == "on")
+
+
+def why_no_graph(options: TrainOptions, device: torch.device) -> str:
+    """Why the step of this training cannot be a CUDA graph; nothing where it can."""
+    if device.type != "cuda":
+        return f"needs a CUDA GPU, and the device is {device}"
+    if options.device.compile:
+        return "does not go with --compile"
+    if options.data.preprocess in ("none", "scale_width"):
+        return f"needs pictures of one size, and --preprocess {options.data.preprocess} gives many"
+    return ""
 
 
 def _refuse_coupled_batches(networks: Mapping[str, nn.Module]) -> None:

@@ -47,7 +47,7 @@ def capture(
         "median_sizes": {domain: list(size) for domain, size in median_sizes.items()},
         "networks": {name: network.state_dict() for name, network in trainer.networks.items()},
         **({"averages": averages} if averages else {}),
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
+        "optimizers": {name: _optimizer_state(optimizer) for name, optimizer in trainer.optimizers.items()},
         "pools": {name: pool.state_dict() for name, pool in trainer.pools.items()},
         "rng": random_state(),
         "machine": _machine(trainer),
@@ -113,6 +113,12 @@ def _machine(trainer: Trainer) -> dict[str, Any]:
 
 def _device(trainer: Trainer) -> torch.device:
     return next(next(iter(trainer.networks.values())).parameters()).device
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state_dict, learning rates as numbers even where a recorded step has them in tensors."""
+    state = optimizer.state_dict()
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

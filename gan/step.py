@@ -133,7 +133,10 @@ class Trainer(ABC):
 def set_learning_rate(trainer: Trainer, lr: float) -> None:
     for optimizer in trainer.optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):  # a recorded step reads it there
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
 
 def requires_grad(networks: Sequence[nn.Module], on: bool) -> None:
