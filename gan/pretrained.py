@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets.errors import UserError
 from gan.checkpoint import load_checkpoint, load_file
+from gan.foreign_weights import foreign_state, is_foreign_folder, read_foreign_folder
 from gan.generator_file import FILE_NAME
 from gan.run import RunFolder
 
@@ -32,19 +33,25 @@ def find_pretrained(name: str | Path, runs: Path = Path("checkpoints")) -> Path:
     )
 
 
-def read_pretrained(source: Path, epoch: str | int = "last") -> tuple[dict[str, Any], Path]:
+def read_pretrained(
+    source: Path, epoch: str | int = "last", discriminators: bool = False
+) -> tuple[dict[str, Any], Path]:
     """The state in a run's folder, or in a file or folder of one or more networks; and the file it came from.
 
-    epoch: last, best or a number. Raises UserError for an unknown epoch, and for what is missing, damaged, or holds no
-    generator of a known layout; OSError.
+    epoch: last, best or a number; discriminators: of a folder of another program, read these as well. Raises UserError
+    for an unknown epoch, and for what is missing, damaged, or holds no generator of a known layout; OSError.
     """
     if not re.fullmatch(r"last|best|\d{1,18}", str(epoch), re.ASCII):
         raise UserError("--epoch", f"is {epoch}", "allowed: last, best or the number of a kept epoch")
     which: Any = epoch if epoch in ("last", "best") else int(epoch)
-    if source.is_dir() and not RunFolder(source).exists and (source / FILE_NAME).is_file():
-        source = source / FILE_NAME
+    if source.is_dir() and not RunFolder(source).exists:
+        if (source / FILE_NAME).is_file():
+            source = source / FILE_NAME
+        elif is_foreign_folder(source):
+            return read_foreign_folder(source, "latest" if which == "last" else str(which), discriminators)
     if source.is_dir():
         return load_checkpoint(source, which)
     if which != "last":
         raise UserError("--epoch", f"is {epoch}, and {source.name} is a file, not a run", "leave it out")
-    return load_file(source), source
+    state = load_file(source)
+    return state if "networks" in state else foreign_state({source: state}), source
