@@ -43,20 +43,22 @@ def train(
     run = RunFolder(Path(options.run.checkpoints_dir) / options.run.name)
     if options.run.dry_run:
         trainer = build_trainer(options)
-        print(start.plan(Training(options, run, trainer, build_data(options, trainer.networks))))
+        training = Training(options, run, trainer, build_data(options, trainer.networks))
+        print(start.plan(training, start.initial_weights(training)))
         return 0
     tolerate_closed_stdout()
     with open_run(run, is_new=saved is None):
         trainer = build_trainer(options)
         run.require_space(2 * checkpoint_size(trainer))  # a new checkpoint is written before an old one goes
         training = Training(options, run, trainer, build_data(options, trainer.networks), evaluate)
+        weights = start.initial_weights(training)
         if saved is not None:
             start.resume(training)
             if training.position.epoch > options.schedule.epochs:
                 print(start.nothing_left(training))
                 return 0
         run.write_options(training.stored)
-        print(start.plan(training), flush=True)
+        print(start.plan(training, weights), flush=True)
         with StopRequest() as stop, start.open_viewers(training, saved) as viewers:
             finished = training.train(viewers, stop)
         print(start.ending(training, finished), flush=True)

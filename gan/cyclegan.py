@@ -29,7 +29,7 @@ class CycleGAN(Trainer):
         identity = self.lambda_identity > 0
         joined = identity and self.batch_passes
 
-        requires_grad([D_A, D_B], False)
+        requires_grad(self.optimizers["D"], False)
         with self.placement.autocast():
             fake_B, same_B = self.both(G_A, real_A, real_B) if joined else (G_A(real_A), None)
             rec_A = G_B(fake_B)
@@ -50,7 +50,7 @@ class CycleGAN(Trainer):
         torch.stack(list(losses.values())).sum().backward()
         self.optimizers["G"].step()
 
-        requires_grad([D_A, D_B], True)
+        requires_grad(self.optimizers["D"], True)
         self.optimizers["D"].zero_grad(set_to_none=True)
         losses["D_A"] = self._discriminate(D_A, real_B, self.pools["B"].query(wide(fake_B.detach())))
         losses["D_B"] = self._discriminate(D_B, real_A, self.pools["A"].query(wide(fake_A.detach())))
@@ -81,7 +81,8 @@ class CycleGAN(Trainer):
             loss = 0.5 * (gan.real(on_real) + gan.fake(on_fake))
             if self.gan_mode == "wgangp":
                 loss = loss + self.lambda_gp * gradient_penalty(discriminator, real, fake)
-        loss.backward()
+        if loss.requires_grad:  # not all of this discriminator is frozen
+            loss.backward()
         return loss
 
 

@@ -125,6 +125,11 @@ class ModelGroup:
     """Dropout in the generator. Default for pix2pix: on."""
     upsample: UpsampleName = "transposed"
     """How the generator doubles the sides. resize: nearest neighbours and a convolution, against checkerboards."""
+    init_from: str = ""
+    """Start from the weights of a run (RUN, RUN@last, RUN@best, RUN@EPOCH), of an exported file, or of a
+    latest_net_G*.pth or the folder of it. The discriminators too, where they are there; the rest is fresh."""
+    freeze: str = ""
+    """Parameters that are not trained: patterns of their names, separated by commas, such as "G_A.stem.*,D_*"."""
     init_type: InitName = "normal"
     """Distribution of the initial weights."""
     init_gain: float = 0.02

@@ -22,7 +22,7 @@ class Pix2Pix(Trainer):
         G, D = self.networks["G"], self.networks["D"]
         real_A, real_B = self.placement.put(batch["A"]), self.placement.put(batch["B"])
 
-        requires_grad([D], True)
+        requires_grad(self.optimizers["D"], True)
         with self.placement.autocast():
             fake_B = G(real_A)
             fake_pair = self.pools["AB"].query(torch.cat([real_A, fake_B.detach()], 1))
@@ -37,7 +37,7 @@ class Pix2Pix(Trainer):
         loss_D.backward()
         self.optimizers["D"].step()
 
-        requires_grad([D], False)
+        requires_grad(self.optimizers["D"], False)
         with self.placement.autocast():
             losses["G_GAN"] = gan.generator(D(torch.cat([real_A, fake_B], 1)))
             losses["G_L1"] = self.lambda_L1 * F.l1_loss(wide(fake_B), real_B)

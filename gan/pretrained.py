@@ -52,6 +52,6 @@ def read_pretrained(
     if source.is_dir():
         return load_checkpoint(source, which)
     if which != "last":
-        raise UserError("--epoch", f"is {epoch}, and {source.name} is a file, not a run", "leave it out")
+        raise UserError(source, f"is a file, not a run, and has no checkpoint {epoch}", "leave that out")
     state = load_file(source)
     return state if "networks" in state else foreign_state({source: state}), source

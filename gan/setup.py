@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
         placement.put_network(network)
         if wanted.compile:
             network.compile()  # in place: the names in the checkpoint stay the same
+    freeze(networks, model.freeze)
     seed_everything(seed)  # the numbers drawn for the weights do not shift those of the dropout
     averages = {
         name: copy.deepcopy(network).requires_grad_(False)
@@ -62,7 +64,9 @@ def build_trainer(options: TrainOptions) -> Trainer:
     }
 
     def adam(*names: str) -> torch.optim.Adam:
-        parameters = [p for name in names for p in networks[name].parameters()]
+        parameters = [p for name in names for p in networks[name].parameters() if p.requires_grad]
+        if not parameters:
+            raise UserError("--freeze", f"leaves nothing of {' and '.join(names)} to train", "freeze less")
         betas = (options.schedule.beta1, 0.999)
         return torch.optim.Adam(parameters, lr=options.schedule.lr, betas=betas, fused=True)
 
@@ -110,6 +114,21 @@ def _all_networks(options: TrainOptions) -> dict[str, nn.Module]:
             base_norm=discriminator_norm(options),
         )
     return networks
+
+
+def freeze(networks: Mapping[str, nn.Module], patterns: str) -> None:
+    """Switch off the gradients of all parameters that a pattern matches, as in `G_A.stem.*`; several with commas.
+
+    Raises UserError for a pattern that matches nothing.
+    """
+    parameters = {f"{name}.{key}": p for name, net in networks.items() for key, p in net.named_parameters()}
+    for pattern in filter(None, (text.strip() for text in patterns.split(","))):
+        found = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not found:
+            known = f"{next(iter(parameters))} to {list(parameters)[-1]}"
+            raise UserError("--freeze", f"{pattern} matches no parameter", f"their names: {known}")
+        for name in found:
+            parameters[name].requires_grad_(False)
 
 
 def _require_memory(networks: Mapping[str, nn.Module], device: torch.device) -> None:

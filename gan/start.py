@@ -27,16 +27,29 @@ YARDSTICK = frozenset(field.name for field in dataclasses.fields(DataGroup)) - {
 """Options that decide what the metric of the best checkpoint measures. Files are compared, not where they are."""
 
 
-def plan(training: Training) -> str:
-    """The plan of a training as a block of lines, with notes about its data."""
+def initial_weights(training: Training) -> str:
+    """Take the weights of --init_from, unless there is a checkpoint to go on from. Returns what the plan says of it."""
+    if not training.options.model.init_from or list_checkpoints(training.run.path):
+        return ""
+    from gan.fine_tuning import initialize_from  # few trainings start from other weights
+
+    return initialize_from(training.trainer.networks, training.options)
+
+
+def plan(training: Training, weights: str = "") -> str:
+    """The plan of a training as a block of lines, with notes about its data. weights: where they come from."""
     options, trainer, data = training.options, training.trainer, training.data
     model, epochs = options.model, options.schedule.epochs
-    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in trainer.networks.items()}
+    parameters = {name: list(net.parameters()) for name, net in trainer.networks.items()}
+    sizes = {name: sum(p.numel() for p in own) for name, own in parameters.items()}
+    frozen = [p for own in parameters.values() for p in own if not p.requires_grad]
     a, b = len(data.sources.a), len(data.sources.b)
     lines = {
         "run": str(training.run.path),
         "model": f"{model.model}, {model.netG}, norm {model.norm}, base norm {model.base_norm}",
         "networks": "  ".join(f"{name} {count / 1e6:.3f} M" for name, count in sizes.items()),
+        "weights": weights,
+        "frozen": f"{sum(p.numel() for p in frozen) / 1e6:.3f} M in {len(frozen)} tensors" if frozen else "",
         "data": f"{data.sources.root} ({data.sources.layout}, {options.data.direction}): "
         + (f"{a} pairs" if data.dataset.paired else f"{a} A, {b} B"),
         "pictures": f"{options.data.preprocess} to {options.data.crop_size} pixels, batch {options.data.batch_size}",

@@ -139,10 +139,14 @@ def set_learning_rate(trainer: Trainer, lr: float) -> None:
                 group["lr"] = lr
 
 
-def requires_grad(networks: Sequence[nn.Module], on: bool) -> None:
-    """Discriminators stand still while the generators learn: their weight gradients need not be computed."""
-    for network in networks:
-        network.requires_grad_(on)
+def requires_grad(optimizer: torch.optim.Optimizer, on: bool) -> None:
+    """Discriminators stand still while the generators learn: their weight gradients need not be computed.
+
+    What is frozen is in no optimizer, and stays without gradients.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(on)
 
 
 @contextmanager

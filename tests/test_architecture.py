@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """As drawn in docs/architecture.md."""
 
 READERS_OF_OPTIONS = {
-    "options", "command_line", "setup", "start", "loop", "translate", "translation_options",
+    "options", "command_line", "setup", "fine_tuning", "start", "loop", "translate", "translation_options",
 }  # fmt: skip
 """Modules of gan where options are read; networks, steps, losses, the loop and checkpoints take plain arguments."""
 
