@@ -1,4 +1,6 @@
-"""A bounded reader of the zip files that `torch.save` writes: our checkpoints before version 2.0, foreign `.pth` files.
+"""A bounded reader of the files that `torch.save` writes: our checkpoints before version 2.0, foreign `.pth` files.
+
+They are zip files of a pickle and its tensors' bytes; before torch 1.6 they were a row of pickles, the bytes after it.
 
 `torch.load(weights_only=True)` executes no code, but it believes what a file declares: it reads past the end of a
 record, gives 10 GB to `bytearray(10**10)`, and unpacks what is compressed. This reader follows the pickle by itself. It
@@ -6,12 +8,13 @@ knows the operations that `torch.save` (pickle protocol 2) needs for containers,
 and calls nothing that a file names, and no operation takes long.
 """
 
+import io
 import math
 import os
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -28,7 +31,8 @@ STORAGES = {
 
 ORDERED_DICT = "collections OrderedDict"
 TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
-KNOWN = {ORDERED_DICT, TENSOR, PARAMETER, *STORAGES}
+FIRST_TENSOR = "torch._utils _rebuild_tensor"  # of torch 0.3
+KNOWN = {ORDERED_DICT, TENSOR, FIRST_TENSOR, PARAMETER, *STORAGES}
 """All that a pickle may name."""
 
 POPPED = {
@@ -39,18 +43,25 @@ POPPED = {
 MOST_OPERATIONS = 1_000_000  # of the pickle; a CycleGAN with both Adam states has about 50,000
 MOST_DIMENSIONS = 64
 LARGEST_PICKLE, LARGEST_DIRECTORY = 2**26, 2**23  # bytes
+OLD_MAGIC = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before torch 1.6 begins: a pickled number
+)
 
 
 def read_zip_pickle(path: Path) -> dict[str, Any]:
-    """The dictionary in a file, its tensors on the CPU, after the CRC-32 of what is read was compared.
+    """The dictionary in a file, its tensors on the CPU, after the CRC-32 of what is read was compared, if it has any.
 
     Every record must be stored uncompressed and inside the file, every storage be as large as declared, every tensor
     lie in its storage, and the pickle name nothing but tensors and containers. Raises UserError otherwise; OSError.
     """
     try:
         with path.open("rb") as file:
-            _check_end(file)
-            content = _Follower(zipfile.ZipFile(file), path.stat().st_size).follow()
+            size = path.stat().st_size
+            if file.read(len(OLD_MAGIC)) == OLD_MAGIC:
+                content = _OldFile(file, size).content()
+            else:
+                _check_end(file)
+                content = _Archive(zipfile.ZipFile(file), size).content()
         if not isinstance(content, dict):
             raise ValueError("not a dictionary")
         _count(content, {})
@@ -92,31 +103,23 @@ def _count(value: Any, counts: dict[int, int]) -> int:
 class _Follower:
     """Does what a pickle says. Any error means that the pickle is broken."""
 
-    def __init__(self, archive: zipfile.ZipFile, file_size: int) -> None:
-        entries = archive.infolist()
-        for entry in entries:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise ValueError(f"compressed record {entry.filename}")
-        if sum(entry.file_size for entry in entries) > file_size:
-            raise ValueError("records larger than the file")
-        self._archive = archive
-        self._records = {
-            entry.filename.partition("/")[2]: entry for entry in entries
-        }  # without the top folder
+    def __init__(self, file_size: int) -> None:
         self._storages: dict[str, Tensor] = {}
         self._budget = 2 * file_size  # bytes that all tensors show
 
-    def follow(self) -> Any:
-        """What the pickle makes. What it names, a class or a function, stays a text."""
-        record = self._records.get("data.pkl")
-        if record is None or record.file_size > LARGEST_PICKLE:
-            raise ValueError("a zip file without data.pkl, or with a very large one")
-        if (order := self._records.get("byteorder")) and self._archive.read(order) != b"little":
-            raise ValueError("made on a big-endian machine")
+    def _bytes(self, key: str, elements: int, size: int) -> bytearray:
+        """The bytes of the storage `key`. ValueError, before they take memory, unless it has as many elements.
+
+        size: bytes of an element.
+        """
+        raise KeyError(key)
+
+    def follow(self, pickle: BinaryIO) -> Any:
+        """What the next pickle makes. What it names, a class or a function, stays a text."""
         stack: list[Any] = []
         below: list[list[Any]] = []  # the stack under each open mark
         memo: dict[Any, Any] = {}
-        for number, (operation, argument, _) in enumerate(pickletools.genops(self._archive.read(record))):
+        for number, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
             if number > MOST_OPERATIONS:
                 raise ValueError(f"more than {MOST_OPERATIONS} values")
             name = operation.name
@@ -168,34 +171,32 @@ class _Follower:
         [content] = stack
         return content
 
-    def _storage(self, kind: str, storage: str, key: str, location: str, elements: int) -> Tensor:
-        """A storage as a flat tensor: its record must hold exactly that many elements, each time that it is named."""
-        if kind != "storage" or type(key) is not str:
+    def _storage(
+        self, kind: str, storage: str, key: str, location: str, elements: int, view: None = None
+    ) -> Tensor:
+        """A storage as a flat tensor: it must hold exactly that many elements, each time that it is named."""
+        if kind != "storage" or type(key) is not str or type(elements) is not int or view is not None:
             raise ValueError("broken pickle")
-        dtype, record = STORAGES[storage], self._records[f"data/{key}"]
-        if type(elements) is not int or record.file_size != elements * dtype.itemsize:
-            raise ValueError(f"storage {key} declares {elements} elements and holds {record.file_size} bytes")
+        dtype = STORAGES[storage]
         if key not in self._storages:
-            data = memoryview(bytearray(record.file_size))
-            with self._archive.open(record) as file:
-                for start in range(0, len(data), 2**20):
-                    block = file.read(2**20)
-                    data[start : start + len(block)] = block
+            data = self._bytes(key, elements, dtype.itemsize)
             self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        if self._storages[key].dtype != dtype:
-            raise ValueError(f"storage {key} has two types")
+        if self._storages[key].dtype != dtype or len(self._storages[key]) != elements:
+            raise ValueError(f"storage {key} has two types, or two sizes")
         return self._storages[key]
 
     def _call(self, called: str, arguments: tuple[Any, ...]) -> Any:
         if called == ORDERED_DICT and not arguments:
             return {}
-        if called == TENSOR:
+        if called in (TENSOR, FIRST_TENSOR):
             return self._tensor(*arguments)
         if called == PARAMETER:
             return arguments[0]
         raise ValueError("broken pickle")
 
-    def _tensor(self, storage: Tensor, offset: int, size: Any, stride: Any, grad: bool, hooks: Any) -> Tensor:
+    def _tensor(
+        self, storage: Tensor, offset: int, size: Any, stride: Any, grad: Any = None, hooks: Any = None
+    ) -> Tensor:
         if len(size) > MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
             raise ValueError("impossible tensor")
         elements = math.prod(size)
@@ -207,3 +208,81 @@ class _Follower:
         if self._budget < 0:
             raise ValueError("tensors that show more than twice what the file holds")
         return storage.as_strided(size, stride, offset)
+
+
+class _Archive(_Follower):
+    """The zip file of a pickle and of a record for each storage."""
+
+    def __init__(self, archive: zipfile.ZipFile, file_size: int) -> None:
+        super().__init__(file_size)
+        entries = archive.infolist()
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(f"compressed record {entry.filename}")
+        if sum(entry.file_size for entry in entries) > file_size:
+            raise ValueError("records larger than the file")
+        self._archive = archive
+        # without the top folder
+        self._records = {entry.filename.partition("/")[2]: entry for entry in entries}
+
+    def content(self) -> Any:
+        record = self._records.get("data.pkl")
+        if record is None or record.file_size > LARGEST_PICKLE:
+            raise ValueError("a zip file without data.pkl, or with a very large one")
+        if (order := self._records.get("byteorder")) and self._archive.read(order) != b"little":
+            raise ValueError("made on a big-endian machine")
+        return self.follow(io.BytesIO(self._archive.read(record)))
+
+    def _bytes(self, key: str, elements: int, size: int) -> bytearray:
+        record = self._records[f"data/{key}"]
+        if record.file_size != elements * size:
+            raise ValueError(f"storage {key} declares {elements} elements and holds {record.file_size} bytes")
+        data = bytearray(record.file_size)
+        with self._archive.open(record) as file:
+            _read_into(data, file)
+        return data
+
+
+class _OldFile(_Follower):
+    """Pickles of a number, the format's version, the machine, the content, the storages' keys; then the storages."""
+
+    def __init__(self, file: BinaryIO, file_size: int) -> None:
+        super().__init__(file_size)
+        self._file, self._left, self._data = file, file_size, dict[str, bytearray]()
+
+    def content(self) -> Any:
+        self._file.seek(0)
+        pickles = io.BytesIO(
+            self._file.read(LARGEST_PICKLE)
+        )  # a file would be asked for all that a pickle declares
+        _, version, machine = (self.follow(pickles) for _ in range(3))
+        if version != 1001 or machine["little_endian"] is not True:
+            raise ValueError("an unknown version of torch's old format, or made on a big-endian machine")
+        content, keys = self.follow(pickles), self.follow(pickles)
+        if sorted(keys) != sorted(self._data):
+            raise ValueError("storages that no tensor uses, or none for a tensor")
+        self._file.seek(pickles.tell())
+        for key in keys:
+            elements = int.from_bytes(self._file.read(8), "little")
+            if elements != len(self._storages[key]) or _read_into(self._data[key], self._file):
+                raise ValueError(f"storage {key} is not as large as declared, or incomplete")
+        if self._file.read(1):
+            raise ValueError("something after its end")
+        return content
+
+    def _bytes(self, key: str, elements: int, size: int) -> bytearray:
+        """Empty: the bytes stand behind the pickles, and are read when these have been followed."""
+        self._left -= elements * size
+        if elements < 0 or self._left < 0:
+            raise ValueError("storages larger than the file")
+        self._data[key] = bytearray(elements * size)
+        return self._data[key]
+
+
+def _read_into(data: bytearray, file: IO[bytes]) -> int:
+    """Fill `data` from a file, in blocks. Returns how many bytes were missing."""
+    view = memoryview(data)
+    while view and (block := file.read(min(len(view), 2**20))):
+        view[: len(block)] = block
+        view = view[len(block) :]
+    return len(view)

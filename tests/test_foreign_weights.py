@@ -28,6 +28,7 @@ from gan.pretrained import read_pretrained
 from gan.setup import _all_networks
 from gan.state import load_network
 from gan.translate import Translator
+from gan.zip_pickle import read_zip_pickle
 
 NORMS = ("instance", "batch", "none")
 CASES = [
@@ -267,9 +268,6 @@ def test_hostile_files(tmp_path: Path) -> None:
     torch.save({"model.1.weight": Harm(marker)}, path)
     with pytest.raises(UserError, match="not a plain-tensor checkpoint, refused: names "):
         Translator.load(path, device="cpu")
-    torch.save(resnet().state_dict(), path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"a format older than torch 1.6 .*weights_only=True"):
-        Translator.load(path, device="cpu")
     many = {f"model.{2 + 3 * n}.weight": torch.zeros(1, 1, 1, 1) for n in range(300)}
     torch.save({"model.0.weight": torch.zeros(1, 1, 4, 4), **many}, tmp_path / "latest_net_D.pth")
     save(resnet(), tmp_path / "latest_net_G.pth")
@@ -281,8 +279,10 @@ def test_hostile_files(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_bits_and_cuts_never_end_in_another_error(tmp_path: Path) -> None:
-    path = save(with_drawn_weights(resnet(blocks=6, ngf=1)), tmp_path / "latest_net_G.pth")
+@pytest.mark.parametrize("is_new", [True, False], ids=["zip", "before torch 1.6"])
+def test_bits_and_cuts_never_end_in_another_error(is_new: bool, tmp_path: Path) -> None:
+    path = tmp_path / "latest_net_G.pth"
+    torch.save(resnet(blocks=6, ngf=1).state_dict(), path, _use_new_zipfile_serialization=is_new)
     data, draws = path.read_bytes(), np.random.default_rng(1)
     for _ in range(150):
         spoiled = bytearray(data)
@@ -296,6 +296,50 @@ def test_bits_and_cuts_never_end_in_another_error(tmp_path: Path) -> None:
             Translator.load(path, device="cpu")
         except UserError as error:
             assert len(str(error)) <= 300
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_the_format_before_torch_1_6(norm: str, tmp_path: Path) -> None:
+    """In which the published weights are."""
+    theirs = with_drawn_weights(resnet(blocks=6, norm=norm)).eval()
+    path = tmp_path / "latest_net_G.pth"
+    torch.save(old_files(theirs.state_dict()), path, _use_new_zipfile_serialization=False)
+    x = pictures(3, 16).float()
+    with torch.no_grad():
+        torch.testing.assert_close(Translator.load(path, device="cpu")(x), theirs(x), rtol=0, atol=1e-5)
+    data = path.read_bytes()
+    for length in (0, 10, 24, 1000, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError):
+            Translator.load(path, device="cpu")
+
+
+def test_storages_of_the_old_format(tmp_path: Path) -> None:
+    path, shared = tmp_path / "x.pth", torch.arange(12.0)
+    content = {
+        "a": shared[:6].view(2, 3),
+        "b": shared.view(3, 4).t(),
+        "c": torch.empty(0),
+        "d": torch.ones(2).half(),
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    read = read_zip_pickle(path)
+    assert all(
+        torch.equal(read[key], content[key]) and read[key].dtype == content[key].dtype for key in content
+    )
+    data = path.read_bytes()
+    for wrong in (
+        data.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+        data.replace(b"\x00\x00\x00protocol", b"\x00\x00\x7fprotocol"),  # a text longer than the file
+        data.replace(b"K\x0cN", b"J\xff\xff\xff\x7fN"),  # 2**31 - 1 elements in a storage of 12
+        data.replace(b"K\x0cN", b"J\xff\xff\xff\xffN"),
+        data.replace(b"K\x0cN", b"K\x0bN"),
+        data + b"more",
+    ):
+        path.write_bytes(wrong)
+        assert wrong != data
+        with pytest.raises(UserError):
+            read_zip_pickle(path)
 
 
 def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
