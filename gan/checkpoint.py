@@ -129,16 +129,16 @@ def load_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-        if head[:2] == b"PK" or head[:1] == b"\x80":
-            from gan.zip_pickle import OLD_MAGIC, read_zip_pickle  # few runs are that old
+        if head[8:9] != b"{":  # else the eight bytes before it are a length, whatever they look like
+            if head[:2] == b"PK" or head[:1] == b"\x80":
+                from gan.zip_pickle import OLD_MAGIC, read_zip_pickle  # few runs are that old
 
-            if head[:1] == b"\x80" and not head.startswith(OLD_MAGIC):
-                raise not_plain(path, "a raw pickle")
-
-            _verify_by_sidecar(path)
-            return read_zip_pickle(path)
-        if head[8:9] != b"{" and (reason := foreign_content(head, "a plain-tensor checkpoint")):
-            raise damaged(path, reason)
+                if head[:1] == b"\x80" and not head.startswith(OLD_MAGIC):
+                    raise not_plain(path, "a raw pickle")
+                _verify_by_sidecar(path)
+                return read_zip_pickle(path)
+            if reason := foreign_content(head, "a plain-tensor checkpoint"):
+                raise damaged(path, reason)
         from gan.generator_file import is_generator, read_generator  # only what is loaded from outside is one
 
         return read_generator(path) if is_generator(path) else decode(path)

@@ -15,16 +15,18 @@ from datasets.errors import UserError
 from gan.options import TrainOptions, from_dict, to_dict
 from gan.pretrained import find_pretrained, read_pretrained
 from gan.state import check_format, load_network, plain_key, refuse_malformed
+from gan.step import Trainer
 
 GENERATOR = ("netG", "ngf", "norm", "base_norm", "upsample")
 DISCRIMINATOR = ("netD", "ndf")
 """Options that must be those of the source. The channels may differ."""
 
 
-def initialize_from(networks: Mapping[str, nn.Module], options: TrainOptions) -> str:
+def initialize_from(trainer: Trainer, options: TrainOptions) -> str:
     """Put the weights that --init_from names into freshly drawn networks. Returns what was taken from where.
 
-    A layer for other numbers of channels stays as it was drawn. Raises UserError where there is no such source, where
+    Of a run with averages (--ema), the weights themselves are taken: the discriminators were trained against these. A
+    layer for other numbers of channels stays as it was drawn. Raises UserError where there is no such source, where
     it is damaged or hostile, and for other networks, naming the flags that would make it fit.
     """
     source, epoch = parse_source(options.model.init_from, Path(options.run.checkpoints_dir))
@@ -34,10 +36,12 @@ def initialize_from(networks: Mapping[str, nn.Module], options: TrainOptions) ->
     with refuse_malformed(str(path)):
         chosen = _chosen(saved, options, state["networks"].keys())
     _refuse_others(saved, options, any(name.startswith("D") for name in chosen), path)
-    taken, fresh = [], [name for name in networks if name not in chosen]
+    taken, fresh = [], [name for name in trainer.networks if name not in chosen]
     for name, there in chosen.items():
-        fresh += _take(networks[name], name, state["networks"][there], f"{path}: {there}")
+        fresh += _take(trainer.networks[name], name, state["networks"][there], f"{path}: {there}")
         taken.append(name if name == there else f"{name} (from {there})")
+    for name, average in trainer.averages.items():
+        average.load_state_dict(trainer.networks[name].state_dict())
     at = state["position"]
     trained = f" (epoch {at['epoch'] - 1}, step {at['step']})" if at["step"] else ""
     return f"{', '.join(taken)} of {path}{trained}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")

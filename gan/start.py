@@ -33,7 +33,7 @@ def initial_weights(training: Training) -> str:
         return ""
     from gan.fine_tuning import initialize_from  # few trainings start from other weights
 
-    return initialize_from(training.trainer.networks, training.options)
+    return initialize_from(training.trainer, training.options)
 
 
 def plan(training: Training, weights: str = "") -> str:

@@ -43,9 +43,8 @@ POPPED = {
 MOST_OPERATIONS = 1_000_000  # of the pickle; a CycleGAN with both Adam states has about 50,000
 MOST_DIMENSIONS = 64
 LARGEST_PICKLE, LARGEST_DIRECTORY = 2**26, 2**23  # bytes
-OLD_MAGIC = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before torch 1.6 begins: a pickled number
-)
+OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How a file from before torch 1.6 begins: a pickled number."""
 
 
 def read_zip_pickle(path: Path) -> dict[str, Any]:

@@ -89,6 +89,13 @@ def test_a_run(data: Path, source: Path, tmp_path: Path, which: str, epoch: int)
     assert (position["step"], position["epoch"]) == (3, 2)  # from the beginning
 
 
+def test_an_average_starts_at_the_weights_that_were_taken(data: Path, source: Path, tmp_path: Path) -> None:
+    started(data, tmp_path, "--init_from", source, "--ema", 0.9)
+    expected = load_checkpoint(source)[0]["networks"]
+    averages = load_checkpoint(tmp_path / "new")[0]["averages"]
+    assert all(equal(averages[name], expected[name]) for name in ("G_A", "G_B"))
+
+
 def test_a_run_by_its_name(data: Path, source: Path) -> None:
     arguments = ["--dataroot", data, "--name", "dry", "--checkpoints_dir", source.parent, "--dry_run", *TINY]
     outcome = train(*arguments, "--init_from", "r@best")

@@ -91,6 +91,16 @@ def test_a_file_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
         write_generator(Translator.load(run, device="cpu"), tmp_path / "none" / "x.safetensors")
 
 
+@pytest.mark.parametrize("length", [0x4B50, 0x3A80])  # in the file: PK, as in a zip; 0x80, as in a pickle
+def test_a_length_that_looks_like_another_format(file: Path, tmp_path: Path, length: int) -> None:
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:end] + b" " * (length - (end - 8))
+    assert len(header) == length
+    (tmp_path / "x").write_bytes(length.to_bytes(8, "little") + header + data[end:])
+    assert Translator.load(tmp_path / "x", device="cpu").direction == "AtoB"
+
+
 def test_every_flipped_bit_is_seen(file: Path, tmp_path: Path) -> None:
     data, draws = file.read_bytes(), torch.Generator().manual_seed(1)
     target = tmp_path / "x.safetensors"
