@@ -4,6 +4,7 @@
 # make newest  the browser and viewer tests on the newest Python that is installed (in CI too)
 # make check   format, lint and types only        make bench   the CPU benchmarks
 # make setup   the virtual environment only       make format  put the code in order
+# make gpu     everything that waits for an NVIDIA GPU: its tests, steps and the layer, in 9 minutes, without a network
 # make figures the size of the code against its limits
 # make goldens BASE=COMMIT   whether the code computes the same bits as that commit
 # make old-new BASE=COMMIT   what it costs against that commit
@@ -14,7 +15,7 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-dev demo test check suite lowest newest bench figures goldens old-new format clean
+.PHONY: setup setup-dev demo test check suite lowest newest bench gpu figures goldens old-new format clean
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
@@ -76,6 +77,9 @@ $(NEWEST)/.ready: requirements.txt requirements-dev.txt build-constraints.txt
 
 bench: setup
 	$(RUN) benchmarks/nc_layer.py
+
+gpu:
+	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m benchmarks.gpu $(GPU_ARGS)
 
 figures: setup
 	$(RUN) -m benchmarks.figures
