@@ -58,7 +58,9 @@ class Translator:
 
     @property
     def position(self) -> str:
-        """`epoch 3`, or `epoch 3, ema`: what of the training it is."""
+        """`epoch 3`, or `epoch 3, ema`: what of the training it is; where that is not known, the file's name."""
+        if not self.step:
+            return self.checkpoint.name
         return f"epoch {self.epoch}{', ema' * self.is_average}"
 
     @property

@@ -17,11 +17,11 @@ from datasets.errors import UserError, printable, say
 from datasets.files import new_folder, write_atomically
 from datasets.images import save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
+from gan.pretrained import find_pretrained
 from gan.tiling import Tiling
 from gan.translate import (
     Load,
     Translator,
-    load_translator,
     output_names,
     translate_pictures,
 )
@@ -36,10 +36,12 @@ Columns = list[tuple[str, list[Path]]]
 
 def run_test(options: TranslationOptions) -> int:
     """Load the run and translate with it, as checked options say. Returns the exit code; raises UserError."""
-    run = Path(options.checkpoints_dir) / options.name
+    runs = Path(options.checkpoints_dir)
+    source = find_pretrained(options.weights, runs) if options.weights else runs / options.name
+    title = options.name or (source.stem if source.is_file() else source.resolve().name)
     torch.manual_seed(0)  # --test_mode train draws dropout: the same pictures every time
-    translator = load_translator(
-        run,
+    translator = Translator.load(
+        source,
         epoch=options.epoch,
         direction=options.direction,
         device=options.device,
@@ -62,12 +64,10 @@ def run_test(options: TranslationOptions) -> int:
             count, where = translate_files(translator, translate, given, output, limit, skip_bad)
         else:
             raw = "_raw" if options.which == "raw" else ""
-            folder = (
-                Path(options.results_dir) / run.name / f"test_{options.epoch}{raw}_{translator.direction}"
-            )
+            folder = Path(options.results_dir) / title / f"test_{options.epoch}{raw}_{translator.direction}"
             columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
             count, where = len(columns[0][1]), folder / "index.html"
-            write_atomically(where, _page(run.name, translator, told, columns).encode())
+            write_atomically(where, _page(title, translator, told, columns).encode())
     say(told)
     print(f"{count} pictures translated {translator.direction} ({translator.position}): {where}")
     return 0
@@ -88,7 +88,7 @@ def choose_scale(translator: Translator, scale: str, size: int | None) -> tuple[
         factor = float(scale)
         return (factor, factor), f"translated at {factor:g} times the pictures' size, then resized back"
     if translator.median_size is None:
-        return unchanged, f"{own}: this run does not know the size of its training pictures"
+        return unchanged, f"{own}: the size of the training pictures is not known"
     across, down = factors = translator.trained_scale
     if all(1 / 1.25 <= factor <= 1.25 for factor in factors):
         return unchanged, f"{own}, which is near the size in training"
@@ -155,6 +155,10 @@ def translate_test_split(
     UserError for data that is not there, and for pictures that cannot be read.
     """
     data = translator.options.data
+    if not dataroot and not data.dataroot:
+        raise UserError(
+            "--dataroot", "is missing", "name the folder of the data, or give --input and --output"
+        )
     sources = find_sources(Path(dataroot or data.dataroot), "test", data.dataset_mode, limit)
     source, target = translator.direction.split("to")
     images = folder / "images"

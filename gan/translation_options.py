@@ -10,10 +10,12 @@ from gan.run import check_name
 
 @dataclass(frozen=True)
 class TranslationOptions:
-    """Translate with a trained run."""
+    """Translate with a trained run, or with weights from elsewhere."""
 
     name: str = ""
-    """Name of the run. Required."""
+    """Name of the run. Required, unless --weights is given."""
+    weights: str = ""
+    """Weights in the place of a run: an exported file, or a latest_net_G*.pth or the folder of it."""
     checkpoints_dir: str = "checkpoints"
     """Folder of all runs."""
     epoch: str = "last"
@@ -60,9 +62,13 @@ class TranslationOptions:
 
     def check(self) -> None:
         """Raise UserError, naming the flag, for a value or a combination that is not allowed."""
-        if not self.name:
-            raise UserError("--name", "is required", "name the run to translate with")
-        check_name(self.name)
+        if not self.name and not self.weights:
+            raise UserError(
+                "--name", "is required", "name the run to translate with, or a file with --weights"
+            )
+        if self.name and self.weights:
+            raise UserError("--weights", "does not go with --name", "leave one of them out")
+        check_name(self.name or "weights")
         if bool(self.input) != bool(self.output):
             missing = "--output" if self.input else "--input"
             raise UserError(missing, "is missing", "give --input and --output together")

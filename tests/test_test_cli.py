@@ -136,7 +136,7 @@ def test_a_picture_is_seen_at_the_scale_of_training(
 def test_a_run_without_sizes_translates_as_it_is_and_says_so(runs: Path, tmp_path: Path) -> None:
     picture(90, 44, 1).save(tmp_path / "x.png")
     outcome = run_on(runs, tmp_path / "x.png", tmp_path / "out")
-    assert "does not know the size of its training pictures" in outcome.err
+    assert "the size of the training pictures is not known" in outcome.err
 
 
 @pytest.mark.parametrize(
