@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from pathlib import Path
 
 from datasets.errors import RunError, is_out_of_memory
 from datasets.files import new_folder
-from evaluate.comparisons import Comparison, collect, find_run
+from evaluate.comparisons import Comparison, collect, evaluation_folder, short_hash
 from evaluate.features import FeatureCache, Networks
 from evaluate.measure import Measurements
 from evaluate.metrics import FLAGS, measure, metrics_of, networks_of, parse_metrics, problems_of
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
 from evaluate.weights import Weights, WeightsChoice, cache_folder
+from gan.pretrained import find_pretrained
 from gan.step import find_device
 
 LONGEST = 80  # characters of a folder's name before a hash stands for the rest: many epochs
@@ -27,7 +27,7 @@ NO_BASELINES = "no baselines: they are fitted on training pairs, and these runs 
 def run_evaluation(options: EvaluateOptions) -> int:
     """Evaluate, print the table, write the report. Returns the exit code; raises UserError."""
     options.check()
-    runs = [find_run(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
+    runs = [find_pretrained(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
     place = output_folder(options, runs)
     smaller = "" if runs else ", or --size"
     with (
@@ -130,17 +130,13 @@ def output_folder(options: EvaluateOptions, runs: Sequence[Path]) -> Path:
         return options.output
     kind = options.variant()
     if len(kind) > LONGEST:
-        kind = f"{kind[:LONGEST]}-{_short_hash(kind)}"
+        kind = f"{kind[:LONGEST]}-{short_hash(kind)}"
     if len(runs) == 1:
-        return runs[0] / "evaluation" / kind
+        return evaluation_folder(runs[0]) / kind
     if options.fake and options.real:
         compared = [options.fake.resolve(), options.real.resolve()]
         name = f"{compared[0].name}-{compared[1].name}"
     else:
         compared = sorted(run.resolve() for run in runs)
         name = f"{len(compared)}-runs"
-    return Path("results/evaluation") / f"{name}-{_short_hash(*map(str, compared))}" / kind
-
-
-def _short_hash(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return Path("results/evaluation") / f"{name}-{short_hash(*map(str, compared))}" / kind

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,9 +35,10 @@ from evaluate.pictures import (
 )
 from gan.checkpoint import checkpoint_hash
 from gan.options import TrainOptions, channels, from_dict, stored_dict
+from gan.pretrained import is_run, read_pretrained
 from gan.run import RunFolder, read_yaml
 from gan.state import forked_random_state
-from gan.translate import Translator, load_translator, output_names, translate_pictures
+from gan.translate import Translator, output_names, translate_pictures
 
 PIXEL_METRICS = ("psnr", "ssim", "l1")
 """What baselines are measured by: networks are not made for pictures of one colour."""
@@ -82,6 +83,8 @@ class Comparison:
         """As in `last (epoch 4, step 412)`, or without the name of the choice where that is the epoch; else empty."""
         if not (made_by := self.made_by):
             return ""
+        if not made_by["step"]:  # of weights that do not know how long they were trained
+            return ""
         position, choice = f"epoch {made_by['epoch']}, step {made_by['step']}", str(made_by["checkpoint"])
         position += ", ema" * ("weights" in made_by)
         return position if choice.isdecimal() else f"{choice} ({position})"
@@ -94,6 +97,10 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     """
     if options.fake and options.real:
         return compare_folders(options, options.fake, options.real)
+    for flag in ("size", "direction"):
+        if getattr(options, flag) is not None and (of_runs := [run.name for run in runs if is_run(run)]):
+            reason = f"is for folders and files of weights, and {of_runs[0]} is a run"
+            raise UserError(f"--{flag}", reason, "leave it out")
     tested = [EvaluatedRun(run, options) for run in runs]
     protocols = {run.protocol: run.folder.name for run in tested}
     if len(protocols) > 1:
@@ -111,38 +118,56 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
     return comparisons, next(iter(protocols))
 
 
-def find_run(name: str, checkpoints_dir: Path) -> Path:
-    """The folder of a run, given as a path or as a name under checkpoints_dir. UserError where there is none."""
-    candidates = (Path(name), checkpoints_dir / name)
-    for looks_right in (lambda folder: RunFolder(folder).exists, Path.is_dir):
-        for candidate in candidates:
-            if looks_right(candidate):
-                return candidate
-    raise UserError(name, f"no such run, here or in {checkpoints_dir}", "check the path or --checkpoints_dir")
+def evaluation_folder(source: Path) -> Path:
+    """Where the outputs and the report of a run are, or those of weights, beside which nothing is written."""
+    if is_run(source) or not source.exists():
+        return source / "evaluation"
+    path = source.resolve()
+    return Path("results/evaluation") / f"{path.name}-{short_hash(str(path))}"
+
+
+def short_hash(*texts: str) -> str:
+    """Eight hexadecimal digits that keep places apart."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run of this program on its test data. What cannot be read is a UserError of whatever needs it first."""
+    """A run, or weights from elsewhere, on test data. What cannot be read is a UserError of whatever needs it first."""
 
-    folder: Path
+    folder: Path  # or file
     options: EvaluateOptions
 
     @cached_property
     def trained(self) -> TrainOptions:
+        """Its options; those of weights with the size and the direction that are asked for."""
         run = RunFolder(self.folder)
         if run.options.is_file():
             return from_dict(read_yaml(run.options))
-        return load_translator(self.folder, epoch=self.options.epochs()[0], device="cpu").options
+        way, size = self.options.direction, self.options.size
+        options = Translator.load(
+            self.folder, epoch=self.options.epochs()[0], direction=way, device="cpu"
+        ).options
+        return replace(options, data=replace(options.data, crop_size=size)) if size else options
 
     @property
     def dataroot(self) -> Path:
-        return self.options.dataroot or Path(self.trained.data.dataroot)
+        found = self.options.dataroot or self.trained.data.dataroot
+        if not found:
+            reason = f"is missing: {self.folder.name} does not know the data"
+            raise UserError("--dataroot", reason, "name the data set")
+        return Path(found)
 
-    @property
+    @cached_property
     def directions(self) -> tuple[str, ...]:
-        """The directions that the run can translate in."""
-        return ("AtoB", "BtoA") if self.trained.model.model == "cycle_gan" else (self.trained.data.direction,)
+        """The directions that it can translate in, or the one that is asked for."""
+        trained = self.trained
+        if self.options.direction or trained.model.model != "cycle_gan":
+            return (self.options.direction or trained.data.direction,)
+        if is_run(self.folder):
+            return "AtoB", "BtoA"
+        networks = read_pretrained(self.folder, self.options.epochs()[0])[0]["networks"]
+        return tuple(way for way, name in (("AtoB", "G_A"), ("BtoA", "G_B")) if name in networks)
 
     @property
     def protocol(self) -> Protocol:
@@ -264,7 +289,7 @@ class Outputs(Sequence[FilePicture]):
         """The pictures; and for report.json the checkpoint, and the options that make two runs seeds of one
         configuration."""
         folder, options = self.run.folder, self.run.options
-        translator = load_translator(
+        translator = Translator.load(
             folder,
             epoch=self.epoch,
             direction=self.direction,
@@ -300,7 +325,7 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     """
     position = f"epoch-{translator.epoch}-step-{translator.step}" + "-ema" * translator.is_average
     position += "" if mode == "eval" else f"-{mode}"
-    folder = run / "evaluation" / position / translator.direction
+    folder = evaluation_folder(run) / position / translator.direction
     require_writable(folder)
     files = [folder / name for name in output_names([picture.path for picture in inputs])]
     inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}

@@ -34,7 +34,8 @@ class EvaluateOptions(NetworkOptions):
     """FID, KID, LPIPS, PSNR, SSIM and L1 by a named protocol, of runs or of any two folders of pictures."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Runs of this program: folders, or names under --checkpoints_dir. Their test split is translated."""
+    """Runs of this program: folders, or names under --checkpoints_dir. Their test split is translated.
+    Or weights with --dataroot: exported files, latest_net_G*.pth, or folders of these."""
     fake: Path | None = None
     """Folder of generated pictures, instead of runs."""
     real: Path | None = None
@@ -44,7 +45,10 @@ class EvaluateOptions(NetworkOptions):
     paired: bool = False
     """Every picture in --fake has a target in --real with an equal stem."""
     size: int | None = None
-    """With folders: stretch all pictures to SIZE x SIZE. Default: as they are; all must have one size."""
+    """With folders: stretch all pictures to SIZE x SIZE. Default: as they are; all must have one size.
+    With weights: evaluate at SIZE x SIZE. Default: the size of their training, or 256 where that is not known."""
+    direction: Literal["AtoB", "BtoA"] | None = None
+    """With weights: direction of the translation. Default: every one that they know, or AtoB."""
     grey: bool = False
     """With folders: compare all pictures in grey, like runs with one output channel. The protocol id says so."""
     metrics: str = ""
@@ -89,7 +93,7 @@ class EvaluateOptions(NetworkOptions):
             value = getattr(self, flag)
             if value is not None and not low <= value <= high and (flag, value) != ("bootstrap", 0):
                 raise UserError(f"--{flag}", f"is {value}", f"allowed: {low} to {high}")
-        for_folders = [flag for flag in ("size", "paired", "input", "grey") if getattr(self, flag)]
+        for_folders = [flag for flag in ("paired", "input", "grey") if getattr(self, flag)]
         if self.runs and for_folders:
             raise UserError(f"--{for_folders[0]}", "is for folders, not for runs", "leave it out")
         if self.baselines and not self.runs:
@@ -110,6 +114,7 @@ class EvaluateOptions(NetworkOptions):
         wanted = self.epochs()
         parts = [f"epoch-{epoch}" if epoch.isdecimal() else epoch for epoch in wanted if wanted != ["last"]]
         parts += [] if self.which == "ema" else [self.which]
+        parts += [] if self.direction is None else [self.direction]
         parts += [] if self.test_mode == "eval" else [self.test_mode]
         parts += [] if self.num_test is None else [f"first-{self.num_test}"]
         parts += [] if self.size is None else [f"size-{self.size}"]

@@ -33,6 +33,13 @@ def find_pretrained(name: str | Path, runs: Path = Path("checkpoints")) -> Path:
     )
 
 
+def is_run(source: Path) -> bool:
+    """Whether a run's folder is there, or is looked for there; otherwise it is a file or folder of weights."""
+    if not source.is_dir() or RunFolder(source).exists:
+        return source.is_dir()
+    return not (source / FILE_NAME).is_file() and not is_foreign_folder(source)
+
+
 def read_pretrained(
     source: Path, epoch: str | int = "last", discriminators: bool = False
 ) -> tuple[dict[str, Any], Path]:
@@ -44,13 +51,12 @@ def read_pretrained(
     if not re.fullmatch(r"last|best|\d{1,18}", str(epoch), re.ASCII):
         raise UserError("--epoch", f"is {epoch}", "allowed: last, best or the number of a kept epoch")
     which: Any = epoch if epoch in ("last", "best") else int(epoch)
-    if source.is_dir() and not RunFolder(source).exists:
-        if (source / FILE_NAME).is_file():
-            source = source / FILE_NAME
-        elif is_foreign_folder(source):
-            return read_foreign_folder(source, "latest" if which == "last" else str(which), discriminators)
-    if source.is_dir():
+    if is_run(source):
         return load_checkpoint(source, which)
+    if (source / FILE_NAME).is_file():
+        source = source / FILE_NAME
+    elif source.is_dir():
+        return read_foreign_folder(source, "latest" if which == "last" else str(which), discriminators)
     if which != "last":
         raise UserError(source, f"is a file, not a run, and has no checkpoint {epoch}", "leave that out")
     state = load_file(source)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evaluate import lpips
 from evaluate.command import output_folder, run_evaluation
-from evaluate.comparisons import Comparison, find_run
+from evaluate.comparisons import Comparison
 from evaluate.features import FeatureCache, Networks, build_inception
 from evaluate.measure import Measurements
 from evaluate.metrics import measure
@@ -20,6 +20,7 @@ from evaluate.options import EvaluateOptions
 from evaluate.weights import SOURCES, Weights, WeightsChoice, load_weights
 from gan.command_line import resolve
 from gan.options import TrainOptions, from_dict
+from gan.pretrained import find_pretrained
 from train import train
 
 
@@ -64,7 +65,7 @@ def asked(**flags: Any) -> EvaluateOptions:
 def place(**flags: Any) -> Path:
     """The folder of the report of a call."""
     options = asked(**flags)
-    return output_folder(options, [find_run(name, options.checkpoints_dir) for name in options.runs])
+    return output_folder(options, [find_pretrained(name, options.checkpoints_dir) for name in options.runs])
 
 
 def evaluate(**flags: Any) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from datasets.errors import RunError, UserError, run_command
 from datasets.images import load_image, to_picture, to_tensor
 from evaluate import pixels
 from evaluate.command import run_evaluation
-from evaluate.comparisons import find_run, make_outputs
+from evaluate.comparisons import make_outputs
 from evaluate.features import InceptionPool
 from evaluate.options import EvaluateOptions
 from evaluate.pictures import pictures_of
+from gan.pretrained import find_pretrained
 from gan.translate import load_translator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,9 +291,9 @@ def test_folders(tmp_path: Path, trunk: dict[str, object]) -> None:
 
 def test_a_name_is_the_run_even_where_a_folder_has_it(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "p2p_0").mkdir()  # in the current folder
-    assert find_run("p2p_0", runs) == runs / "p2p_0"
+    assert find_pretrained("p2p_0", runs) == runs / "p2p_0"
     with pytest.raises(UserError, match="no such run"):
-        find_run("p2p_9", runs)
+        find_pretrained("p2p_9", runs)
 
 
 def test_identical_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
