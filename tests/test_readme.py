@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from foreign_support import resnet, save
 from PIL import Image
 
 from datasets.synthetic import write_dataset
@@ -84,6 +85,17 @@ def test_a_large_picture(folder: Path) -> None:
     assert Image.open(folder / "LARGE_B.png").size == (640, 520)
 
 
+def test_weights_from_elsewhere(folder: Path) -> None:
+    shutil.copytree(folder / "data" / "horse2zebra", folder / "NEW_DATA")
+    (tune,) = (c for c in commands() if "TUNED" in c)
+    run(f"python train.py --dataroot NEW_DATA --name OTHER_RUN {SMALL}", folder)
+    assert "G_A, G_B, D_A, D_B of checkpoints/OTHER_RUN" in run(f"{tune} {SMALL}", folder)
+    save(resnet(ngf=2, blocks=6), folder / "latest_net_G_A.pth")
+    translate, measure = (c for c in commands() if "latest_net" in c)
+    assert "translated AtoB (latest_net_G_A.pth)" in run(translate, folder)
+    assert "latest_net_G_A.pth" in run(measure, folder)
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -115,7 +127,17 @@ def test_make_targets_exist() -> None:
 
 def test_no_command_is_left_out() -> None:
     """A new line in the README needs a test here."""
-    tested = ("make ", "NAME", "AVERAGED", "LOCAL", "--fake", "--dataroot data/", "evaluate.table3")
+    tested = (
+        "make ",
+        "NAME",
+        "AVERAGED",
+        "LOCAL",
+        "TUNED",
+        "latest_net",
+        "--fake",
+        "--dataroot data/",
+        "evaluate.table3",
+    )
     assert [c for c in commands() if not any(mark in c for mark in tested)] == []
 
 
