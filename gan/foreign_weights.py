@@ -11,7 +11,7 @@ running statistics of instance norms, which were never used: they are dropped. A
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +35,24 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class _Found(NamedTuple):
-    """A network that was recognised: how to build ours, and the place of each of its layers in the file."""
+    """A network that was recognised: how ours is built, and the place of each of its layers in the file."""
 
-    options: dict[str, Any]
+    options: dict[str, Any]  # netG or netD, ngf or ndf, norm, ...
     channels: tuple[int, int]  # of input and output
-    build: Callable[[], nn.Module]
     layers: dict[str, str]  # our module -> theirs
     swapped: frozenset[str] = frozenset()  # our modules, the halves of whose input are the other way round
+
+    def untrained(self) -> nn.Module:
+        """Ours, without memory for its weights."""
+        made, norm, (inputs, outputs) = self.options, self.options["norm"], self.channels
+        with torch.device("meta"):
+            if "netG" in made:
+                named = {"input_nc": inputs, "output_nc": outputs, "ngf": made["ngf"], "norm": norm}
+                return build_generator(made["netG"], **named, base_norm=norm)
+            layers = made.get("n_layers_D", 0)
+            return build_discriminator(
+                made["netD"], n_layers=layers, input_nc=inputs, ndf=made["ndf"], base_norm=norm
+            )
 
 
 def is_foreign_folder(folder: Path) -> bool:
@@ -61,11 +72,10 @@ def read_foreign_folder(folder: Path, epoch: str, discriminators: bool) -> tuple
         there = ", ".join(sorted(path.name for path in folder.glob("*_net_G*.pth"))[:6])
         raise UserError(folder, f"holds no {epoch}_net_G.pth, _G_A.pth or _G_B.pth", f"there are: {there}")
     if "G" in files and len(files.keys() & {"G_A", "G_B"}):
-        raise UserError(
-            folder, f"holds {epoch}_net_G.pth beside {epoch}_net_G_A.pth", "name one of the files"
-        )
+        reason = f"holds {epoch}_net_G.pth beside {epoch}_net_G_A.pth or _B.pth"
+        raise UserError(folder, reason, "name one of the files")
     if "G" in files:
-        files = {name: path for name, path in files.items() if name in ("G", "D")}
+        files = {name: files[name] for name in ("G", "D") if name in files}
     state = foreign_state({path: load_file(path) for path in files.values()})
     return state, next(iter(files.values()))
 
@@ -107,12 +117,11 @@ def _plain(content: Any, where: Path) -> Weights:
     ]
     if wrong or not content:
         what = f"holds {wrong[0]!r}, a {type(content[wrong[0]]).__name__}" if wrong else "is empty"
-        raise UserError(
-            where, f"{what}, not the weights of one network", "give a file such as latest_net_G.pth"
-        )
+        fix = "give a file such as latest_net_G.pth"
+        raise UserError(where, f"{what}, not the weights of one network", fix)
     if filters := [name for name in content if name.endswith(".filt")]:
-        reason = f"is an anti-aliased generator ({filters[0]}), and these are not supported"
-        raise UserError(where, reason, "train it with --no_antialias and --no_antialias_up")
+        what = f"is an anti-aliased generator ({filters[0]}), and these are not supported"
+        raise UserError(where, what, "train it with --no_antialias and --no_antialias_up")
     return {plain_key(name): value for name, value in content.items()}
 
 
@@ -120,10 +129,12 @@ def _no_generator(where: Path) -> UserError:
     return UserError(where, "is a discriminator, not a generator", "give the file of a generator, net_G")
 
 
+def _unsupported(where: Path, what: str) -> UserError:
+    return UserError(where, what, "use another file")
+
+
 def _unknown(where: Path, found: str) -> UserError:
-    return UserError(
-        where, f"no network of a known layout: {found}", "known: ResNet, U-Net and PatchGAN generators"
-    )
+    return _unsupported(where, f"no network of a known layout: {found}")
 
 
 def _generator(weights: Weights, where: Path) -> _Found:
@@ -144,9 +155,7 @@ def _resnet(weights: Weights, blocks: list[int], where: Path) -> _Found:
     if blocks != list(range(10, 10 + count)):
         raise _unknown(where, f"a ResNet whose blocks are model.{blocks[0]} to model.{blocks[-1]}")
     if count not in RESNETS:
-        raise UserError(
-            where, f"is a ResNet of {count} blocks, and only 6 and 9 are supported", "use another file"
-        )
+        raise _unsupported(where, f"is a ResNet of {count} blocks, and only 6 and 9 are supported")
     dropout = _ndim(weights, "model.10.conv_block.6.weight") == 4
     places = {"stem": "model.1", "downs.0": "model.4", "downs.1": "model.7"}
     for i, place in enumerate(blocks):
@@ -154,93 +163,62 @@ def _resnet(weights: Weights, blocks: list[int], where: Path) -> _Found:
         places[f"blocks.{i}.second"] = f"model.{place}.conv_block.{5 + dropout}"
     places |= {"ups.0": f"model.{10 + count}", "ups.1": f"model.{13 + count}"}
     layers = _with_norms(places) | {"out": f"model.{17 + count}"}
-    norm = _norm(weights, "model.1")
-    options = {
-        "netG": RESNETS[count],
-        "ngf": _shape(weights, "model.1", where)[0],
-        "norm": norm,
-        "dropout": dropout,
-    }
-    channels = _shape(weights, "model.1", where)[1], _shape(weights, layers["out"], where)[0]
-    return _found_generator(options, channels, layers)
+    first, out = (_shape(weights, layers[name], where) for name in ("stem.conv", "out"))
+    norm = _norm(weights, layers["stem.conv"])
+    options = {"netG": RESNETS[count], "ngf": first[0], "norm": norm, "dropout": dropout}
+    return _Found(options, (first[1], out[0]), layers)
 
 
 def _unet(weights: Weights, where: Path) -> _Found:
     prefixes = ["model.model", "model.model.1.model"]  # of the levels, from outside
-    while f"{prefixes[-1]}.3.model.1.weight" in weights and len(prefixes) < 20:
+    while f"{prefixes[-1]}.3.model.1.weight" in weights and len(prefixes) <= max(UNETS):
         prefixes.append(f"{prefixes[-1]}.3.model")
     count = len(prefixes)
     if count not in UNETS:
-        raise UserError(
-            where,
-            f"is a U-Net of {count} down convolutions, and only 7 and 8 are supported",
-            "use another file",
-        )
+        raise _unsupported(where, f"is a U-Net of {count} down convolutions, and only 7 and 8 are supported")
     *inner, deepest = range(1, count)
     places = {f"downs.{level}": f"{prefixes[level]}.1" for level in inner}
     places |= {f"ups.{level - 1}": f"{prefixes[level]}.5" for level in inner}
     places[f"ups.{deepest - 1}"] = f"{prefixes[deepest]}.3"
-    layers = _with_norms(places) | {
-        "downs.0.conv": f"{prefixes[0]}.0",
-        f"downs.{deepest}.conv": f"{prefixes[deepest]}.1",
-        "out": f"{prefixes[0]}.3",
-    }
-    norm = _norm(weights, layers["downs.1.conv"])
-    options = {"netG": UNETS[count], "ngf": _shape(weights, "model.model.0", where)[0], "norm": norm}
-    channels = _shape(weights, "model.model.0", where)[1], _shape(weights, layers["out"], where)[1]
+    layers = _with_norms(places) | {"downs.0.conv": f"{prefixes[0]}.0", "out": f"{prefixes[0]}.3"}
+    layers[f"downs.{deepest}.conv"] = f"{prefixes[deepest]}.1"
+    first, out = (_shape(weights, layers[name], where) for name in ("downs.0.conv", "out"))
+    options = {"netG": UNETS[count], "ngf": first[0], "norm": _norm(weights, layers["downs.1.conv"])}
     swapped = frozenset({"out", *(f"ups.{level - 1}.conv" for level in inner)})
-    return _found_generator(options, channels, layers)._replace(swapped=swapped)
-
-
-def _found_generator(options: dict[str, Any], channels: tuple[int, int], layers: dict[str, str]) -> _Found:
-    def build() -> nn.Module:
-        named = {key: options[key] for key in ("ngf", "norm")} | {"base_norm": options["norm"]}
-        return build_generator(options["netG"], input_nc=channels[0], output_nc=channels[1], **named)
-
-    return _Found(options, channels, build, layers)
+    return _Found(options, (first[1], out[1]), layers, swapped)
 
 
 def _discriminator(weights: Weights, where: Path) -> _Found:
+    count = sum(value.ndim == 4 for value in weights.values()) - 2  # convolutions with a norm
+    options: dict[str, Any] = {"netD": "basic" if count == 3 else "n_layers", "n_layers_D": count}
     if "net.0.weight" in weights:
-        options: dict[str, Any] = {"netD": "pixel"}
-        layers = {"first.conv": "net.0", "second.conv": "net.2", "second.norm": "net.3", "out": "net.5"}
-    elif "model.0.weight" in weights:
-        count = sum(value.ndim == 4 for value in weights.values()) - 2
-        if not 1 <= count <= MOST_LAYERS:
-            raise _unknown(where, f"a discriminator of {count + 2} convolutions")
-        options = {"netD": "basic" if count == 3 else "n_layers", "n_layers_D": count}
+        options = {"netD": "pixel"}
+        layers = {"first.conv": "net.0", **_with_norms({"second": "net.2"}), "out": "net.5"}
+    elif "model.0.weight" in weights and 1 <= count <= MOST_LAYERS:
         places = {f"layers.{i}": f"model.{2 + 3 * i}" for i in range(count)}
         layers = {"first.conv": "model.0", **_with_norms(places), "out": f"model.{2 + 3 * count}"}
     else:
-        raise _unknown(where, f"{len(weights)} tensors, the first is {next(iter(weights))}")
-    options |= {"ndf": _shape(weights, layers["first.conv"], where)[0]}
-    normed = next((layers[name] for name in ("second.conv", "layers.0.conv") if name in layers), "")
-    options["norm"] = norm = _norm(weights, normed)
-    channels = _shape(weights, layers["first.conv"], where)[1], 1
-    named = {"input_nc": channels[0], "ndf": options["ndf"], "base_norm": norm}
-
-    def build() -> nn.Module:
-        return build_discriminator(options["netD"], n_layers=options.get("n_layers_D", 3), **named)
-
-    return _Found(options, channels, build, layers)
+        raise _unknown(where, f"a discriminator of {count + 2} convolutions")
+    first = _shape(weights, layers["first.conv"], where)
+    options |= {"ndf": first[0], "norm": _norm(weights, list(layers.values())[1])}
+    return _Found(options, (first[1], 1), layers)
 
 
 def _with_norms(places: Mapping[str, str]) -> dict[str, str]:
-    """Our block and the place of its convolution there -> our convolution and norm, and their places: neighbours."""
+    """Our block -> place of its convolution there; gives our convolutions and norms -> their places."""
+    pairs = [((f"{ours}.conv", place), (f"{ours}.norm", _next(place))) for ours, place in places.items()]
+    return dict(pair for both in pairs for pair in both)
 
-    def pairs() -> Iterator[tuple[str, str]]:
-        for ours, theirs in places.items():
-            before, _, number = theirs.rpartition(".")
-            yield f"{ours}.conv", theirs
-            yield f"{ours}.norm", f"{before}.{int(number) + 1}"
 
-    return dict(pairs())
+def _next(place: str) -> str:
+    """`model.4` -> `model.5`."""
+    before, _, number = place.rpartition(".")
+    return f"{before}.{int(number) + 1}"
 
 
 def _norm(weights: Weights, conv: str) -> str:
     """The norm that follows a convolution. Batch norm has weights; instance norm has none, and a bias before it."""
-    before, _, number = conv.rpartition(".")
-    norm = f"{before}.{int(number) + 1}"
+    norm = _next(conv)
     if f"{norm}.weight" in weights:
         return "batch"
     return "instance" if weights.keys() & {f"{conv}.bias", f"{norm}.running_mean"} else "none"
@@ -259,19 +237,15 @@ def _shape(weights: Weights, layer: str, where: Path) -> tuple[int, ...]:
 
 def _renamed(weights: Weights, found: _Found, where: Path) -> dict[str, Tensor]:
     """The weights under our names. Raises UserError for what is missing, left over, or of another shape."""
-    with torch.device("meta"):
-        wanted = found.build().state_dict()
     renamed, used = {}, set()
-    for key, own in wanted.items():
+    for key, own in found.untrained().state_dict().items():
         module, _, leaf = key.rpartition(".")
         theirs = f"{found.layers[module]}.{leaf}"
         used.add(theirs)
         if theirs in weights:
             value = weights[theirs]
             if value.shape != own.shape:
-                raise _unknown(
-                    where, f"{theirs} has the shape {list(value.shape)} instead of {list(own.shape)}"
-                )
+                raise _unknown(where, f"{theirs} is {list(value.shape)} instead of {list(own.shape)}")
             if leaf == "weight" and module in found.swapped:
                 value = torch.cat(value.chunk(2)[::-1])  # (in, out, 4, 4)
         elif leaf in ("bias", "num_batches_tracked") and f"{found.layers[module]}.weight" in weights:
