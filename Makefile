@@ -1,6 +1,6 @@
 # make demo    see it work: data, two trainings, translation, evaluation, one page (no GPU, minutes)
 # make test    format, lint, types and the whole suite, as CI runs them
-# make lowest  the suite again, on the oldest packages that requirements.txt allows, Python 3.11 or 3.12 (in CI too)
+# make lowest  the suite again, on the oldest packages that are allowed, Python 3.11 or 3.12 (in CI too)
 # make newest  the browser and viewer tests on the newest Python that is installed (in CI too)
 # make check   format, lint and types only        make bench   the CPU benchmarks
 # make setup   the virtual environment only       make format  put the code in order
@@ -28,7 +28,7 @@ $(VENV)/.ready: requirements.txt build-constraints.txt
 	$(RUN) -m pip install --quiet --build-constraint build-constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-export.txt
 	$(RUN) -m pip install --quiet --build-constraint build-constraints.txt -r requirements-dev.txt
 	touch $@
 
@@ -48,10 +48,11 @@ suite: setup-dev
 lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
-$(LOWEST)/.ready: requirements.txt requirements-dev.txt build-constraints.txt
+$(LOWEST)/.ready: requirements.txt requirements-dev.txt requirements-export.txt build-constraints.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.3"
-	sed -E 's/^([a-z-]+)>=([0-9.]+),<[^ ]*/\1==\2.*/' requirements.txt > $(LOWEST)/oldest.txt
+	sed -E 's/^([a-z-]+)>=([0-9.]+),<[^ ]*/\1==\2.*/' requirements.txt requirements-export.txt \
+		> $(LOWEST)/oldest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --build-constraint build-constraints.txt \
 		-r $(LOWEST)/oldest.txt -r requirements-dev.txt
 	touch $@
@@ -68,7 +69,7 @@ newest: $(NEWEST)/.ready
 	$(NEWEST)/bin/python -m pytest -n auto --dist worksteal tests/test_visdom*.py tests/test_page*.py \
 		tests/test_viewers*.py $(PYTEST_ARGS)
 
-$(NEWEST)/.ready: requirements.txt requirements-dev.txt build-constraints.txt
+$(NEWEST)/.ready: requirements.txt requirements-dev.txt requirements-export.txt build-constraints.txt
 	$(or $(NEWEST_PYTHON),$(PYTHON)) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.3"
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile --build-constraint build-constraints.txt \

@@ -60,6 +60,12 @@ _SLIVER = 1 / 4  # of the number format: a set that uses less is told
 _FLAT = 1 / 64  # of the number format: a picture that uses less is nearly one colour
 
 
+def fingerprint(listing: Sequence[str]) -> str:
+    """Short identity of the data on disk: names below the root, sizes and CRC-32 of all files; no times."""
+    digest = hashlib.sha256("\n".join(listing).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(listing)} files, sha256 {digest[:32]}"
+
+
 @dataclass(frozen=True)
 class ScanReport:
     """What the scan found in a split. Counts are of files; a side-by-side file counts once."""
@@ -81,9 +87,7 @@ class ScanReport:
 
     @property
     def fingerprint(self) -> str:
-        """Short identity of the data on disk: names below the root, sizes and CRC-32 of all files; no times."""
-        digest = hashlib.sha256("\n".join(self.listing).encode("utf-8", "surrogateescape")).hexdigest()
-        return f"{len(self.listing)} files, sha256 {digest[:32]}"
+        return fingerprint(self.listing)
 
     def notes(self) -> list[str]:
         """One line for each kind of thing worth telling, none where all is plain."""

@@ -205,20 +205,46 @@ def whole_folder(target: Path) -> Iterator[Path]:
     refuse_occupied(target)
     place = target.resolve()  # an empty folder behind a link is filled where it really is
     try:
-        with new_folder(place.parent), contextlib.ExitStack() as cleanup:
-            if not remove_leftovers(place.parent, place.name):
-                raise UserError(target, "another process is writing it", "wait or choose another place")
-            partial = _temporary(place)
-            partial.mkdir()
-            cleanup.callback(shutil.rmtree, partial, ignore_errors=True)
-            if os.name != "nt":  # a folder cannot be opened there
-                descriptor = os.open(partial, os.O_RDONLY)
-                cleanup.callback(os.close, descriptor)
-                try_lock(descriptor)  # held while the writer lives: see remove_leftovers
+        with _partial_folder(target, place) as partial:
             yield partial
             partial.replace(place)
     except OSError as error:
         raise file_error(error, error.filename or target, "written") from error
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write a file at, which takes the target's place when the block ends without an error.
+
+    For writers that need a path of their own; `replacing` is simpler. After an error or Ctrl-C nothing is left, after
+    `kill -9` until the next call for the same target. Raises UserError if there is something already, or if it cannot
+    be written.
+    """
+    if target.exists() or target.is_symlink():
+        raise UserError(target, "exists, and nothing is overwritten", "choose another --output")
+    try:
+        with _partial_folder(target, target.absolute()) as partial:
+            file = partial / target.name
+            yield file
+            file.replace(target)
+    except OSError as error:
+        raise file_error(error, error.filename or target, "written") from error
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path, place: Path) -> Iterator[Path]:
+    """A temporary folder beside `place`, removed at the end if it is still there. `target`: its name in messages."""
+    with new_folder(place.parent), contextlib.ExitStack() as cleanup:
+        if not remove_leftovers(place.parent, place.name):
+            raise UserError(target, "another process is writing it", "wait or choose another place")
+        partial = _temporary(place)
+        partial.mkdir()
+        cleanup.callback(shutil.rmtree, partial, ignore_errors=True)
+        if os.name != "nt":  # a folder cannot be opened there
+            descriptor = os.open(partial, os.O_RDONLY)
+            cleanup.callback(os.close, descriptor)
+            try_lock(descriptor)  # held while the writer lives: see remove_leftovers
+        yield partial
 
 
 def refuse_occupied(target: Path) -> None:

@@ -8,6 +8,7 @@ no discriminator, no path or login of the machine that trained it. The metadata 
     options                   JSON: the options of the training, as a checkpoint stores them
     direction, step, epoch    "AtoB" or "BtoA"; how long it was trained, in steps and in epochs
     median_size               JSON: [width, height] of the input domain's training pictures, or null
+    trained_scale             JSON: the factors across and down by which training resized them
     size_multiple, min_size   the sides of an input are multiples of the first, and not less than the second
     value_range               JSON: black and white of inputs and outputs, (N, C, H, W)
 """
@@ -29,26 +30,32 @@ FORMAT, VERSION = "image-translation-generator", 1
 FILE_NAME = "model.safetensors"
 """Of such a file in a folder: what the programs of model collections look for."""
 
-OF_THE_MACHINE = ("dataroot", "checkpoints_dir", "visdom")
+OF_THE_MACHINE = ("dataroot", "checkpoints_dir", "init_from", "visdom")
 """How the names of options begin that are nobody's business but the trainer's."""
 
 
-def write_generator(translator: "Translator", path: Path) -> None:
-    """Write the generator of a Translator as one file, whole or not at all. Raises UserError where that fails."""
-    network, size = translator.network, translator.median_size
+def describe(translator: "Translator") -> dict[str, str]:
+    """The metadata of a Translator, as above, but for the hash: of this file, and of other forms of the generator."""
+    network = translator.network
     stored = {
         name: value
         for name, value in translator.stored_options.items()
         if not name.startswith(OF_THE_MACHINE)
     }
-    metadata = {
+    return {
         "format": FORMAT, "version": str(VERSION), "program": __version__,
         "options": json.dumps(stored | {"direction": translator.direction}),
         "direction": translator.direction, "step": str(translator.step), "epoch": str(translator.epoch),
-        "median_size": json.dumps(size), "value_range": "[-1, 1]",
+        "median_size": json.dumps(translator.median_size), "trained_scale": json.dumps(translator.trained_scale),
         "size_multiple": str(getattr(network, "size_multiple", 1)), "min_size": str(getattr(network, "min_size", 1)),
+        "value_range": "[-1, 1]",
     }  # fmt: skip
-    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+
+
+def write_generator(translator: "Translator", path: Path) -> None:
+    """Write the generator of a Translator as one file, whole or not at all. Raises UserError where that fails."""
+    metadata = describe(translator)
+    weights = {name: tensor.detach().cpu() for name, tensor in translator.network.state_dict().items()}
     header, tensors = signed_header(metadata, weights)
     try:
         with replacing(path) as write:

@@ -68,6 +68,10 @@ class Translator:
         return channels(self.options, self.direction)[0]
 
     @property
+    def output_nc(self) -> int:
+        return channels(self.options, self.direction)[1]
+
+    @property
     def stored_options(self) -> dict[str, Any]:
         """The options of the training, as a checkpoint stores them."""
         return stored_dict(self.options)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from foreign_support import resnet, save
 from PIL import Image
+from training_support import untrained_run
 
 from datasets.synthetic import write_dataset
+from gan.export_web import RUNTIME
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_own_pictures_and_going_on(folder: Path) -> None:
-    train, translate, *evaluations = (c for c in commands() if "NAME" in c and "continue" not in c)
+    own = (c for c in commands() if "NAME" in c and "continue" not in c and "TAKEN" not in c)
+    train, translate, *evaluations = own
     run(f"{train} {SMALL}", folder)
     run(translate, folder)
     assert sorted(p.name for p in (folder / "TRANSLATED").iterdir()) == sorted(
@@ -94,6 +97,19 @@ def test_weights_from_elsewhere(folder: Path) -> None:
     translate, measure = (c for c in commands() if "latest_net" in c)
     assert "translated AtoB (latest_net_G_A.pth)" in run(translate, folder)
     assert "latest_net_G_A.pth" in run(measure, folder)
+
+
+def test_a_model_is_taken_elsewhere(tmp_path: Path) -> None:
+    onnx, web = (c for c in commands() if "TAKEN" in c)
+    untrained_run(tmp_path / "checkpoints", "--norm", "none").rename(tmp_path / "checkpoints" / "NAME")
+    assert "compared with the run" in run(onnx, tmp_path)
+    (code,) = re.findall(r"```python\n(import numpy, onnxruntime.*?)```", README, re.S)
+    check = "print(translations.shape == pictures.shape == values.shape)"
+    assert "True" in run(f"python -c {shlex.quote(code + check)}", tmp_path)
+    for name in RUNTIME:  # in place of what npm fetches
+        (tmp_path / name).write_text(name)
+    assert "compared with the run" in run(f"{web} --ort .", tmp_path)
+    assert {"index.html", "model.onnx"} < {path.name for path in (tmp_path / "TAKEN_PAGE").iterdir()}
 
 
 def test_two_folders_are_compared(folder: Path) -> None:

@@ -55,6 +55,8 @@ class Outcome(NamedTuple):
 
 
 def _main_of(program: str) -> Callable[[], int]:
+    if "." in program:
+        return importlib.import_module(program).main
     # by its path: `import test` would find the standard library's package
     spec = importlib.util.spec_from_file_location(f"program_{program}", ROOT / f"{program}.py")
     assert spec is not None and spec.loader is not None
@@ -65,7 +67,7 @@ def _main_of(program: str) -> Callable[[], int]:
 
 
 def call(program: str, *arguments: object) -> Outcome:
-    """Run train.py or test.py (`program` without .py) in this process, as the command line would."""
+    """Run train.py, test.py (`program` without .py) or a module in this process, as the command line would."""
     main, threads = _main_of(program), torch.get_num_threads()
     out, err = io.StringIO(), io.StringIO()
     code = -1

@@ -150,8 +150,8 @@ def about_run(name: str, options: Mapping[str, Any], host: str = "") -> dict[str
     return {"name": name, "host": host, "options": options, "epochs": epochs}
 
 
-def fill(template: str, script: str, **texts: str) -> str:
-    """The template with style, shared scripts and `script` in it; `texts` replace `{{name}}` as they are.
+def fill(template: str, script: str, shared: Iterable[str] = _SHARED_SCRIPTS, **texts: str) -> str:
+    """The template with style, `shared` scripts and `script` in it; `texts` replace `{{name}}` as they are.
 
     Whoever passes a text has escaped it: `html.escape` for words, `embed` for data.
     """
@@ -159,7 +159,7 @@ def fill(template: str, script: str, **texts: str) -> str:
     def part(name: str) -> str:
         return (WEB / name).read_text(encoding="utf-8")
 
-    scripts = "\n".join(map(part, (*_SHARED_SCRIPTS, script)))
+    scripts = "\n".join(map(part, (*shared, script)))
     parts = {**texts, "style": part("page.css"), "script": scripts}
     # all at once: a text that looks like a placeholder stays a text
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part(template))
