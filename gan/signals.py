@@ -22,19 +22,12 @@ class StopRequest:
     with 128 + number. A Ctrl-C after that raises KeyboardInterrupt at once. The old handlers return with the
     end of the block. Only in the main thread (ValueError elsewhere).
 
-    shared: the processes of a training under torchrun stop together. Then a signal only becomes `latest`, without a
-    word; the loop sets `requested` when all know of it. A second Ctrl-C changes nothing.
-
     >>> with StopRequest() as stop:
     ...     stop.requested is None
     True
     """
 
-    latest: int | None = None
-    """The signal that this process has received last."""
-
-    def __init__(self, shared: bool = False) -> None:
-        self.shared = shared
+    def __init__(self) -> None:
         self.requested: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -57,8 +50,7 @@ class StopRequest:
         return 0 if self.requested is None else 128 + self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        StopRequest.latest = number
-        if self.shared or self.requested is not None:
+        if self.requested is not None:
             return
         self.requested = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
