@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Train CycleGAN or Pix2Pix: `python train.py --dataroot FOLDER --model pix2pix --norm nc_ms`."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.errors import run_command
 from datasets.workers import start_server
+from gan.processes import ALONE, Processes, job, join
 
 if TYPE_CHECKING:
     from gan.loop import Evaluate
@@ -16,23 +18,30 @@ if TYPE_CHECKING:
 def main() -> int:
     from gan.command_line import parse_train  # imports no torch, so --help answers at once
 
-    options, saved = parse_train(sys.argv[1:])
-    if options.data.num_threads and not options.run.dry_run:
-        start_server()  # it imports torch while this process does
-    output, evaluate = options.output, None
-    if output.eval_every and not options.run.dry_run:
-        from evaluate.training import make_evaluator
+    with join() as processes:
+        options, saved = processes.from_first(lambda: parse_train(sys.argv[1:], job()))
+        if options.data.num_threads and not options.run.dry_run:
+            start_server()  # it imports torch while this process does
+        output, evaluate = options.output, None
+        if output.eval_every and not options.run.dry_run:
+            from evaluate.training import make_evaluator
 
-        evaluate = make_evaluator(output.eval_metrics, best_by=output.best_by, device=options.device.device)
-    return train(options, saved, evaluate)
+            evaluate = make_evaluator(
+                output.eval_metrics, best_by=output.best_by, device=options.device.device
+            )
+        return train(options, saved, evaluate, processes)
 
 
 def train(
-    options: "TrainOptions", saved: dict[str, Any] | None = None, evaluate: "Evaluate | None" = None
+    options: "TrainOptions",
+    saved: dict[str, Any] | None = None,
+    evaluate: "Evaluate | None" = None,
+    processes: Processes = ALONE,
 ) -> int:
     """Train a new run, or resume one (`saved`: the options it was saved with). Returns the exit code.
 
-    evaluate: computes the metrics of --eval_every. Raises UserError and RunError, which become one line.
+    evaluate: computes the metrics of --eval_every. processes: that train together. Raises UserError and RunError,
+    which become one line.
     """
     from gan import start
     from gan.loop import Training
@@ -42,27 +51,29 @@ def train(
 
     run = RunFolder(Path(options.run.checkpoints_dir) / options.run.name)
     if options.run.dry_run:
-        trainer = build_trainer(options)
-        training = Training(options, run, trainer, build_data(options, trainer.networks))
-        print(start.plan(training, start.initial_weights(training)))
+        trainer = build_trainer(options, processes)
+        training = Training(options, run, trainer, build_data(options, trainer.networks, processes))
+        print(start.plan(training, processes.from_first(lambda: start.initial_weights(training))))
         return 0
     tolerate_closed_stdout()
-    with open_run(run, is_new=saved is None):
-        trainer = build_trainer(options)
-        run.require_space(2 * checkpoint_size(trainer))  # a new checkpoint is written before an old one goes
-        training = Training(options, run, trainer, build_data(options, trainer.networks), evaluate)
-        weights = start.initial_weights(training)
+    with open_run(run, is_new=saved is None) if processes.is_first else contextlib.nullcontext():
+        trainer = build_trainer(options, processes)
+        if processes.is_first:  # a new checkpoint is written before an old one goes
+            run.require_space(2 * checkpoint_size(trainer))
+        data = build_data(options, trainer.networks, processes)
+        training = Training(options, run, trainer, data, evaluate)
+        weights = processes.from_first(lambda: start.initial_weights(training))
         if saved is not None:
             start.resume(training)
             if training.position.epoch > options.schedule.epochs:
                 print(start.nothing_left(training))
                 return 0
-        run.write_options(training.stored)
+        start.begin(training)
         print(start.plan(training, weights), flush=True)
-        with StopRequest() as stop, start.open_viewers(training, saved) as viewers:
+        with StopRequest(shared=processes.world > 1) as stop, start.open_viewers(training, saved) as viewers:
             finished = training.train(viewers, stop)
         print(start.ending(training, finished), flush=True)
-        return stop.exit_code
+        return processes.from_first(lambda: stop.exit_code)
 
 
 if __name__ == "__main__":

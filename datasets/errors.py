@@ -22,6 +22,7 @@ DETAILS_SHOWN = 10  # entries of a list that are printed; all of them stand in t
 
 _log_file: Path | None = None
 _debug = False
+_quiet = False
 
 
 class UserError(Exception):
@@ -57,6 +58,12 @@ def set_debug(on: bool) -> None:
     """Show tracebacks on stderr as well (`--debug`), for commands that learn of it only inside `main`."""
     global _debug
     _debug = on
+
+
+def set_quiet(on: bool) -> None:
+    """Print no more lines: of the processes of one training, one speaks."""
+    global _quiet
+    _quiet = on
 
 
 def printable(text: str) -> str:
@@ -162,8 +169,13 @@ def report(error: UserError) -> None:
         say(f"  ... and {len(entries) - DETAILS_SHOWN} more{place}")
 
 
-def say(line: str) -> None:
-    """Print one line on stderr without tearing a progress bar; a closed or full stderr is no error."""
+def say(line: str, must: bool = False) -> None:
+    """Print one line on stderr without tearing a progress bar; a closed or full stderr is no error.
+
+    must: even after `set_quiet`.
+    """
+    if _quiet and not must:
+        return
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     line = printable(line).encode(encoding, "backslashreplace").decode(encoding)
     with contextlib.suppress(OSError, ValueError):

@@ -8,7 +8,7 @@ in the middle of an epoch from nothing but its position.
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class PairBatch(TypedDict):
     paths_A: list[str]
     paths_B: list[str]
     skipped: list[str]  # with skip_bad: what was wrong with files that a neighbour has replaced
+    counts: NotRequired[list[int]]  # where several processes share a step: how many of its pictures each has
 
 
 class PairDataset:
@@ -163,26 +164,35 @@ def epoch_batches(
     shuffle: bool,
     num_threads: int,
     start: int = 0,
+    rank: int = 0,
+    world: int = 1,
     pin_memory: bool = False,
     timeout: float = workers.TIMEOUT,
 ) -> Iterator[PairBatch]:
     """The batches of an epoch; the last one may be smaller.
 
-    start: batches already done, which are left out without being decoded. num_threads: worker processes, 0 for none;
-    the batches do not depend on it. timeout: seconds without a batch after which workers count as hanging. Raises
-    UserError for a bad file, RunError for workers that are lost or hang.
+    rank, world: this process takes the block of its rank from every batch_size * world samples. Where the last of
+    these leave it none, it gets one that another process has, and the batch's `counts` say 0. start: batches already
+    done, which are left out without being decoded. num_threads: worker processes, 0 for none; the batches do not depend
+    on it. timeout: seconds without a batch after which workers count as hanging. Raises UserError for a bad file,
+    RunError for workers that are lost or hang.
     """
     order = list(range(len(dataset)))
     if shuffle:
         random.Random(stable_hash(seed, epoch, "order")).shuffle(order)
     keys = [(epoch, index) for index in order]
-    batches = [keys[first : first + batch_size] for first in range(start * batch_size, len(keys), batch_size)]
+    together = batch_size * world
+    shared = [keys[first : first + together] for first in range(start * together, len(keys), together)]
+    batches = [every[rank * batch_size : (rank + 1) * batch_size] or every[:1] for every in shared]
     raw: Iterator[RawBatch]
     if num_threads == 0:
         raw = map(dataset.raw_batch, batches)
     else:
         raw = workers.map_in_workers(dataset.raw_batch, batches, num_threads, timeout)
-    for batch in map(_in_unit_range, raw):
+    for number, batch in enumerate(map(_in_unit_range, raw)):
+        if world > 1:
+            blocks = (len(shared[number]) - first for first in range(0, together, batch_size))
+            batch["counts"] = [min(max(left, 0), batch_size) for left in blocks]
         if pin_memory:
             batch["A"], batch["B"] = batch["A"].pin_memory(), batch["B"].pin_memory()
         yield batch

@@ -142,9 +142,10 @@ def _wrong_flag(told: str, argv: list[str], prog: str) -> UserError:
     return UserError(prog, first or "cannot read the command line", look)
 
 
-def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | None]:
+def parse_train(argv: Sequence[str], job: str = "") -> tuple[TrainOptions, dict[str, Any] | None]:
     """Complete options of train.py and, with --continue_train, the options the run was saved with.
 
+    job: of torchrun (`gan.processes.job`). A run that it has begun is resumed: torchrun restarts the same command.
     Raises UserError for an unusable option file, a missing run, a run that exists already, and for options that change
     what a resumed run trains.
     """
@@ -153,7 +154,11 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainOptions, dict[str, Any] | Non
         flags = [*flags_of(read_yaml(Path(given.run.config)), given.run.config), *argv]
         given = _parse(flags)
     runs = Path(given.run.checkpoints_dir)
-    if not given.run.continue_train:
+    is_new = not given.run.continue_train
+    if is_new and job and RunFolder(runs / resolve(given).run.name).belongs_to(job):
+        flags, is_new = ["--continue_train", *flags], False
+        given = _parse(flags)
+    if is_new:
         if given.run.name and not given.run.dry_run:
             refuse_existing(RunFolder(runs / check_name(given.run.name)))
         return resolve(given), None

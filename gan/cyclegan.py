@@ -48,13 +48,14 @@ class CycleGAN(Trainer):
                 losses["idt_B"] = self.lambda_A * self.lambda_identity * _l1(same_A, real_A)
         self.optimizers["G"].zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        self.optimizers["G"].step()
+        self.optimize("G", losses, batch)
 
         requires_grad(self.optimizers["D"], True)
         self.optimizers["D"].zero_grad(set_to_none=True)
-        losses["D_A"] = self._discriminate(D_A, real_B, self.pools["B"].query(wide(fake_B.detach())))
-        losses["D_B"] = self._discriminate(D_B, real_A, self.pools["A"].query(wide(fake_A.detach())))
-        self.optimizers["D"].step()
+        old_B, old_A = self.pooled({"B": wide(fake_B.detach()), "A": wide(fake_A.detach())}, batch)
+        losses["D_A"] = self._discriminate(D_A, real_B, old_B)
+        losses["D_B"] = self._discriminate(D_B, real_A, old_A)
+        self.optimize("D", losses, batch)
 
         images = {
             "input_A": real_A, "fake_B": fake_B, "rec_A": rec_A,

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,12 +61,14 @@ class Training:
         """
         self.viewers, self.stop = viewers, stop
         self._static = build_static_step(self.options, self.trainer)
-        at, schedule = self.position, self.options.schedule
+        at, schedule, processes = self.position, self.options.schedule, self.trainer.processes
+        scale = processes.world if schedule.scale_lr else 1
         while at.epoch <= schedule.epochs:
-            stop_after_epoch = self._train_epoch(schedule.learning_rate(at.epoch))
+            asked = self._train_epoch(schedule.learning_rate(at.epoch) * scale)
             if stop.requested:
                 self.save()
                 return False
+            stop_after_epoch = processes.from_first(partial(bool, asked))
             metrics = self._end_epoch()
             best_before = at.best
             is_best = self._is_best(metrics)
@@ -81,7 +84,7 @@ class Training:
     def _train_epoch(self, lr: float) -> bool:
         """Train the rest of the current epoch. True if a viewer asked to stop after it."""
         at, output = self.position, self.options.output
-        stop_after_epoch = False
+        stop_after_epoch, processes = False, self.trainer.processes
         set_learning_rate(self.trainer, lr)
         window = _Window()
         for batch in self._batches():
@@ -90,17 +93,21 @@ class Training:
             step = at.step + 1
             is_epoch_end = at.batches + 1 == self.data.steps_per_epoch
             is_recorded = step % output.print_freq == 0 or is_epoch_end
+            counts = batch.get("counts", [len(batch["A"])])
             try:
+                processes.begin_step(self.options.run.seed, step)
                 losses = self._step(batch, step, must_look=is_recorded)
+                if processes.world > 1:
+                    self.stop.requested = processes.agree()
                 self.trainer.update_averages()
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise out_of_memory_error(f"at step {step}") from error
                 raise
             at.step, at.batches = step, at.batches + 1
-            window.step_done(len(batch["A"]))
+            window.step_done(sum(counts))
             if is_recorded:
-                self.record("train", losses=losses, lr=lr, time=window.figures())
+                self.record("train", losses=processes.mean(losses, counts), lr=lr, time=window.figures())
                 window = _Window()
             asked = self.viewers.commands()
             stop_after_epoch |= STOP in asked
@@ -143,8 +150,9 @@ class Training:
     def _report_skipped(self, skipped: list[str]) -> None:
         """With --skip_bad: one warning for the run, every file in run.log."""
         for text in skipped:
-            if not self.skipped:
-                say(f"warning: {text}; a neighbour is taken instead, further ones are in {self.run.log}")
+            if not self.skipped and self.trainer.processes.is_first_to("skip"):
+                line = f"warning: {text}; a neighbour is taken instead, further ones are in {self.run.log}"
+                say(line, must=True)
             self.skipped += 1
             log_text(f"step {self.position.step + 1}: skipped {text}")
 
@@ -175,7 +183,12 @@ class Training:
         return better
 
     def save(self, best: bool = False, must: bool = False) -> bool:
-        """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead."""
+        """Write a checkpoint. False if that fails: the next save tries again. With `must`, raise UserError instead.
+
+        Of several processes, the first one writes it.
+        """
+        if not self.trainer.processes.is_first:
+            return True
         at = self.position
         self._require_finite()
         for name, network in self.trainer.networks.items():  # a finite loss does not rule it out
@@ -198,7 +211,9 @@ class Training:
         return True
 
     def _sample(self) -> dict[str, Tensor]:
-        """Translate the fixed validation pictures, write the results, and show them."""
+        """Translate the fixed validation pictures, write the results, and show them. The first process does this."""
+        if not self.trainer.processes.is_first:
+            return {}
         self._require_finite()
         images = self.trainer.sample(self.data.validation)
         folder = self.run.sample_folder(self.position.step)
@@ -218,7 +233,9 @@ class Training:
         self._failing.add(what)
 
     def record(self, kind: str, **content: Any) -> None:
-        """Log a record with its step and epoch, and show it."""
+        """Log a record with its step and epoch, and show it; the first process does this."""
+        if not self.trainer.processes.is_first:
+            return
         line = {"kind": kind, "step": self.position.step, "epoch": self.position.epoch, **content}
         self.log.append(line)
         self.viewers.record(line)

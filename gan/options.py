@@ -170,6 +170,8 @@ class ScheduleGroup:
     """Initial learning rate of Adam."""
     beta1: float = 0.5
     """First momentum of Adam."""
+    scale_lr: bool = False
+    """Under torchrun: multiply --lr by the number of processes."""
     lr_policy: Literal["linear", "step", "cosine", "constant"] = "linear"
     """Learning rate over the epochs. linear: constant for --n_epochs, then down to 0.
     step: a tenth after every --lr_decay_iters epochs. cosine: down half a period over all epochs."""

@@ -25,7 +25,7 @@ class Pix2Pix(Trainer):
         requires_grad(self.optimizers["D"], True)
         with self.placement.autocast():
             fake_B = G(real_A)
-            fake_pair = self.pools["AB"].query(torch.cat([real_A, fake_B.detach()], 1))
+            (fake_pair,) = self.pooled({"AB": torch.cat([real_A, fake_B.detach()], 1)}, batch)
             real_pair = torch.cat([real_A, real_B], 1)
             on_real, on_fake = self.both(D, real_pair, fake_pair)
             losses = {"D_real": gan.real(on_real), "D_fake": gan.fake(on_fake)}
@@ -35,7 +35,7 @@ class Pix2Pix(Trainer):
                 loss_D = loss_D + losses["D_gp"]
         self.optimizers["D"].zero_grad(set_to_none=True)
         loss_D.backward()
-        self.optimizers["D"].step()
+        self.optimize("D", losses, batch)
 
         requires_grad(self.optimizers["D"], False)
         with self.placement.autocast():
@@ -43,7 +43,7 @@ class Pix2Pix(Trainer):
             losses["G_L1"] = self.lambda_L1 * F.l1_loss(wide(fake_B), real_B)
         self.optimizers["G"].zero_grad(set_to_none=True)
         (losses["G_GAN"] + losses["G_L1"]).backward()
-        self.optimizers["G"].step()
+        self.optimize("G", losses, batch)
 
         return StepResult(
             {name: loss.detach() for name, loss in losses.items()},

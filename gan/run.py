@@ -43,6 +43,7 @@ class RunFolder:
         self.log = self.path / "run.log"
         self.lock_file = self.path / "run.lock"
         self.holder_file = self.path / "run.holder"
+        self.job_file = self.path / "run.job"
         self.page = self.path / "index.html"
         self._signature = ""
 
@@ -68,6 +69,12 @@ class RunFolder:
         write_atomically(self.options, text.encode())
         if self._signature:
             self._sign()
+
+    def belongs_to(self, job: str) -> bool:
+        """Whether this torchrun command (`gan.processes.job`) began or resumed the run; "" is none."""
+        with contextlib.suppress(UserError):
+            return bool(job) and self.options.is_file() and read_small(self.job_file) == job.encode()
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from gan.cyclegan import CycleGAN
 from gan.losses import ImagePool
 from gan.options import TrainOptions, discriminator_norm
 from gan.pix2pix import Pix2Pix
+from gan.processes import ALONE, Processes
 from gan.step import Batch, Placement, Trainer, find_device, seed_everything, use_deterministic
 from models import NormalizedConv2d
 from models.build import build_discriminator, build_generator, initialize
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from gan.static_step import StaticStep
 
 
-def build_trainer(options: TrainOptions) -> Trainer:
+def build_trainer(options: TrainOptions, processes: Processes = ALONE) -> Trainer:
     """Networks with their initial weights (from the seed), optimisers and pools, on the chosen device.
+
+    processes: that share every step.
 
     Seeds every random generator: afterwards they stand where training begins. Raises UserError for what the device or
     the crop size does not allow.
@@ -38,6 +41,9 @@ def build_trainer(options: TrainOptions) -> Trainer:
     model, loss, wanted, seed = options.model, options.loss, options.device, options.run.seed
     use_deterministic(options.run.deterministic)
     placement = Placement(find_device(wanted.device), wanted.precision == "bf16", wanted.channels_last)
+    processes = processes.use(placement.device)
+    if processes.world > 1:
+        _refuse_untested(options)
     if model.nc_backend == "cuda":
         require_cuda_kernels(placement)
     with torch.device("meta"):  # takes neither memory nor time
@@ -50,9 +56,9 @@ def build_trainer(options: TrainOptions) -> Trainer:
     _require_memory(planned, placement.device)
     networks = _all_networks(options)
     draws = torch.Generator().manual_seed(seed)
-    for network in networks.values():
+    for name, network in networks.items():
         initialize(network, model.init_type, model.init_gain, draws)
-        placement.put_network(network)
+        networks[name] = network = processes.place(placement.put_network(network))
         if wanted.compile:
             network.compile()  # in place: the names in the checkpoint stay the same
     freeze(networks, model.freeze)
@@ -79,6 +85,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
             lambda_L1=loss.lambda_L1,
             lambda_gp=loss.lambda_gp,
             placement=placement,
+            processes=processes,
             batch_passes=wanted.batch_passes,
             averages=averages,
             ema=options.schedule.ema,
@@ -93,6 +100,7 @@ def build_trainer(options: TrainOptions) -> Trainer:
         lambda_identity=loss.lambda_identity,
         lambda_gp=loss.lambda_gp,
         placement=placement,
+        processes=processes,
         batch_passes=wanted.batch_passes,
         averages=averages,
         ema=options.schedule.ema,
@@ -212,7 +220,7 @@ def _check_sizes(options: TrainOptions, networks: dict[str, nn.Module]) -> None:
 def build_static_step(options: TrainOptions, trainer: Trainer) -> "StaticStep | None":
     """The recorded step that --graph asks for; None where the step runs eagerly."""
     graph, crop = options.device.graph, options.data.crop_size
-    if graph == "off" or why_no_graph(options, trainer.placement.device):
+    if graph == "off" or trainer.processes.world > 1 or why_no_graph(options, trainer.placement.device):
         return None
     if any(image.shape[1:] != (crop, crop) for pool in trainer.pools.values() for image in pool.images):
         say(
@@ -235,6 +243,19 @@ def why_no_graph(options: TrainOptions, device: torch.device) -> str:
     return ""
 
 
+def _refuse_untested(options: TrainOptions) -> None:
+    """What does not work, or is not tested, with several processes."""
+    for flag, is_asked in {
+        "graph": options.device.graph == "on",
+        "batch_passes": options.device.batch_passes,
+    }.items():
+        if is_asked:
+            raise UserError(f"--{flag}", "is not tested under torchrun", "leave one of them out")
+    if options.data.preprocess in ("none", "scale_width") and options.loss.pool_size:
+        reason = f"{options.data.preprocess}: processes cannot exchange pictures of many sizes for the pools"
+        raise UserError("--preprocess", reason, "use --pool_size 0, or resize_and_crop")
+
+
 def _refuse_coupled_batches(networks: Mapping[str, nn.Module]) -> None:
     for name, network in networks.items():
         if any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
@@ -255,10 +276,17 @@ class TrainingData:
     shuffle: bool
     num_threads: int
     pin_memory: bool
+    rank: int = 0
+    world: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-len(self.dataset) // (self.batch_size * self.world))
+
+    def batches_done(self, batches: int, world: int) -> int:
+        """How many batches of an epoch hold what `batches` of as many processes as `world` held; rounded down."""
+        done = batches * world * self.batch_size
+        return self.steps_per_epoch if done >= len(self.dataset) else done // (self.batch_size * self.world)
 
     def batches(self, epoch: int, start: int) -> Iterable[Batch]:
         """The batches of an epoch (from 1) without the first `start`, which are done already."""
@@ -270,15 +298,24 @@ class TrainingData:
             shuffle=self.shuffle,
             num_threads=self.num_threads,
             start=start,
+            rank=self.rank,
+            world=self.world,
             pin_memory=self.pin_memory,
         )
 
 
-def build_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None = None) -> TrainingData:
+def build_data(
+    options: TrainOptions, networks: Mapping[str, nn.Module] | None = None, processes: Processes = ALONE
+) -> TrainingData:
     """Find, scan and cut the training split. UserError for anything that would stop the training later.
 
-    networks: those that pictures must be large enough for.
+    networks: those that pictures must be large enough for. The first of several processes does it for all.
     """
+    found = processes.from_first(partial(_find_data, options, networks))
+    return replace(found, rank=processes.rank, world=processes.world)
+
+
+def _find_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None) -> TrainingData:
     data, model, seed = options.data, options.model, options.run.seed
     independent = model.model == "cycle_gan"
     augmentation = Augmentation(data.preprocess, data.load_size, data.crop_size, data.flip)

@@ -22,12 +22,19 @@ class StopRequest:
     with 128 + number. A Ctrl-C after that raises KeyboardInterrupt at once. The old handlers return with the
     end of the block. Only in the main thread (ValueError elsewhere).
 
+    shared: the processes of a training under torchrun stop together. Then a signal only becomes `latest`, without a
+    word; the loop sets `requested` when all know of it. A second Ctrl-C changes nothing.
+
     >>> with StopRequest() as stop:
     ...     stop.requested is None
     True
     """
 
-    def __init__(self) -> None:
+    latest: int | None = None
+    """The signal that this process has received last."""
+
+    def __init__(self, shared: bool = False) -> None:
+        self.shared = shared
         self.requested: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -50,7 +57,8 @@ class StopRequest:
         return 0 if self.requested is None else 128 + self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
+        StopRequest.latest = number
+        if self.shared or self.requested is not None:
             return
         self.requested = number
         signal.signal(signal.SIGINT, signal.default_int_handler)

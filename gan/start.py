@@ -5,16 +5,18 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from datasets.check import changes
-from datasets.errors import UserError, printable, say
-from datasets.files import remove_leftovers
+from datasets.errors import UserError, printable, say, set_log_file
+from datasets.files import remove_leftovers, write_atomically
 from gan.checkpoint import delete_others, list_checkpoints, load_checkpoint
 from gan.loop import Training
 from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
+from gan.processes import job
 from gan.run import refuse_changes, resume_command, run_command_line
 from gan.state import check_format, refuse_malformed, restore
 from gan.viewers import RunInfo, Viewer, Viewers, shown_records
@@ -53,6 +55,7 @@ def plan(training: Training, weights: str = "") -> str:
         "data": f"{data.sources.root} ({data.sources.layout}, {options.data.direction}): "
         + (f"{a} pairs" if data.dataset.paired else f"{a} A, {b} B"),
         "pictures": f"{options.data.preprocess} to {options.data.crop_size} pixels, batch {options.data.batch_size}",
+        "processes": _sharing(training),
         "values": ", ".join(
             f"{domain} {wanted[0]:g} is black, {wanted[1]:g} white"
             for domain, wanted in zip("AB", data.sources.ranges, strict=True)
@@ -66,25 +69,36 @@ def plan(training: Training, weights: str = "") -> str:
     return "\n".join([*(f"{name:>9}  {text}" for name, text in lines.items() if text), *data.report.notes()])
 
 
+def _sharing(training: Training) -> str:
+    """How several processes share a step; nothing where there is one."""
+    options, world = training.options, training.trainer.processes.world
+    if world == 1:
+        return ""
+    batch, lr = options.data.batch_size, options.schedule.lr
+    rate = f"{lr:g} x {world}" if options.schedule.scale_lr else f"{lr:g}, not scaled (--scale_lr)"
+    norms = {type(layer) for net in training.trainer.networks.values() for layer in net.modules()}
+    norm = "; batch norm of the global batch" if torch.nn.SyncBatchNorm in norms else ""
+    if torch.nn.BatchNorm2d in norms:
+        norm = "; batch norm of each process's own pictures, running statistics averaged"
+    return f"{world}, global batch {world} x {batch} = {world * batch}; learning rate {rate}{norm}"
+
+
 def resume(training: Training) -> None:
     """Restore the newest good checkpoint, and cut the log to the length that it had then.
 
     Raises UserError, unless --override is given, where options or data differ in what is trained.
     """
     run, log, options = training.run, training.log, training.options
-    for folder in (run.path, *run.path.rglob("*/")):  # samples and the page too
-        remove_leftovers(folder)
-    if not list_checkpoints(run.path):
-        say(f"no checkpoint in {run.path} yet: starting from the beginning")
-        log.truncate(0)
+    processes, data = training.trainer.processes, training.data
+    if (found := processes.from_first(lambda: _newest(training))) is None:
         return
-    state, path = load_checkpoint(run.path, "last")
+    state, path = found
     check_format(state, str(path))
     saved, wanted = stored_dict(from_dict(state["options"])), stored_dict(options)
     override, changed = options.run.override, changes_that_matter(saved, wanted)
     refuse_changes(run, changed, override, "options")  # the checkpoint decides: anybody can edit options.yaml
     with refuse_malformed(str(path)):
-        other_data = changes(state["data"].split("\0"), training.data.report.listing)
+        other_data = changes(state["data"].split("\0"), data.report.listing)
     if other_data:
         refuse_changes(run, [f"{options.data.dataroot}: {printable(other_data)}"], override, "data")
     try:
@@ -99,10 +113,39 @@ def resume(training: Training) -> None:
     if bool(training.trainer.averages) != ("averages" in state):
         what = "starts at the weights of" if training.trainer.averages else "is not kept after"
         say(f"--ema: the average {what} step {training.position.step}")
+    at, before = training.position, state.get("machine", {}).get("processes", 1)
+    if before != processes.world:
+        at.batches = data.batches_done(at.batches, before)
+    if not processes.is_first:
+        return
     log.truncate(state["metrics_bytes"])
     delete_others(run.path, training.position.step, options.output.keep)  # what a kill in a save has left
     if other_data or any(saved.get(name) != wanted[name] for name in YARDSTICK):
         _forget_best(training)
+
+
+def begin(training: Training) -> None:
+    """Write the options into the run's folder, and give all processes the weights of the first, which writes."""
+    run, processes = training.run, training.trainer.processes
+    processes.spread([*training.trainer.networks.values(), *training.trainer.averages.values()])
+    if not processes.is_first:
+        set_log_file(run.log)
+        return
+    if of := job():
+        write_atomically(run.job_file, of.encode())
+    run.write_options(training.stored)
+
+
+def _newest(training: Training) -> tuple[dict[str, Any], Path] | None:
+    """The newest good checkpoint and its file, after what killed saves have left is gone; None where there is none."""
+    run = training.run
+    for folder in (run.path, *run.path.rglob("*/")):  # samples and the page too
+        remove_leftovers(folder)
+    if list_checkpoints(run.path):
+        return load_checkpoint(run.path, "last")
+    say(f"no checkpoint in {run.path} yet: starting from the beginning")
+    training.log.truncate(0)
+    return None
 
 
 def _forget_best(training: Training) -> None:
@@ -115,10 +158,12 @@ def _forget_best(training: Training) -> None:
 
 
 def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers:
-    """The viewers of a training, started with what the run has recorded so far.
+    """The viewers of a training, started with what the run has recorded so far; only the first process has any.
 
     saved: the options that a resumed run was saved with; what has changed is recorded.
     """
+    if not training.trainer.processes.is_first:
+        return Viewers([])
     run, device = training.run, training.trainer.placement.device
     threads = f"{torch.get_num_threads()} threads"
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else threads

@@ -94,7 +94,7 @@ def restore(trainer: Trainer, state: dict[str, Any], where: str) -> Position:
                 raise ValueError(f"pools.{name} holds something else than images")
             pool.load_state_dict(state["pools"][name], _device(trainer))
         set_random_state(state["rng"])
-    was, now = state.get("machine", {}), _machine(trainer)
+    was, now = {"processes": 1} | state.get("machine", {}), {"processes": 1} | _machine(trainer)
     if changes := [
         f"{name} {was[name]} -> {now[name]}" for name in now if name in was and was[name] != now[name]
     ]:
@@ -108,7 +108,7 @@ def _machine(trainer: Trainer) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": _device(trainer).type,
-    }
+    } | ({"processes": trainer.processes.world} if trainer.processes.world > 1 else {})
 
 
 def _device(trainer: Trainer) -> torch.device:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from datasets.errors import UserError
 from gan.losses import ImagePool
+from gan.processes import ALONE, Processes
 
 Batch = Mapping[str, Any]
 
@@ -93,6 +94,7 @@ class Trainer(ABC):
     placement: Placement
     gan_mode: str
     lambda_gp: float
+    processes: Processes = ALONE
     batch_passes: bool = False
     averages: dict[str, nn.Module] = field(default_factory=dict)
     ema: float = 0.0
@@ -107,6 +109,36 @@ class Trainer(ABC):
     @abstractmethod
     def step(self, batch: Batch) -> StepResult:
         """One update of all networks from a batch with "A" and "B"."""
+
+    def optimize(self, name: str, losses: Mapping[str, Tensor], batch: Batch) -> None:
+        """One step of an optimiser, with the gradients of all processes. losses: those that led to its gradients."""
+        optimizer = self.optimizers[name]
+        if self.processes.world > 1:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self.processes.reduce([*gradients, *self._running_statistics()], batch["counts"], losses.values())
+        optimizer.step()
+
+    def _running_statistics(self) -> list[Tensor]:
+        """Of batch norms, each process has those of its own pictures. SyncBatchNorm, on GPUs, has those of all."""
+        layers = (layer for network in self.networks.values() for layer in network.modules())
+        own = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+        return [buffer for layer in own for buffer in layer.buffers() if buffer.is_floating_point()]
+
+    def pooled(self, images: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
+        """What discriminators see of new translations, by the name of their pool: these or, half of the time, old ones.
+
+        All processes have equal pools: every one queries them with the pictures of all, and takes its own answers.
+        """
+        if self.processes.world == 1 or not any(pool.size for pool in self.pools.values()):
+            return [self.pools[name].query(new) for name, new in images.items()]
+        counts, rank = batch["counts"], self.processes.rank
+        first = sum(counts[:rank])
+        everyone = self.processes.gather_images([new.detach() for new in images.values()], counts)
+        answers = [self.pools[name].query(new) for name, new in zip(images, everyone, strict=True)]
+        if not counts[rank]:  # what this process adds counts nothing
+            return list(images.values())
+        return [answer[first : first + counts[rank]] for answer in answers]
 
     @abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,186 @@
+"""Trainings of several processes under torchrun: equal to one process, resumed to the bit, ended by one message.
+
+Every test starts real processes. gloo on CPUs serves two or three of them; on GPUs the same code runs with NCCL.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from training_support import (
+    ROOT,
+    TINY,
+    differences,
+    environment,
+    last_state,
+    records,
+    train,
+    tree,
+    write_unaligned,
+)
+
+PICTURES = 5  # with two processes, the third step of an epoch has one picture
+EPOCHS, STEPS = 3, 3
+LIMIT = 300  # seconds of one torchrun command; a test that hangs fails
+
+
+class Ended(NamedTuple):
+    """What a torchrun command left: exit code, stdout and stderr of all processes together."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+    @property
+    def ours(self) -> str:
+        """stderr without torchrun's own lines, which begin with its report of the first failure."""
+        return re.split(r"^[EW]\d{4} .*", self.err, maxsplit=1, flags=re.M)[0]
+
+
+def torchrun(
+    *words: object, processes: int = 2, restarts: int = 0, nodes: Iterable[str] = ("--standalone",)
+) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc-per-node", str(processes)]
+    return [*launcher, "--max-restarts", str(restarts), *map(str, words)]
+
+
+def run(*words: object, processes: int = 2, restarts: int = 0) -> Ended:
+    done = subprocess.run(
+        torchrun(*words, processes=processes, restarts=restarts),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=LIMIT,
+    )  # fmt: skip
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def flags(data: Path, runs: Path, *more: object) -> list[object]:
+    return [
+        "--dataroot", data, "--name", "r", "--checkpoints_dir", runs, *TINY, "--n_epochs", EPOCHS,
+        "--model", "cycle_gan", "--norm", "nc_ms", "--dropout", "--pool_size", "3", "--save_step_freq", "2", *more,
+    ]  # fmt: skip
+
+
+def program(fault: str) -> list[object]:
+    return ["tests/processes_program.py", "train", fault]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_unaligned(tmp_path_factory.mktemp("data") / "u", PICTURES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """The run of two processes that nothing disturbs, and what they printed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    ended = run("train.py", *flags(data, runs))
+    assert ended.code == 0, ended.err
+    return runs / "r", ended
+
+
+def test_several_processes_compute_what_one_does(tmp_path: Path) -> None:
+    """Weights after four steps of Adam in float64; in the third step one process has no picture."""
+    ended = run("tests/processes_program.py", "compare", tmp_path / "found.json", 4)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == 12
+    for name, difference in found.items():
+        assert difference["to one process"] < 1e-9, name
+        assert difference["losses"] < 1e-12, name
+        assert difference["between processes"] == 0, name
+
+
+def test_the_first_process_writes_and_speaks(undisturbed: tuple[Path, Ended]) -> None:
+    run_folder, ended = undisturbed
+    assert (
+        ended.out.count("processes  2, global batch 2 x 1 = 2; learning rate 0.0002, not scaled (--scale_lr)")
+        == 1
+    )
+    assert ended.out.count(f"done: {EPOCHS * STEPS} steps") == 1
+    assert len([line for line in ended.err.splitlines() if line.startswith("epoch ")]) == EPOCHS * STEPS
+    assert [line["step"] for line in records(run_folder) if line["kind"] == "train"] == list(range(1, 10))
+    assert not (run_folder / "run.log").exists()
+    assert last_state(run_folder)["position"] == {"epoch": 4, "batches": 0, "step": 9, "best": None}
+
+
+def test_a_killed_process_is_restarted_and_nothing_is_lost(
+    data: Path, tmp_path: Path, undisturbed: tuple[Path, Ended]
+) -> None:
+    ended = run(*program("kill,1,5"), *flags(data, tmp_path), restarts=1)
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    assert_as_undisturbed(tmp_path / "r", undisturbed)
+
+
+def assert_as_undisturbed(run_folder: Path, undisturbed: tuple[Path, Ended]) -> None:
+    assert list(differences(last_state(run_folder), last_state(undisturbed[0]))) == []
+    assert [line for line in records(run_folder) if line["kind"] != "event"] == records(undisturbed[0])
+
+
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(data: Path, tmp_path: Path) -> None:
+    """And then two again, and three."""
+    ended = run(*program("term,1,2"), *flags(data, tmp_path, "--deterministic"))
+    assert ended.code == 1
+    assert ended.out.count("stopped at step 2; saved. To resume:") == 1
+    assert ended.ours.count("\n") == 2, ended.ours  # two lines of losses
+    assert re.search(r"exitcode\s*: 143", ended.err)
+    assert last_state(tmp_path / "r")["position"] == {"epoch": 1, "batches": 2, "step": 2, "best": None}
+
+    again = ["--name", "r", "--checkpoints_dir", tmp_path, "--continue_train", "--n_epochs"]
+    alone = train(*again, 1)
+    assert alone.code == 0, alone.err
+    assert alone.err.count("warning: ") == 1 and "processes 2 -> 1" in alone.err
+    assert last_state(tmp_path / "r")["position"]["step"] == 3  # one of the five pictures was left
+
+    for count, steps, change in ((2, 3 + 3, "processes 1 -> 2"), (3, 6 + 2, "processes 2 -> 3")):
+        ended = run("train.py", *again, count, processes=count)
+        assert ended.code == 0, ended.err
+        assert ended.err.count("warning: ") == 1 and change in ended.err
+        assert last_state(tmp_path / "r")["position"]["step"] == steps
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("picture,1,4", "error: p1.png: is damaged (remove it)"),
+        ("nan,1,4", "error: training: loss "),
+        pytest.param("memory,1,4", "error: memory: out of memory at step 4", marks=pytest.mark.slow),
+        pytest.param("bug,0,4", "error: internal error: KeyError: 'a bug'", marks=pytest.mark.slow),
+        pytest.param("disk,0,9", "error: checkpoint: no space left on the device", marks=pytest.mark.slow),
+    ],
+)
+def test_one_message_of_the_one_that_fails(fault: str, message: str, data: Path, tmp_path: Path) -> None:
+    ended = run(*program(fault), *flags(data, tmp_path))
+    assert ended.code == 1
+    [line] = ended.errors
+    assert line.startswith(message)
+    assert "Traceback" not in ended.ours
+    assert re.search(rf"Root Cause.*?rank\s*: {fault.split(',')[1]}", ended.err, re.S)
+
+
+def test_bad_pictures_are_skipped_with_one_warning(data: Path, tmp_path: Path) -> None:
+    """Three processes and, at times, fewer pictures than these."""
+    root = write_unaligned(tmp_path / "u", 4)
+    ended = run(*program("spoil,1,1"), *flags(root, tmp_path, "--skip_bad", "--n_epochs", 2), processes=3)
+    assert ended.code == 0, ended.err
+    assert last_state(tmp_path / "r")["position"]["step"] == 4
+    assert ended.err.count("warning: ") == 1 and "a neighbour is taken instead" in ended.err
+    skipped = (tmp_path / "r" / "run.log").read_text().splitlines()
+    assert len(skipped) >= 3 and all("skipped" in line for line in skipped)
+
+
+def test_a_run_that_exists_is_refused_by_a_restart_too(data: Path, tmp_path: Path) -> None:
+    assert train(*flags(data, tmp_path, "--n_epochs", 1)).code == 0
+    before = tree(tmp_path)
+    ended = run("train.py", *flags(data, tmp_path, "--n_epochs", 2), restarts=1)
+    assert ended.code == 1
+    assert [("this run exists already" in line) for line in ended.errors] == [True, True]
+    assert tree(tmp_path) == before
