@@ -12,7 +12,7 @@ from datasets.files import new_folder
 from evaluate.comparisons import Comparison, collect, evaluation_folder, short_hash
 from evaluate.features import FeatureCache, Networks
 from evaluate.measure import Measurements
-from evaluate.metrics import FLAGS, measure, metrics_of, networks_of, parse_metrics, problems_of
+from evaluate.metrics import DEFAULT_FLAGS, measure, metrics_of, networks_of, parse_metrics, problems_of
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
 from evaluate.weights import Weights, WeightsChoice, cache_folder
@@ -93,7 +93,7 @@ class Evaluation:
 def prepare(options: EvaluateOptions, runs: Sequence[Path]) -> Evaluation:
     """Find pictures and weights, and choose the metrics. Raises UserError; for a metric asked for by name as well."""
     started = time.perf_counter()
-    wanted = parse_metrics(options.metrics) if options.metrics else FLAGS
+    wanted = parse_metrics(options.metrics) if options.metrics else DEFAULT_FLAGS
     comparisons, protocol = collect(options, runs)
     weights, missing = weights_choice(options).find(networks_of(wanted))
     problems = problems_of(wanted, comparisons, protocol.smallest_side, missing)
@@ -101,7 +101,11 @@ def prepare(options: EvaluateOptions, runs: Sequence[Path]) -> Evaluation:
         raise next(iter(problems.values()))
     flags = [flag for flag in wanted if flag not in problems]
     used = {network: weights[network] for network in networks_of(flags)}
-    protocol = dataclasses.replace(protocol, verified=all(found.verified for found in used.values()))
+    protocol = dataclasses.replace(
+        protocol,
+        verified=all(found.verified for found in used.values()),
+        lite0="efficientnet_lite0" in used,
+    )
     reasons = {
         flag: problem.reason if problem.subject == flag else str(problem)
         for flag, problem in problems.items()

@@ -1,4 +1,4 @@
-"""The networks whose features the metrics compare, Inception and AlexNet, and the cache of what they computed.
+"""The networks whose features the metrics compare, how pictures reach them, and the cache of what they computed.
 
 The definition of Inception's patched blocks (TF-2015, FID's network) is taken from the pytorch_fid package; the weights
 come from a file. For speed every convolution absorbs the batch normalisation after it (exact in real arithmetic, eval
@@ -10,7 +10,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from datasets.errors import UserError, warn
+from evaluate import efficientnet
 from evaluate.lpips import AlexNetTrunk, heads_from_state
 from evaluate.weights import SOURCES, Weights
 
@@ -79,14 +80,14 @@ def resize_bilinear(images: Tensor) -> Tensor:
     return 2 * x - 1
 
 
-def resize_clean(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 -> (299, 299, 3) float32 in [0, 255]: antialiased bicubic, never rounded to 8 bits.
+def resize_clean(pixels: NDArray[np.uint8], side: int = INCEPTION_SIDE) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 -> (side, side, 3) float32 in [0, 255]: antialiased bicubic, never rounded to 8 bits.
 
     As in Parmar et al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation".
     """
-    side = (INCEPTION_SIDE, INCEPTION_SIDE)
+    size = (side, side)
     planes = [
-        np.asarray(Image.fromarray(pixels[:, :, c].astype(np.float32)).resize(side, Image.Resampling.BICUBIC))
+        np.asarray(Image.fromarray(pixels[:, :, c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
         for c in range(3)
     ]
     return np.stack(planes, axis=2).clip(0.0, 255.0)
@@ -99,7 +100,7 @@ def scale_clean(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """One way from pictures to Inception's features.
+    """One way from pictures to features, `width` of them, of a network (a key of `POOLS`).
 
     scale: batch (N, 3, H, W) of pictures -> input of the network; resize: what is made of each picture (H, W, 3) uint8
     before it is put into a batch, in the threads that decode.
@@ -107,34 +108,45 @@ class FeatureKind:
 
     scale: Callable[[Tensor], Tensor]
     resize: Callable[[NDArray[np.uint8]], NDArray] | None = None
+    network: str = "inception"
+    width: int = 2048
 
 
-FEATURES = {"fid": FeatureKind(resize_bilinear), "fid_clean": FeatureKind(scale_clean, resize_clean)}
+POOLS = {"inception": InceptionPool, "efficientnet_lite0": efficientnet.EfficientNetPool}
+
+FEATURES = {
+    "fid": FeatureKind(resize_bilinear),
+    "fid_clean": FeatureKind(scale_clean, resize_clean),
+    "lite0": FeatureKind(
+        efficientnet.scale,
+        partial(resize_clean, side=efficientnet.SIDE),
+        "efficientnet_lite0",
+        efficientnet.WIDTH,
+    ),
+}
 """By name, as in the cache's keys."""
 
 
 class Networks:
     """The networks of these weights, built when they are first needed."""
 
-    width = 2048  # of Inception's features
-
     def __init__(self, weights: Mapping[str, Weights], device: torch.device | None = None) -> None:
         on_cpu = device is None or device.type == "mps"  # sums are float64, which Apple's GPUs do not have
         self.device = torch.device("cpu") if on_cpu else device
         self.weights = weights
+        self._pools: dict[str, nn.Module] = {}
 
-    @property
-    def inception_digest(self) -> str:
-        """Identifies the network, for the cache's keys."""
-        return self.weights["inception"].digest[:16]
+    def width(self, kind: str) -> int:
+        """The number of a picture's features."""
+        return FEATURES[kind].width
+
+    def digest(self, kind: str) -> str:
+        """Identifies the network of these features, for the cache's keys."""
+        return self.weights[FEATURES[kind].network].digest[:16]
 
     @property
     def lpips_digest(self) -> str:
         return self.weights["alexnet"].digest[:16] + self.weights["heads"].digest[:8]
-
-    @cached_property
-    def inception(self) -> nn.Module:
-        return self._built("inception", InceptionPool)
 
     @cached_property
     def trunk(self) -> nn.Module:
@@ -153,12 +165,16 @@ class Networks:
                 return build(weights.state).to(self.device)
         except (RuntimeError, KeyError) as error:
             reason = f"tensors do not fit the network: not {source.what}"
-            raise UserError(weights.path, reason, f"see {source.flag}") from error
+            fix = f"see {source.flag}" if source.flag else source.remedy
+            raise UserError(weights.path, reason, fix) from error
 
     def features(self, kind: str, images: Tensor) -> Tensor:
-        """(N, 2048) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
+        """(N, width) float32 on the CPU. images: (N, 3, H, W) uint8, or what the kind's `resize` has made of them."""
+        network = FEATURES[kind].network
+        if network not in self._pools:
+            self._pools[network] = self._built(network, POOLS[network])
         with _full_precision():
-            return self.inception(FEATURES[kind].scale(images.to(self.device))).cpu()
+            return self._pools[network](FEATURES[kind].scale(images.to(self.device))).cpu()
 
     def lpips_maps(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps of (N, 3, H, W) uint8 images."""

@@ -44,7 +44,7 @@ class PictureFeatures:
 
     def key(self, networks: Networks) -> str:
         """Where the cache has it."""
-        return f"{self.kind}|{networks.inception_digest}|{self.picture.key}"
+        return f"{self.kind}|{networks.digest(self.kind)}|{self.picture.key}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Measurements:
         """Where the cache has it, and how many numbers it is."""
         length = 1
         if isinstance(quantity, PictureFeatures):
-            length = self.networks.width
+            length = self.networks.width(quantity.kind)
         elif isinstance(quantity, LpipsSum):
             height, width = quantity.pictures[0].load().shape[:2]
             sizes = zip(lpips.CHANNELS, lpips.map_sizes(height, width), strict=True)

@@ -34,7 +34,7 @@ class Metric(ABC):
     name: in report.json; flag: its name in --metrics, shared by columns that differ in what is compared; digits:
     decimals in tables; definition: one line for reports. It needs the weights of `networks` (keys of
     `weights.SOURCES`), pictures of `least_side` pixels, `least_count` of them on each side, and by `needs` outputs with
-    targets, without targets, or without targets but with inputs.
+    targets, without targets, or without targets but with inputs. by_name: computed only where --metrics names it.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Metric(ABC):
     least_side: int = 1
     least_count: int = 1
     needs: Needs = ""
+    by_name: bool = False
 
     def applies(self, comparison: Comparison) -> bool:
         """Whether the comparison has what is compared, and the metric makes sense there."""
@@ -141,6 +142,11 @@ class AllPairsLpips(Metric):
 
 
 LPIPS = ("alexnet", "heads")
+LITE0 = ("efficientnet_lite0",)
+LITE0_FEATURES = (
+    "1280 pooled features of EfficientNet-Lite0 (ImageNet), antialiased bicubic resize to 224 in floating point (PIL), "
+    "(x - 127) / 128"
+)
 
 METRICS: tuple[Metric, ...] = (
     SetMetric(
@@ -159,6 +165,16 @@ METRICS: tuple[Metric, ...] = (
         resampler=of_kid,
         definition="unbiased squared MMD, kernel (x.y/d + 1)^3, mean of 100 subsets of min(100, n) images, "
         "FID's features",
+    ),
+    SetMetric(
+        name="fd_lite0", flag="fd_lite0", title="FD (EfficientNet-Lite0)", digits=2, features="lite0", distance=fid,
+        resampler=of_distance(fid), networks=LITE0, by_name=True,
+        definition=f"Fréchet distance as in FID, {LITE0_FEATURES}",
+    ),
+    SetMetric(
+        name="kd_lite0", flag="kd_lite0", title="KD (EfficientNet-Lite0)", digits=5, features="lite0",
+        distance=partial(kid, seed=SEED), resampler=of_kid, networks=LITE0, by_name=True,
+        definition=f"squared MMD as in KID, {LITE0_FEATURES}",
     ),
     PairMetric(
         name="lpips_target", flag="lpips", title="LPIPS (to target)", digits=4, networks=LPIPS,
@@ -190,6 +206,7 @@ METRICS: tuple[Metric, ...] = (
     ),
 )  # fmt: skip
 FLAGS = tuple(dict.fromkeys(metric.flag for metric in METRICS))
+DEFAULT_FLAGS = tuple(dict.fromkeys(metric.flag for metric in METRICS if not metric.by_name))
 
 
 def parse_metrics(text: str, option: str = "--metrics") -> tuple[str, ...]:

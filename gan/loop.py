@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gan.static_step import StaticStep
 
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
+"""Metrics by flag; those of evaluate/metrics.py, which this package does not import."""
 
 Evaluate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 """Metrics of the pictures of `Trainer.sample`, handed in by train.py: the loop itself knows none."""
@@ -177,7 +178,7 @@ class Training:
         if name is None or name not in metrics:
             return False
         value, best = metrics[name], self.position.best
-        better = best is None or (value > best if name in HIGHER_IS_BETTER else value < best)
+        better = best is None or (value > best if without_side(name) in HIGHER_IS_BETTER else value < best)
         if better:
             self.position.best = value
         return better
@@ -239,6 +240,11 @@ class Training:
         line = {"kind": kind, "step": self.position.step, "epoch": self.position.epoch, **content}
         self.log.append(line)
         self.viewers.record(line)
+
+
+def without_side(name: str) -> str:
+    """A metric of one direction by its flag: `fid_A` -> `fid`."""
+    return name[:-2] if name.endswith(("_A", "_B")) else name
 
 
 class _Window:

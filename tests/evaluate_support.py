@@ -1,6 +1,7 @@
 """What the tests of the evaluation share: pictures, tiny runs, random networks, an Inception that is fast."""
 
 import json
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,17 +110,19 @@ def lpips_heads() -> Weights:
 class FewFeatures(Networks):
     """An Inception that is one linear layer (fast), an AlexNet with random weights; counts its pictures."""
 
-    width = 8
-
     def __init__(self) -> None:
         weights = {
             "inception": Weights({}, "1" * 64, Path("inception"), True),
             "alexnet": Weights(random_trunk(), "2" * 64, Path("alexnet"), True),
             "heads": lpips_heads(),
+            "efficientnet_lite0": Weights({}, "3" * 64, Path("efficientnet_lite0"), True),
         }
         super().__init__(weights)
-        self.seen = {"fid": 0, "fid_clean": 0, "lpips": 0}
+        self.seen = Counter[str]()
         self.matrix = torch.randn(3 * 4 * 4, 8, generator=torch.Generator().manual_seed(0))
+
+    def width(self, kind: str) -> int:
+        return 8
 
     def features(self, kind: str, images: Tensor) -> Tensor:
         self.seen[kind] += len(images)

@@ -90,10 +90,11 @@ def test_memory_of_a_report_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fid, "BLOCK", 16)
 
     class Wide(FewFeatures):
-        width = 2048
+        def width(self, kind: str) -> int:
+            return 2048
 
         def features(self, kind: str, images: Tensor) -> Tensor:
-            return super().features(kind, images).repeat(1, self.width // 8)
+            return super().features(kind, images).repeat(1, 2048 // 8)
 
     def report(count: int) -> None:
         pictures = folder_pictures(tmp_path / str(count), None)

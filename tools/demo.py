@@ -70,7 +70,7 @@ def main() -> None:
         places = f"{pairs[name]} {runs} --results_dir {folder}/results"
         run(f"test.py --name {name} --direction {direction} {places}")
     for name, dataroot in pairs.items():
-        metrics = f"--metrics psnr,ssim,l1 --baselines --output {folder}/evaluation/{name}"
+        metrics = f"--metrics psnr,ssim,l1,fd_lite0,kd_lite0 --baselines --output {folder}/evaluation/{name}"
         run(f"-m evaluate {name} {dataroot} {runs} {metrics}")
     page = write_page(output, trained)
     print(
@@ -91,8 +91,12 @@ def write_page(folder: Path, trained: float) -> Path:
     from gan.viewers.report_page import Figure, Table, make_report_page  # imports torch: not for --help
 
     rows = [row for direction in DIRECTIONS for row in results(folder, direction)]
-    columns = ("task", "by", "PSNR (dB)", "SSIM", "L1")
-    about = "Baselines are fitted on training pairs. They know colours but no shapes. The CycleGAN has seen no pairs."
+    columns = ("task", "by", "PSNR (dB)", "SSIM", "L1", "FD", "KD")
+    about = (
+        "Baselines are fitted on training pairs. They know colours but no shapes. The CycleGAN has seen no pairs. "
+        "FD and KD are distances of all outputs to all targets, without pairing, on EfficientNet-Lite0's features. "
+        "They are not FID and KID."
+    )
     figures = [Figure(direction.caption, test_grid(folder, direction)) for direction in DIRECTIONS]
     intro = (
         "A small Pix2Pix and a small CycleGAN with normalized convolution and moment shortcut, trained for "
@@ -109,7 +113,8 @@ def results(folder: Path, wanted: Direction) -> Iterator[tuple[str, ...]]:
     for row in json.loads(report.read_text(encoding="utf-8"))["rows"]:
         if row["direction"] == wanted.direction:
             values = row["values"]
-            figures = (f"{values['psnr']:.2f}", f"{values['ssim']:.3f}", f"{values['l1']:.4f}")
+            digits = {"psnr": 2, "ssim": 3, "l1": 4, "fd_lite0": 2, "kd_lite0": 4}
+            figures = (f"{values[name]:.{n}f}" if name in values else "" for name, n in digits.items())
             yield wanted.caption, row["label"], *figures
 
 
