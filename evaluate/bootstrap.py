@@ -50,6 +50,14 @@ def of_distance(distance: Callable[[FeatureRows, FeatureRows], float]) -> Resamp
     return resampled
 
 
+def of_picture_values(function: Callable[[FeatureRows, FeatureRows], Values]) -> Resampler:
+    """For the mean of one number a picture that the other set decides: the pictures are resampled, that set stays.
+
+    Repeated pictures would be each other's nearest neighbours, so neighbours are those in the whole sets.
+    """
+    return lambda fakes, reals, resamples: of_mean(function(fakes, reals), resamples)
+
+
 def of_kid(fakes: FeatureRows, reals: FeatureRows, resamples: int) -> Values:
     """The squared MMD of whole resamples, all at once."""
     drawn = [

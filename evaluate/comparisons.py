@@ -34,14 +34,11 @@ from evaluate.pictures import (
     tell_left_out,
 )
 from gan.checkpoint import checkpoint_hash
-from gan.options import TrainOptions, channels, from_dict, stored_dict
+from gan.options import PIXEL_METRICS, TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import is_run, read_pretrained
 from gan.run import RunFolder, read_yaml
 from gan.state import forked_random_state
 from gan.translate import Translator, output_names, translate_pictures
-
-PIXEL_METRICS = ("psnr", "ssim", "l1")
-"""What baselines are measured by: networks are not made for pictures of one colour."""
 
 MANIFEST = "outputs.json"
 JSON_LIMIT = 2**26  # bytes of a file that is read: a manifest of 100,000 pictures has 2**24
@@ -227,7 +224,12 @@ def _baselines(runs: Sequence[EvaluatedRun], first: int | None) -> Iterator[Comp
         fit = fit_colours((picture.load(), target.load()) for picture, target in pairs)
         for name, predictions in fit.predictions(inputs[:first]).items():
             yield Comparison(
-                f"baseline: {name}", direction, predictions, reals, reals[:first], only=PIXEL_METRICS
+                f"baseline: {name}",
+                direction,
+                predictions,
+                reals,
+                reals[:first],
+                only=PIXEL_METRICS,  # networks are not made for pictures of one colour
             )
 
 

@@ -14,8 +14,17 @@ from typing import Literal
 import numpy as np
 
 from datasets.errors import UserError
-from evaluate import pixels
-from evaluate.bootstrap import Resampler, Values, half_width, of_all_pairs, of_distance, of_kid, of_mean
+from evaluate import pixels, prdc
+from evaluate.bootstrap import (
+    Resampler,
+    Values,
+    half_width,
+    of_all_pairs,
+    of_distance,
+    of_kid,
+    of_mean,
+    of_picture_values,
+)
 from evaluate.comparisons import Comparison
 from evaluate.fid import FeatureRows, fid, kid
 from evaluate.lpips import SMALLEST_SIDE, all_pairs_mean, head_vector, map_sizes
@@ -73,7 +82,7 @@ class Metric(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SetMetric(Metric):
-    """A distance of two sets of features.
+    """A distance, or another number, of two sets of features.
 
     features: a key of `FEATURES`; distance and resampler: of fakes and reals.
     """
@@ -148,6 +157,32 @@ LITE0_FEATURES = (
     "(x - 127) / 128"
 )
 
+PRDC: dict[str, tuple[prdc.PictureValues, str]] = {
+    "precision": (prdc.precision, "share of outputs in the ball of some real picture"),
+    "recall": (prdc.recall, "share of real pictures in the ball of some output"),
+    "density": (
+        prdc.density,
+        f"mean number of balls of real pictures that hold an output, divided by {prdc.K}",
+    ),
+    "coverage": (prdc.coverage, "share of real pictures whose ball holds an output"),
+}
+BALL = f"a ball ends at the {prdc.K}th nearest neighbour in its own set"
+
+
+def _neighbour_metric(
+    name: str, features: str, networks: tuple[str, ...], suffix: str, title: str, described: str
+) -> SetMetric:
+    """The row of a metric of `PRDC` on these features."""
+    function, meaning = PRDC[name]
+    return SetMetric(
+        name=name + suffix, flag=name + suffix, title=name.capitalize() + title, digits=3, lower_is_better=False,
+        features=features, networks=networks, least_count=prdc.K + 1, by_name=True,
+        distance=lambda fakes, reals: float(np.mean(function(fakes, reals))),
+        resampler=of_picture_values(function),
+        definition=f"{meaning}; {BALL}, {described}",
+    )  # fmt: skip
+
+
 METRICS: tuple[Metric, ...] = (
     SetMetric(
         name="fid", flag="fid", title="FID", digits=2, features="fid", distance=fid,
@@ -176,6 +211,10 @@ METRICS: tuple[Metric, ...] = (
         distance=partial(kid, seed=SEED), resampler=of_kid, networks=LITE0, by_name=True,
         definition=f"squared MMD as in KID, {LITE0_FEATURES}",
     ),
+    *(_neighbour_metric(name, "fid", ("inception",), "", "", "FID's features") for name in PRDC),
+    *(
+        _neighbour_metric(name, "lite0", LITE0, "_lite0", " (EfficientNet-Lite0)", LITE0_FEATURES) for name in PRDC
+    ),
     PairMetric(
         name="lpips_target", flag="lpips", title="LPIPS (to target)", digits=4, networks=LPIPS,
         least_side=SMALLEST_SIDE,
@@ -203,6 +242,11 @@ METRICS: tuple[Metric, ...] = (
     PairMetric(
         name="l1", flag="l1", title="L1 (to target)", digits=4, function=pixels.l1,
         definition="mean absolute difference; black against white is 1",
+    ),
+    PairMetric(
+        name="pixel_accuracy", flag="pixel_accuracy", title="Pixel accuracy (to target)", digits=4,
+        lower_is_better=False, function=pixels.pixel_accuracy, by_name=True,
+        definition="share of pixels whose largest channel difference is at most 16 of 255; for maps, our definition",
     ),
 )  # fmt: skip
 FLAGS = tuple(dict.fromkeys(metric.flag for metric in METRICS))

@@ -54,7 +54,8 @@ class EvaluateOptions(NetworkOptions):
     """With folders: compare all pictures in grey, like runs with one output channel. The protocol id says so."""
     metrics: str = ""
     """Comma-separated. Default: those of fid,fid_clean,kid,lpips,psnr,ssim,l1 that apply and whose weights are found.
-    Only if named: fd_lite0,kd_lite0, which need no download."""
+    Only if named: precision,recall,density,coverage (FID's features), pixel_accuracy, and without a download:
+    fd_lite0,kd_lite0,precision_lite0,recall_lite0,density_lite0,coverage_lite0."""
     epoch: str = "last"
     """Checkpoint of the runs: last, best, the number of a kept epoch, or several separated by commas."""
     which: Literal["ema", "raw"] = "ema"

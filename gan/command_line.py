@@ -18,6 +18,7 @@ import tyro
 from datasets.errors import UserError
 from gan.options import (
     BASE_NORM,
+    PIXEL_METRICS,
     RANGES,
     TrainOptions,
     changes_that_matter,
@@ -249,7 +250,7 @@ def _computed_metrics(flat: Mapping[str, Any]) -> list[str]:
     flags = [flag.strip() for flag in flat["eval_metrics"].split(",")]
     if flat["model"] == "pix2pix":
         return ["val_l1", *flags]
-    return [flag + side for flag in flags if flag not in ("psnr", "ssim", "l1") for side in ("", "_A", "_B")]
+    return [flag + side for flag in flags if flag not in PIXEL_METRICS for side in ("", "_A", "_B")]
 
 
 def _check_ranges(flat: Mapping[str, Any]) -> None:

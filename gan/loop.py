@@ -24,7 +24,10 @@ from gan.viewers.samples import save_samples
 if TYPE_CHECKING:
     from gan.static_step import StaticStep
 
-HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
+HIGHER_IS_BETTER = frozenset(
+    ["psnr", "ssim", "pixel_accuracy"]
+    + [name + on for name in ("precision", "recall", "density", "coverage") for on in ("", "_lite0")]
+)
 """Metrics by flag; those of evaluate/metrics.py, which this package does not import."""
 
 Evaluate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]

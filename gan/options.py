@@ -307,6 +307,9 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 NEVER_STORED = frozenset({"continue_train", "override", "dry_run", "config", "debug", "visdom_password"})
 
+PIXEL_METRICS = ("psnr", "ssim", "l1", "pixel_accuracy")
+"""Metrics of --eval_metrics that need a target for each output, and no network."""
+
 RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (1, 2**16), "load_size": (2, 2**16), "crop_size": (2, 2**16), "max_dataset_size": (1, 2**40),
     "val_count": (1, 2**16), "num_threads": (0, 1024), "ngf": (1, 2**16), "ndf": (1, 2**16), "n_layers_D": (1, 32),

@@ -72,3 +72,17 @@ def test_shapes_are_checked() -> None:
         pixels.psnr(a, b[:, :8])
     with pytest.raises(ValueError, match="11x11"):
         pixels.ssim(a[:10], b[:10])
+
+
+def test_pixel_accuracy_is_a_share_of_pixels() -> None:
+    """The largest difference of a pixel's channels decides, up to 16 of 255; strips of a large picture add up."""
+    a = np.full((600, 700, 3), 100, np.uint8)
+    b = a.copy()
+    b[:, :70] = 116  # still right
+    b[:200, 350:, 1] = 83  # 17 in one channel: wrong
+    b[599, :, 2] = 255
+    expected = 1 - (200 * 350 + 700) / (600 * 700)
+    assert pixels.pixel_accuracy(a, b) == pytest.approx(expected, abs=1e-12)
+    assert pixels.pixel_accuracy(b, a) == pixels.pixel_accuracy(a, b) and pixels.pixel_accuracy(a, a) == 1.0
+    with pytest.raises(ValueError, match="different shape"):
+        pixels.pixel_accuracy(a, b[:10])
