@@ -10,21 +10,22 @@ MISSING = "not measured"
 
 def minimum_bytes(
     batch: int, channels: int, size: tuple[int, int], outputs: int, out: tuple[int, int], kernel: int, padding: int,
-    item: int,
+    item: int, reflect: bool = False,
 ) -> int:  # fmt: skip
     """Bytes that the kernels beside the convolutions must move in one forward and backward pass.
 
     With X, Y, W the values of x, y and the weight and P those of the padded x, half types (`item` = 2) move
     4 X + 5 Y + 4 W: x once for the statistics; z and y; dy, y and dz; x, the convolution's input gradient and dx; the
-    weight and its gradient, each read and written. float32 moves P more, for the padded, centred copy.
+    weight and its gradient, each read and written. float32 moves P more, for the padded, centred copy. With a reflected
+    border every type makes a copy, and the convolution's input gradient is as large as P.
     The one-channel maps count with two values per pixel and eight per patch, written and read.
     """
-    return sum(kernel_bytes(batch, channels, size, outputs, out, kernel, padding, item).values())
+    return sum(kernel_bytes(batch, channels, size, outputs, out, kernel, padding, item, reflect).values())
 
 
 def kernel_bytes(
     batch: int, channels: int, size: tuple[int, int], outputs: int, out: tuple[int, int], kernel: int, padding: int,
-    item: int,
+    item: int, reflect: bool = False,
 ) -> dict[str, int]:  # fmt: skip
     """The same by kernel. Per patch `scale` writes mu and s, `project` reads both and writes a and b, `collect` reads
     those once (its other reads hit the cache)."""
@@ -32,13 +33,14 @@ def kernel_bytes(
     padded, area = (height + 2 * padding) * (width + 2 * padding), out[0] * out[1]
     x, y, w = batch * channels * height * width, batch * outputs * area, outputs * channels * kernel * kernel
     pixel, patch = 4 * batch * padded, 4 * batch * area
-    copy = batch * channels * padded if item > 2 else 0
+    border = batch * channels * padded
+    copy = border if item > 2 or reflect else 0
     return {
         "prepare": item * 2 * w,
         "pixels": item * (x + copy) + 2 * pixel,
         "scale": item * 2 * y + 2 * pixel + 2 * patch,
         "project": item * 3 * y + 4 * patch,
-        "collect": item * 3 * x + 2 * patch,
+        "collect": item * (2 * x + (border if reflect else x)) + 2 * patch,
         "finish": item * 2 * w,
     }
 

@@ -48,10 +48,11 @@ def candidates(p: Position, batch: int = 1) -> dict[str, Call]:
         return call
 
     def nc(backend: str) -> Call:
-        return run(lambda: normalized_conv2d(x, weight, bias, p.stride, p.padding, backend=backend))  # type: ignore[return-value, arg-type]
+        options = {"padding_mode": p.padding_mode, "backend": backend}
+        return run(lambda: normalized_conv2d(x, weight, bias, p.stride, p.padding, **options))  # type: ignore[return-value, arg-type]
 
     def baseline() -> Tensor:
-        y = F.conv2d(x, weight, bias, p.stride, p.padding)
+        y = p.convolve(x, weight, bias)
         return F.instance_norm(y) if has_instance_norm else y
 
     return {"conv+IN": run(baseline), **{name: nc(name) for name in ("direct", "reference", "auto")}}

@@ -39,6 +39,7 @@ from benchmarks.nc_goals import (
 )
 from benchmarks.positions import Position, generator_positions
 from cuda_ops import normalized_conv2d
+from cuda_ops.padding import pad
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -83,10 +84,12 @@ class Inputs:
 
     def convolutions(self, p: Position) -> Call:
         """The three convolutions of a pass and nothing else."""
-        numbers = ([p.stride] * 2, [p.padding] * 2, [1, 1], False, [0, 0], 1)
+        padding = 0 if p.reflect else p.padding
+        numbers = ([p.stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+        sets = [pad(x.detach(), [p.padding] * 4, "reflect") if p.reflect else x.detach() for x in self.x]
 
         def run(i: int) -> None:
-            x, dy = self.x[i % self.sets].detach(), self.dy[i % self.sets]
+            x, dy = sets[i % self.sets], self.dy[i % self.sets]
             weight = self.weight.detach()
             torch.ops.aten.convolution(x, weight, None, *numbers)
             torch.ops.aten.convolution_backward(dy, x, weight, None, *numbers, (True, True, False))
@@ -96,7 +99,8 @@ class Inputs:
 
 def nc(p: Position, backend: str) -> Forward:
     def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return normalized_conv2d(x, w, b, p.stride, p.padding, activation="relu", backend=backend)  # type: ignore
+        options = {"padding_mode": p.padding_mode, "activation": "relu", "backend": backend}
+        return normalized_conv2d(x, w, b, p.stride, p.padding, **options)  # type: ignore
 
     return forward
 
@@ -104,8 +108,8 @@ def nc(p: Position, backend: str) -> Forward:
 def candidates(p: Position) -> dict[str, Forward]:
     return {
         "nc": nc(p, "cuda"),
-        IN: lambda x, w, b: F.relu(F.instance_norm(F.conv2d(x, w, b, p.stride, p.padding))),
-        CONV: lambda x, w, b: F.relu(F.conv2d(x, w, b, p.stride, p.padding)),
+        IN: lambda x, w, b: F.relu(F.instance_norm(p.convolve(x, w, b))),
+        CONV: lambda x, w, b: F.relu(p.convolve(x, w, b)),
         "direct": nc(p, "direct"),
         "reference": nc(p, "reference"),
     }
@@ -160,7 +164,8 @@ def _bandwidths(s: Setting, call: Call, sets: int, ms: dict[str, float], copy: f
     The time is the sum of the kernels, by the profiler; where it sees none, what the pass took beyond its convolutions.
     """
     p, item = s.position, DTYPES[s.dtype].itemsize
-    shape = (s.batch, p.channels, (p.height, p.width), p.out_channels, p.output, p.kernel, p.padding, item)
+    size = (p.height, p.width)
+    shape = (s.batch, p.channels, size, p.out_channels, p.output, p.kernel, p.padding, item, p.reflect)
     try:
         seconds = kernel_seconds(call, sets)
     except Exception as error:  # whatever keeps the profiler from the GPU: the difference still tells

@@ -3,13 +3,16 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cuda_ops.layer import NormalizedConv2d
+from cuda_ops.padding import pad
 from models.build import build_generator
 
 
@@ -25,6 +28,17 @@ class Position:
     kernel: int
     stride: int
     padding: int
+    reflect: bool = False
+
+    @property
+    def padding_mode(self) -> Literal["zeros", "reflect"]:
+        return "reflect" if self.reflect else "zeros"
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The plain convolution at this place: x (N, C, H, W) -> (N, O, H', W')."""
+        if self.reflect:
+            return F.conv2d(pad(x, [self.padding] * 4, "reflect"), weight, bias, self.stride)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
 
     @property
     def label(self) -> str:
@@ -57,14 +71,9 @@ def _recorder(name: str, found: dict[tuple[object, ...], Position]):  # type: ig
     def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, NormalizedConv2d)
         _, channels, height, width = arguments[0].shape
-        padding = int(layer.padding[0])
-        if layer.padding_mode != "zeros" and padding:  # the layer pads first: NC itself meets the padded map
-            height, width, padding = height + 2 * padding, width + 2 * padding, 0
-        position = Position(
-            name, channels, height, width, layer.out_channels, layer.kernel_size[0], layer.stride[0], padding
-        )
-        found.setdefault(
-            (channels, height, width, layer.out_channels, layer.kernel_size, layer.stride, padding), position
-        )
+        kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+        shape = (channels, height, width, layer.out_channels, kernel, stride, padding)
+        reflect = layer.padding_mode == "reflect"
+        found.setdefault((*shape, reflect), Position(name, *shape, reflect))
 
     return record

@@ -2,7 +2,7 @@
 
 Forward, three launches beside the convolution:
     prepare   W~ = W - mean(W) for every filter, and a pivot per image and group
-    pixels    one read of x: channel mean m and squared deviations q of every pixel, and the padded, centred copy
+    pixels    one read of x: channel mean m and squared deviations q of every pixel, and the padded copy
     scale     windows of (m, q) merged to mu_p and s_p; y = act(z / s_p + b) in one pass over z, in place
 Backward, r = 1/s, the closed form of `direct`:
     project   one pass over (dy, y): dz = r dy, a_p and b_p of every patch, partial sums of db
@@ -11,7 +11,8 @@ Backward, r = 1/s, the closed form of `direct`:
 
 The backward pass keeps y, not z. Where the activation is flat its gradient is zero, and elsewhere z / s follows from y.
 The centred copy keeps float32 (and TF32) exact at any input offset; the weight gradient reads it again. An x that is
-already float16 or bfloat16 goes to the convolution as it is, and no copy is made.
+already float16 or bfloat16 goes to the convolution as it is: without a copy, or with one that adds a mirrored border.
+With such a border, `collect` sums what all places that mirror a pixel would get.
 
 At batch 1 the GPU waits for these lines. So whatever the shapes decide is decided once, in a `KernelPlan`.
 
@@ -109,11 +110,13 @@ class KernelPlan(NamedTuple):
     dw_in_place: bool
     template: bytes  # of Arguments, without pointers
     wide: torch.dtype  # of the statistics
-    copies: bool  # whether the convolution reads a padded, centred copy of x
+    copies: bool  # whether the convolution reads a padded copy of x
     keeps_filters: bool  # whether W~ stays for the backward pass
     padded: tuple[int, int, int, int]  # shape of the padded x
     statistics: tuple[int, int, int, int]  # (N, G, H', W')
-    output_padding: IntPair  # of the transposed convolution that leads back to the size of x
+    output_padding: (
+        IntPair  # of the transposed convolution that leads back to the size of what the convolution read
+    )
     order: tuple[str, str]  # of the gradients: the smaller one comes first
     # Buffers of statistics, in values, and what lies in them behind their first map, in bytes from their start:
     kept: int  # a centre per patch, a pivot per image and group; s where it is no output
@@ -159,8 +162,8 @@ def _plan(
         kh=kh, kw=kw, sh=conv.stride[0], sw=conv.stride[1], ph=conv.padding[0], pw=conv.padding[1],
         dh=conv.dilation[0], dw=conv.dilation[1], out_height=out_height, out_width=out_width,
         weight_last=weight_layout == torch.channels_last, filters_last=unit.channels_last,
-        activation=_ACTIVATION_CODES[conv.activation], tf32=conv.tf32, slope=conv.negative_slope, eps=conv.eps,
-        entries=entries, degrees=entries - conv.correction,
+        activation=_ACTIVATION_CODES[conv.activation], tf32=conv.tf32, reflect=conv.reflect,
+        slope=conv.negative_slope, eps=conv.eps, entries=entries, degrees=entries - conv.correction,
     )  # fmt: skip
     pixels, places = images * padded_height * padded_width, images * out_height * out_width
     patches = groups * places
@@ -180,12 +183,12 @@ def _plan(
         moments=moments,
         layout=layout,
         weight_layout=weight_layout,
-        dx_in_place=unit.x == unit.compute,
+        dx_in_place=unit.x == unit.compute and not conv.reflect,
         dw_in_place=unit.weight == unit.compute and weight_layout == layout,
         template=ctypes.string_at(ctypes.addressof(template), ctypes.sizeof(template)),
         wide=wide,
         # A half type goes to the convolution as it is. W~ stays only where its memory does not count.
-        copies=unit.x != unit.compute or unit.x in (torch.float32, torch.float64),
+        copies=conv.reflect or unit.x != unit.compute or unit.x in (torch.float32, torch.float64),
         keeps_filters=4 * math.prod(weight) <= math.prod(x),
         padded=(images, channels, padded_height, padded_width),
         statistics=(images, groups, out_height, out_width),
@@ -231,7 +234,7 @@ class Saved(NamedTuple):
     std: Tensor | None  # None where it is no output: then it lies behind the pivots
     kept: Tensor  # mean - pivot of every patch, then the pivots
     filters: Tensor | None  # W~, where it is small beside x
-    copy: Tensor | None  # the padded, centred x, where the convolution read that
+    copy: Tensor | None  # the padded x, where the convolution read that
 
 
 def _forward(
@@ -354,10 +357,14 @@ def _begin(
 
 
 def _input_gradient(dz: Tensor, filters: Tensor, plan: KernelPlan) -> Tensor:
-    """The plain convolution's, as a transposed convolution: the same cuDNN call, sooner reached."""
+    """The plain convolution's, as a transposed convolution: the same cuDNN call, sooner reached.
+
+    Of the size of x, or with a mirrored border of the size of the padded x.
+    """
     conv, device = plan.conv, dz.device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS:
-        numbers = (conv.stride, conv.padding, conv.dilation, True, plan.output_padding, conv.groups)
+        padding = (0, 0) if conv.reflect else conv.padding  # mirrored pixels have a gradient, zeros have none
+        numbers = (conv.stride, padding, conv.dilation, True, plan.output_padding, conv.groups)
         return torch.convolution(dz, filters, None, *numbers)
 
 

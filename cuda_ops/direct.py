@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cuda_ops.padding import fold_reflection, pad
+
 Activation = Literal["none", "relu", "leaky_relu"]
 IntPair = tuple[int, int]
 Outputs = tuple[Tensor, Tensor, Tensor]  # y, mean and std
@@ -44,6 +46,7 @@ class ConvParams(NamedTuple):
     negative_slope: float
     compute: torch.dtype  # what the convolution runs in and y comes out as
     tf32: bool = False  # whether the convolution may round its float32 inputs to TF32
+    reflect: bool = False  # whether the padding mirrors x, instead of zeros
 
     def padded_size(self, x: Sequence[int]) -> IntPair:
         """Height and width of an input of shape `x` with its padding."""
@@ -137,21 +140,25 @@ class _NormalizedConv2d(torch.autograd.Function):
             t = -projection if dstd is None else dstd - projection
             dz = (dy_groups * r.unsqueeze(2)).flatten(1, 2).to(conv.compute)
         # made again rather than kept: one pass over x, and no second copy of it lives on
-        base, padding = (x, conv.padding) if pivot is None else (_pad_and_centre(x, pivot, conv), (0, 0))
+        base, padding = _base(x, pivot, conv)
         if ctx.needs_input_grad[0]:
             a = torch.zeros_like(std) if t is None else t * r / (entries - conv.correction)
             b = a * mean if dmean is None else a * mean - dmean / entries
             spread = _window_sum_transpose(torch.cat([a, b], 1), kernel, conv.padded_size(x.shape), conv)
+            # a border of zeros takes no gradient; one of mirrored pixels hands it back to them at the end
+            source, border = (base, (0, 0)) if conv.reflect else (x, conv.padding)
             # (N, G, 1, H, W) each
-            map_a, map_b = (v.unsqueeze(2) for v in _crop(spread, conv.padding).chunk(2, 1))
-            inner = _per_group(base if pivot is None else _crop(base, conv.padding), conv.groups).to(wide)
+            map_a, map_b = (v.unsqueeze(2) for v in _crop(spread, border).chunk(2, 1))
+            inner = _per_group(base if pivot is None else _crop(base, border), conv.groups).to(wide)
             if dz is None:
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
                 filters = _centre(weight, conv.tf32).to(conv.compute)
-                dx = _convolution_backward(dz, x, filters, conv, conv.padding, (True, False))[0].to(wide)
+                dx = _convolution_backward(dz, source, filters, conv, border, (True, False))[0].to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
-            dx = dx.to(x.dtype)
+            if conv.reflect:
+                dx = fold_reflection(dx, conv.padding)
+            dx = dx.to(x.dtype, copy=conv.reflect)  # what is returned holds no border in memory
         if dz is not None and ctx.needs_input_grad[1]:
             dw = _convolution_backward(dz, base, weight, conv, padding, (False, True))[1].to(wide)
             dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
@@ -214,12 +221,11 @@ def _base_with_statistics(
     if x.device.type == "cpu" and not _must_be_traceable(x):
         m, q = _pixel_statistics(x, conv.groups)
         if x.numel() == 0 or not _mean_is_large(m, q, x.shape[1] // conv.groups):
-            ph, pw = conv.padding
-            m, q = F.pad(torch.cat([m, q], 1), (pw, pw, ph, ph)).chunk(2, 1)
-            return x, conv.padding, m, q, None
+            m, q = with_border(torch.cat([m, q], 1), conv).chunk(2, 1)
+            return *_base(x, None, conv), m, q, None
     pivot = _pivot(x, conv.groups)
-    base = _pad_and_centre(x, pivot, conv)
-    return base, (0, 0), *_pixel_statistics(base, conv.groups), pivot
+    base, padding = _base(x, pivot, conv)
+    return base, padding, *_pixel_statistics(base, conv.groups), pivot
 
 
 def _must_be_traceable(x: Tensor) -> bool:
@@ -259,10 +265,25 @@ def _pivot(x: Tensor, groups: int) -> Tensor:
     return mean.unflatten(1, (groups, -1)).mean(2)[..., None, None]
 
 
+def with_border(x: Tensor, conv: ConvParams) -> Tensor:
+    """x (N, C, H, W) -> (N, C, H+2ph, W+2pw): with a border of zeros, or of its own pixels mirrored."""
+    ph, pw = conv.padding
+    return pad(x, [pw, pw, ph, ph], "reflect" if conv.reflect else "constant")
+
+
+def _base(x: Tensor, pivot: Tensor | None, conv: ConvParams) -> tuple[Tensor, IntPair]:
+    """What the convolution runs on, and the padding that it still needs."""
+    if pivot is not None:
+        return _pad_and_centre(x, pivot, conv), (0, 0)
+    return (with_border(x, conv), (0, 0)) if conv.reflect else (x, conv.padding)
+
+
 def _pad_and_centre(x: Tensor, pivot: Tensor, conv: ConvParams) -> Tensor:
-    """x padded with zeros, minus the pivot (so the border holds -pivot), in the dtype of the statistics."""
+    """x with its border, minus the pivot (a border of zeros holds -pivot), in the dtype of the statistics."""
     pivot = pivot.repeat_interleave(x.shape[1] // conv.groups, 1)  # (N, C, 1, 1)
     ph, pw = conv.padding
+    if conv.reflect:
+        return with_border(x.to(pivot.dtype) - pivot, conv)
     if conv.padding == (0, 0) or _must_be_traceable(x):
         return F.pad(x.to(pivot.dtype), (pw, pw, ph, ph)) - pivot
     last = x.is_contiguous(memory_format=torch.channels_last)

@@ -81,7 +81,7 @@ struct Args {
     const w_t* bias;      // (O,)
     c_t* filters;         // weight minus the mean of each filter
     wide* pivot;          // (N, G): a value near the data, subtracted from x before anything is summed
-    c_t* padded;          // (N, C, H+2ph, W+2pw): x padded with zeros, minus the pivot
+    c_t* padded;          // (N, C, H+2ph, W+2pw): x with its border, minus the pivot unless HALF
     wide* pixels;         // (N, G, H+2ph, W+2pw, 2): channel mean and sum of squared deviations of every pixel
     c_t* y;               // (N, O, H', W'): in, the convolution z; out, y
     wide* mu;             // (N, G, H', W'): patch mean minus the pivot
@@ -93,7 +93,7 @@ struct Args {
     c_t* dz;              // (N, O, H', W')
     wide* spread;         // (N, G, H', W', 2): a and b of every patch
     wide* partial;        // (blocks, O): sums of the gradient over the pixels of one block
-    const c_t* dinput;    // (N, C, H, W): the convolution's input gradient; may be dx itself
+    const c_t* dinput;    // the convolution's input gradient: (N, C, H, W), may be dx itself; with `reflect` of `padded`
     x_t* dx;              // (N, C, H, W)
     const c_t* dfilters;  // the convolution's weight gradient, in the order of `filters`
     w_t* dweight;         // in the order of `weight`
@@ -104,11 +104,15 @@ struct Args {
     i64 activation;                 // 0 none, 1 relu, 2 leaky_relu
     i64 blocks;                     // rows of `partial`
     i64 tf32;                       // whether the convolution may round float32 to TF32
+    i64 reflect;                    // whether the border mirrors x, instead of zeros
     double slope, eps, entries, degrees;  // entries n of a patch; degrees of freedom n - correction
 };
 static_assert(sizeof(Args) == ARGS_BYTES, "Args differs from its mirror in cuda_ops/nvrtc.py");
 
 constexpr bool LAST = CHANNELS_LAST;
+template <typename A, typename B> constexpr bool SAME = false;
+template <typename A> constexpr bool SAME<A, A> = true;
+constexpr bool HALF = SAME<x_t, c_t> && sizeof(x_t) == 2;  // the convolution reads x as it is: to centre would round
 constexpr int MAX_THREADS = 256;
 constexpr int PAIRS = 4;  // loads a thread has in flight, where it reads two tensors,
 constexpr int DEPTH = sizeof(x_t) + sizeof(c_t) == 4 ? 8 : 4;  // and where it reads one
@@ -275,8 +279,22 @@ __device__ void prepare(const Args& a) {
     if (thread_index() == 0) a.pivot[which] = mean;
 }
 
+// Which pixel along an axis a place of the padded image mirrors; a place inside is itself.
+__device__ inline i64 mirrored(i64 at, i64 size) {
+    const i64 i = at < 0 ? -at : at;
+    return i < size ? i : 2 * (size - 1) - i;
+}
+
+// The padded places of pixel i along an axis: its own (0), where it is mirrored before the image (1) and behind it (2).
+// -1 where there is none.
+__device__ inline i64 place(int which, i64 i, i64 size, i64 pad) {
+    if (which == 0) return i + pad;
+    const i64 at = which == 1 ? -i : 2 * (size - 1) - i;
+    return (which == 1 ? at < 0 && at >= -pad : at >= size && at < size + pad) ? at + pad : -1;
+}
+
 // One read of x: per pixel of the padded image the mean and the sum of squared deviations over the channels (exact
-// merging of small two-pass sums, Chan et al. 1979), and where it is wanted the padded, centred copy.
+// merging of small two-pass sums, Chan et al. 1979), and where it is wanted the padded copy.
 __device__ void pixels(const Args& a) {
     const Tile t;
     const i64 width = a.width + 2 * a.pw, area = (a.height + 2 * a.ph) * width, inner = a.height * a.width;
@@ -284,7 +302,8 @@ __device__ void pixels(const Args& a) {
     const int channels = (int)(a.channels / a.groups);
     const bool live = pixel < a.images * area;
     const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0;
-    const i64 row = quotient(at, width), y = row - a.ph, x = at - row * width - a.pw;
+    const i64 row = quotient(at, width), top = row - a.ph, left = at - row * width - a.pw;
+    const i64 y = a.reflect ? mirrored(top, a.height) : top, x = a.reflect ? mirrored(left, a.width) : left;
     const bool inside = live && y >= 0 && y < a.height && x >= 0 && x < a.width;
     const wide pivot = a.pivot[n * a.groups + g];
     const x_t* from = kept(a.x + offset(n, g * channels + t.c, inside ? y * a.width + x : 0, a.channels, inner));
@@ -295,8 +314,11 @@ __device__ void pixels(const Args& a) {
     in_batches<DEPTH>(t.c, channels, t.ct, [&](auto batch, int) {
         constexpr int N = decltype(batch)::value;
         wide v[N], sum = 0, around = 0;
-        for (int u = 0; u < N; ++u, from += next_from) v[u] = inside ? widen(*from) - pivot : -pivot;
-        if (a.padded && live)
+        for (int u = 0; u < N; ++u, from += next_from) v[u] = inside ? widen(*from) : (wide)0;
+        if (HALF && a.padded && live)
+            for (int u = 0; u < N; ++u, to += next_to) narrow(to, v[u]);
+        for (int u = 0; u < N; ++u) v[u] -= pivot;
+        if (!HALF && a.padded && live)
             for (int u = 0; u < N; ++u, to += next_to) narrow(to, v[u]);
         for (int u = 0; u < N; ++u) sum += v[u];
         const wide here = sum * (1 / (wide)N), gap = here - mean, weight = N / (count + N);
@@ -435,6 +457,7 @@ __device__ void project(const Args& a) {
 }
 
 // dx = (the convolution's input gradient) + (x - pivot) A - B; A and B collect a and b of all patches with the pixel.
+// With `reflect`, a pixel at the border gathers all three from its mirrored places too: nothing is scattered.
 __device__ void collect(const Args& a) {
     const Tile t;
     const i64 area = a.height * a.width;
@@ -443,19 +466,33 @@ __device__ void collect(const Args& a) {
     const i64 pixel = (i64)blockIdx.x * t.pt + t.p;
     const bool live = pixel < a.images * area;
     const i64 n = live ? quotient(pixel, area) : 0, at = live ? pixel - n * area : 0, row = quotient(at, a.width);
-    const i64 below = row + a.ph, right = at - row * a.width + a.pw;
+    const i64 column = at - row * a.width, below = row + a.ph, right = column + a.pw;
     const wide* patches = a.spread + 2 * (n * a.groups + g) * a.out_height * a.out_width;
 
     wide sum_a = 0, sum_b = 0;
+    const auto add_patches = [&](i64 below, i64 right) {
 #pragma unroll 2
-    for (int k = t.c; k < (int)(a.kh * a.kw); k += t.ct) {
-        const i64 y = below - k / (int)a.kw * a.dh, x = right - k % (int)a.kw * a.dw;
-        if (y < 0 || x < 0) continue;
-        const i64 i = quotient(y, a.sh), j = quotient(x, a.sw);
-        if (i * a.sh != y || j * a.sw != x || i >= a.out_height || j >= a.out_width) continue;
-        sum_a += patches[2 * (i * a.out_width + j)];
-        sum_b += patches[2 * (i * a.out_width + j) + 1];
-    }
+        for (int k = t.c; k < (int)(a.kh * a.kw); k += t.ct) {
+            const i64 y = below - k / (int)a.kw * a.dh, x = right - k % (int)a.kw * a.dw;
+            if (y < 0 || x < 0) continue;
+            const i64 i = quotient(y, a.sh), j = quotient(x, a.sw);
+            if (i * a.sh != y || j * a.sw != x || i >= a.out_height || j >= a.out_width) continue;
+            sum_a += patches[2 * (i * a.out_width + j)];
+            sum_b += patches[2 * (i * a.out_width + j) + 1];
+        }
+    };
+    // body(row, column) for the places of the padded image that mirror this pixel
+    const auto each_mirrored = [&](auto body) {
+        if (!a.reflect) return;
+#pragma unroll 1
+        for (int which = 1; which < 9; ++which) {
+            const i64 y = place(which / 3, row, a.height, a.ph), x = place(which % 3, column, a.width, a.pw);
+            if (y >= 0 && x >= 0) body(y, x);
+        }
+    };
+    bool border = false;
+    add_patches(below, right);
+    each_mirrored([&](i64 y, i64 x) { border = true, add_patches(y, x); });
     sum_a = sum_over_channels(sum_a);
     sum_b = sum_over_channels(sum_b);
     if (!live) return;
@@ -463,13 +500,23 @@ __device__ void collect(const Args& a) {
     const int last = (chunk + 1) * share < channels ? (chunk + 1) * share : channels;
     const i64 base = offset(n, g * channels, at, a.channels, area);
     const i64 next = ahead(t.ct, area);
+    const i64 width = a.reflect ? a.width + 2 * a.pw : a.width;
+    const i64 from_area = a.reflect ? (a.height + 2 * a.ph) * width : area, next_from = ahead(t.ct, from_area);
+    const i64 own = offset(n, g * channels, a.reflect ? below * width + right : at, a.channels, from_area);
     in_batches<PAIRS>(chunk * share + t.c, last, t.ct, [&](auto batch, int c) {
         constexpr int N = decltype(batch)::value;
         const i64 i = base + ahead(c, area);
         wide v[N];
         for (int u = 0; u < N; ++u) v[u] = (widen(a.x[i + u * next]) - pivot) * sum_a - sum_b;
-        if (a.dinput)
-            for (int u = 0; u < N; ++u) v[u] += widen(a.dinput[i + u * next]);
+        if (a.dinput) {
+            const c_t* from = a.dinput + own + ahead(c, from_area);
+            for (int u = 0; u < N; ++u) v[u] += widen(from[u * next_from]);
+        }
+        if (a.dinput && border)
+            each_mirrored([&](i64 y, i64 x) {
+                const c_t* from = a.dinput + offset(n, g * channels + c, y * width + x, a.channels, from_area);
+                for (int u = 0; u < N; ++u) v[u] += widen(from[u * next_from]);
+            });
         for (int u = 0; u < N; ++u) narrow(a.dx + i + u * next, v[u]);
     });
 }

@@ -1,32 +1,13 @@
-"""NormalizedConv2d: `nn.Conv2d` whose every patch is standardised before it meets the weights; padding on a GPU."""
+"""NormalizedConv2d: `nn.Conv2d` whose every patch is standardised before it meets the weights."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cuda_ops.direct import Activation
-from cuda_ops.normalized_conv import Backend, Moments, normalized_conv2d
-
-
-def pad(x: Tensor, pads: list[int], mode: str) -> Tensor:
-    """`F.pad` of x (N, C, H, W) by `pads` (left, right, top, bottom) entries.
-
-    CUDA's own reflection always returns NCHW. On some versions of torch its gradient is not deterministic, or wrong
-    where the map is hardly larger than the pads. So with channels-last or deterministic algorithms, reflected slices
-    are joined instead.
-    """
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    if mode != "reflect" or not x.is_cuda or not (last or torch.are_deterministic_algorithms_enabled()):
-        return F.pad(x, pads, mode=mode)
-    for dim, before, after in ((2, pads[2], pads[3]), (3, pads[0], pads[1])):
-        end = x.shape[dim] - 1
-        if max(before, after) > end:
-            raise ValueError(f"reflected padding {pads} must be smaller than the input {tuple(x.shape[2:])}")
-        parts = [x.narrow(dim, 1, before).flip(dim), x, x.narrow(dim, end - after, after).flip(dim)]
-        x = torch.cat([part for part in parts if part.shape[dim]], dim)
-    return x
+from cuda_ops.normalized_conv import Backend, Moments, PaddingMode, normalized_conv2d
+from cuda_ops.padding import pad
 
 
 class NormalizedConv2d(nn.Conv2d):
@@ -77,8 +58,9 @@ class NormalizedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Moments]:  # type: ignore[override]
         stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
         left, right, top, bottom = pads = self._reversed_padding_repeated_twice
-        padding = (0, 0)
-        if self.padding_mode == "zeros":
+        padding, symmetric = (0, 0), (left, top) == (right, bottom)
+        mode: PaddingMode = "reflect" if self.padding_mode == "reflect" and symmetric else "zeros"
+        if self.padding_mode == mode:
             padding = (bottom, right)  # "same" with an even kernel: one more than top and left, cut off below
         else:
             x = pad(x, pads, self.padding_mode)  # (N, C, H + pads, W + pads)
@@ -90,6 +72,7 @@ class NormalizedConv2d(nn.Conv2d):
             padding,
             dilation,
             self.groups,
+            padding_mode=mode,
             eps=self.eps,
             correction=self.correction,
             return_moments=self.return_moments,
@@ -97,7 +80,7 @@ class NormalizedConv2d(nn.Conv2d):
             activation=self.activation,
             negative_slope=self.negative_slope,
         )  # (N, O, H', W'), and the moments (N, groups, H', W')
-        if self.padding_mode != "zeros" or (left, top) == (right, bottom):
+        if self.padding_mode != "zeros" or symmetric:
             return result
         whole = (result,) if isinstance(result, Tensor) else (result[0], *result[1])
         y, *moments = (v[:, :, bottom - top :, right - left :] for v in whole)

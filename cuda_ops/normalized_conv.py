@@ -26,6 +26,8 @@ from cuda_ops.nvrtc import LAUNCHERS
 Backend = Literal["auto", "reference", "direct", "cuda"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+PaddingMode = Literal["zeros", "reflect"]
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 
 
 class Moments(NamedTuple):
@@ -44,6 +46,7 @@ def normalized_conv2d(
     dilation: int | IntPair = 1,
     groups: int = 1,
     *,
+    padding_mode: PaddingMode = "zeros",
     eps: float = 1e-5,
     correction: int = 1,
     return_moments: bool = False,
@@ -55,18 +58,19 @@ def normalized_conv2d(
 
     With `return_moments` the patch statistics come along: (y, Moments). Statistics are float32 (float64 for float64
     inputs) whatever the dtype of `x` or autocast; `y` has the dtype that a convolution would give. `activation` is
-    applied to y; a backend may fuse it.
+    applied to y; a backend may fuse it. `padding_mode="reflect"` mirrors x at its border, as `F.pad` does.
 
     Raises ValueError for shapes that do not fit, for a patch without variance (C/G * kh * kw <= correction), for an
-    unknown backend or activation and for a negative slope below 0. Raises RuntimeError where `backend="cuda"` is not
-    available.
+    unknown backend, activation or padding mode, for reflected padding that is not smaller than x, and for a negative
+    slope below 0. Raises RuntimeError where `backend="cuda"` is not available.
 
     >>> x, weight = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[1.0, 2.0]]]])
     >>> normalized_conv2d(x, weight, correction=0, eps=0.0)  # the patch standardises to (-1, 1)
     tensor([[[[1.]]]])
     """
     given = (
-        stride, padding, dilation, groups, eps, correction, activation, negative_slope, backend, return_moments,
+        stride, padding, dilation, groups, padding_mode, eps, correction, activation, negative_slope, backend,
+        return_moments,
     )  # fmt: skip
     if torch.compiler.is_compiling() or not _is_plain(x, weight, bias):
         call = _prepare(x, weight, bias, given, False)
@@ -117,11 +121,14 @@ def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, ...], plain: bool) -> _Call:
     """Checks the arguments and chooses what serves them; without `plain`, the kernels do not."""
-    stride, padding, dilation, groups, eps, correction, activation, slope, backend, moments = given
+    stride, padding, dilation, groups, mode, eps, correction, activation, slope, backend, moments = given
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode {mode!r}: choose one of {', '.join(PADDING_MODES)}")
     pairs = _pair(stride), _pair(padding), _pair(dilation)
     compute = result_dtype(x)
     tf32 = compute == torch.float32 and uses_tf32(x.device)
-    conv = ConvParams(*pairs, groups, eps, correction, activation, slope, compute, tf32)
+    reflect = mode == "reflect" and max(pairs[1]) > 0
+    conv = ConvParams(*pairs, groups, eps, correction, activation, slope, compute, tf32, reflect)
     _validate(x, weight, bias, conv, backend)
     autocast = autocast_dtype(x.device.type) is not None
     if not autocast and weight.dtype != x.dtype:
@@ -136,7 +143,10 @@ def _prepare(x: Tensor, weight: Tensor, bias: Tensor | None, given: tuple[Any, .
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
     """Algorithm 1 as it stands: unfold, standardise, matmul. The oracle; stores K copies of the input."""
     wide = direct.statistics_dtype(x)
-    rows = F.unfold(x.to(wide), weight.shape[2:], conv.dilation, conv.padding, conv.stride)  # (N, C*K, L)
+    base, padding = x.to(wide), conv.padding
+    if conv.reflect:
+        base, padding = direct.with_border(base, conv), (0, 0)
+    rows = F.unfold(base, weight.shape[2:], conv.dilation, padding, conv.stride)  # (N, C*K, L)
     # one patch a row, (G, N*L, C/G*K)
     rows = rows.unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
     mean = rows.mean(2, keepdim=True)
@@ -223,6 +233,10 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams, 
     if min(conv.stride) < 1 or min(conv.dilation) < 1 or min(conv.padding) < 0:
         what = f"stride {conv.stride} and dilation {conv.dilation} must be >= 1"
         raise ValueError(f"{what}, padding {conv.padding} >= 0")
+    if conv.reflect and (conv.padding[0] >= x.shape[2] or conv.padding[1] >= x.shape[3]):
+        raise ValueError(
+            f"reflected padding {conv.padding} must be smaller than the input {tuple(x.shape[2:])}"
+        )
     entries = weight.shape[1] * weight.shape[2] * weight.shape[3]
     if entries <= conv.correction:
         raise ValueError(f"a patch of {entries} value(s) has no variance with correction={conv.correction}")

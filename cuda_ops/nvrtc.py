@@ -30,7 +30,7 @@ _POINTERS = (
 )
 _INTEGERS = (
     "images channels height width outputs groups kh kw sh sw ph pw dh dw out_height out_width weight_last "
-    "filters_last activation blocks tf32"
+    "filters_last activation blocks tf32 reflect"
 )
 _REALS = "slope eps entries degrees"
 

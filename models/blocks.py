@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ops import Activation, Moments, activate
-from cuda_ops.layer import NormalizedConv2d, pad
+from cuda_ops.layer import NormalizedConv2d
+from cuda_ops.padding import pad
 from models.names import BaseNormName, UpsampleName
 from models.norms import BASE_NORMS, PONO, DynamicMomentShortcut, Positional
 
@@ -14,7 +15,7 @@ LEAKY_SLOPE = 0.2
 
 
 class PlainConv2d(nn.Conv2d):
-    """`nn.Conv2d` with the padding of `cuda_ops.layer.pad`."""
+    """`nn.Conv2d` with the padding of `cuda_ops.padding.pad`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":

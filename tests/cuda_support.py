@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_ops.direct import ConvParams
@@ -38,6 +39,7 @@ class Case(NamedTuple):
     correction: int = 1
     offset: float = 0.3
     slack: float = 1.0  # on the tolerances
+    reflect: bool = False  # the border mirrors x
 
 
 CASES = {
@@ -63,6 +65,23 @@ CASES = {
     "one channel": Case(channels=1, outputs=1, size=(6, 6)),
     "population variance": Case(correction=0),
     "many images": Case(images=5, channels=3, size=(17, 19)),
+    "reflect": Case(reflect=True, activation="relu"),
+    "reflect, stem 7x7": Case(
+        channels=3, outputs=5, kernel=(7, 7), padding=(3, 3), size=(8, 9), reflect=True
+    ),
+    "reflect, smallest map": Case(kernel=(5, 3), padding=(2, 1), size=(3, 2), images=3, reflect=True),
+    "reflect, uneven": Case(
+        kernel=(3, 2),
+        stride=(2, 3),
+        padding=(4, 1),
+        dilation=(2, 1),
+        size=(13, 11),
+        channels=5,
+        outputs=3,
+        reflect=True,
+    ),
+    "reflect, rows alone": Case(padding=(1, 0), groups=2, activation="leaky_relu", reflect=True),
+    "reflect, many channels": Case(images=1, channels=150, outputs=140, size=(5, 3), reflect=True),
 }
 
 
@@ -103,6 +122,7 @@ def arguments(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> dic
         "x": x, "weight": weight, "bias": bias, "stride": case.stride, "padding": case.padding,
         "dilation": case.dilation, "groups": case.groups, "correction": case.correction,
         "activation": case.activation, "return_moments": True,
+        "padding_mode": "reflect" if case.reflect else "zeros",
     }  # fmt: skip
 
 
@@ -134,7 +154,11 @@ def expected(
     x, weight, *rest = tensors
     sizes = (case.stride, case.padding, case.dilation, case.groups)
     conv = ConvParams(*sizes, 1e-5, case.correction, "none", 0.2, torch.float64)
-    plain = reference(x, weight, rest[0] if rest else None, conv)
+    padded = x
+    if case.reflect:
+        ph, pw = case.padding
+        padded, conv = F.pad(x, (pw, pw, ph, ph), mode="reflect"), conv._replace(padding=(0, 0))
+    plain = reference(padded, weight, rest[0] if rest else None, conv)
     y = plain[0]
     slope = {"none": 1.0, "relu": 0.0, "leaky_relu": 0.2}[case.activation]
     y = torch.where((y if mask is None else mask) > 0, y, y * slope)

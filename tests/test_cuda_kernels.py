@@ -256,12 +256,17 @@ def test_half_types_round_to_nearest(dtype: torch.dtype) -> None:
 FAULTS = {
     "between the pixels": ("squares += one[1] +", "squares += one[1] + 0 *"),
     "merge of two chunks": ("gap * gap * count * weight", "0 * gap * count * weight"),
-    "padding row": ("y = row - a.ph, x", "y = row - a.pw, x"),
+    "padding row": ("top = row - a.ph, left", "top = row - a.pw, left"),
     "bias gradient": ("*to = tile == blockIdx.x ? sum : *to + sum;", "*to = sum;"),
     "mean's gradient": ("- (a.dmean ? a.dmean[patch]", "- (a.dmean ? 0 * a.dmean[patch]"),
-    "padding value": ("- pivot : -pivot;", "- pivot : (wide)0;"),
+    "padding value": ("? widen(*from) : (wide)0", "? widen(*from) : pivot"),
     "a barrier": ("__syncthreads();  // the last call's readers are done", ""),
     "the barrier of the bias gradient": ("__syncthreads();\n        }\n        dot", "}\n        dot"),
+    "reflection: the edge is not repeated": ("2 * (size - 1) - i;\n}", "2 * size - 1 - i;\n}"),
+    "reflection: what lies before the map": ("? at < 0 && at >= -pad :", "? false :"),
+    "reflection: both borders": ("which < 9", "which < 8"),
+    "reflection: a and b": ("border = true, add_patches(y, x);", "border = true;"),
+    "reflection: the convolution's gradient": ("if (a.dinput && border)", "if (false)"),
 }
 
 
@@ -276,6 +281,7 @@ def test_a_broken_kernel_is_noticed(
     monkeypatch.setattr("cuda_ops.cuda._MOST_BLOCKS", 2)
     dtype = torch.float32
     case = Case(images=3, channels=150, outputs=140, size=(5, 4), padding=(2, 1))
+    case = case._replace(reflect=fault.startswith("reflection"))
     inputs = make_inputs(case, dtype, False)
     noticed = False
     for order in ((0, 1), (255, 255)):

@@ -36,6 +36,7 @@ MORE = {
     "two groups of many": Case(channels=40, outputs=70, size=(6, 5), groups=2, activation="relu"),
     "several parts of the channels": Case(images=1, channels=300, outputs=290, size=(4, 3), kernel=(2, 2)),
     "several tiles": Case(images=3, channels=96, outputs=17, size=(5, 5), padding=(2, 0)),
+    "reflected": Case(images=3, channels=20, outputs=7, size=(3, 5), padding=(2, 1), reflect=True),
 }
 
 

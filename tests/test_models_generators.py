@@ -4,12 +4,13 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cuda_ops.layer import NormalizedConv2d, pad
+from cuda_ops.layer import NormalizedConv2d
+from cuda_ops.padding import pad
 from models.blocks import ConvBlock
 from models.build import build_generator, initialize
 from models.names import NORM_NAMES
@@ -104,19 +105,44 @@ def test_float64_and_channels_last_agree_with_float32(kind: str, norm: str) -> N
     torch.testing.assert_close(y.double(), wide, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "nc"])
+def layers_in_another_layout(network: nn.Module, backward: bool) -> list[str]:
+    """Of a pass with channels-last images: convolutions whose input, or its gradient, does not lie so."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def look(name: str, x: Tensor) -> None:
+        seen.append((f"input of {name}", x))
+        if backward:
+            x.register_hook(lambda dx: seen.append((f"gradient of {name}", dx)))
+
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_pre_hook(lambda _m, x, name=name: look(name, x[0]))
+    y = network(torch.randn(1, 3, 16, 32).to(memory_format=torch.channels_last).requires_grad_(backward))
+    if backward:
+        y.sum().backward()
+    assert len(seen) == (1 + backward) * (10 if isinstance(network, ResnetGenerator) else 8)
+    return [name for name, x in seen if not x.is_contiguous(memory_format=torch.channels_last)]
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "nc", "nc_ms", "nc_dms"])
 @pytest.mark.parametrize("kind", ["resnet", "unet"])
 def test_channels_last_stays_on_a_gpu(kind: str, norm: str) -> None:
     """Up to the last layer, of strides alone: fake tensors know the layouts of a GPU. Instance norm loses them."""
-    seen = {}
     with FakeTensorMode(), torch.device("cuda"):
-        network = small(kind, norm, base_norm=norm)
-        for name, layer in network.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                layer.register_forward_pre_hook(lambda _m, x, name=name: seen.update({name: x[0]}))
-        network(torch.empty(1, 3, 16, 32).to(memory_format=torch.channels_last))
-    assert [name for name, x in seen.items() if not x.is_contiguous(memory_format=torch.channels_last)] == []
-    assert len(seen) == (10 if kind == "resnet" else 8)
+        network = small(kind, norm, base_norm="batch" if norm == "batch" else "none")
+        assert layers_in_another_layout(network, backward=False) == []
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("norm", ["nc", "nc_ms", "nc_dms"])
+@pytest.mark.parametrize("kind", ["resnet", "unet"])
+def test_channels_last_stays_forward_and_back(
+    kind: str, norm: str, kernels: bool, request: pytest.FixtureRequest
+) -> None:
+    if kernels:
+        request.getfixturevalue("kernels_on_cpu")
+    network = small(kind, norm, base_norm="none").to(memory_format=torch.channels_last)
+    assert layers_in_another_layout(network, backward=True) == []
 
 
 class Operations(TorchDispatchMode):

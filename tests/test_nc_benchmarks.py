@@ -112,6 +112,8 @@ def test_bytes_that_must_move() -> None:
     maps = 4 * 2 * (4 * padded + 8 * 20)
     assert minimum_bytes(*shape, item=2) == 2 * (4 * x + 5 * y + 4 * weight) + maps
     assert minimum_bytes(*shape, item=4) == 4 * (4 * x + 2 * 3 * padded + 5 * y + 4 * weight) + maps
+    mirrored = 3 * x + 2 * 6 * padded + 5 * y + 4 * weight
+    assert minimum_bytes(*shape, item=2, reflect=True) == 2 * mirrored + maps
     kernels = {item: kernel_bytes(*shape, item) for item in (2, 4)}
     assert kernels[4]["pixels"] - 2 * kernels[2]["pixels"] == 4 * 2 * 3 * 42 - 2 * 4 * 2 * 42
 

@@ -209,10 +209,11 @@ def test_compiled_without_a_graph_break_and_channels_last() -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "direct", "auto"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_an_empty_batch_gives_an_empty_batch(backend: str, groups: int) -> None:
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_an_empty_batch_gives_an_empty_batch(mode: str, backend: str, groups: int) -> None:
     x, b = torch.randn(0, 4, 9, 7), torch.randn(6)
     w = torch.randn(6, 4 // groups, 3, 3)
-    y, mean, std, dx, dw, db = everything(backend, x, w, b, padding=1, groups=groups)
+    y, mean, std, dx, dw, db = everything(backend, x, w, b, padding=1, groups=groups, padding_mode=mode)
     assert (y.shape, mean.shape, std.shape, dx.shape) == ((0, 6, 9, 7), *[(0, groups, 9, 7)] * 2, x.shape)
     assert not dw.any() and not db.any()
 
@@ -238,6 +239,8 @@ def test_adding_a_constant_to_the_input_or_the_weights_changes_nothing() -> None
         ({"x": torch.zeros(1, 4, 4, 4, dtype=torch.int64)}, "floating point"),
         ({"x": torch.randn(1, 4, 4, 4, dtype=torch.float64)}, "cast one"),
         ({"stride": 0}, ">= 1"),
+        ({"padding_mode": "circular"}, "padding_mode 'circular': choose one of zeros, reflect"),
+        ({"padding": (1, 4), "padding_mode": "reflect"}, "must be smaller than the input"),
         ({"negative_slope": -0.1, "activation": "leaky_relu"}, "negative_slope must be >= 0, not -0.1"),
     ],
 )
@@ -285,15 +288,18 @@ TRANSFORMS: dict[str, Callable[[Layer, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("backend", ["direct", "auto", "cuda"])
-def test_function_transforms(backend: str, transform: str, kernels_on_cpu: None) -> None:
+@pytest.mark.parametrize(
+    ("backend", "mode"),
+    [("direct", "zeros"), ("auto", "zeros"), ("cuda", "zeros"), ("direct", "reflect"), ("cuda", "reflect")],
+)
+def test_function_transforms(backend: str, mode: str, transform: str, kernels_on_cpu: None) -> None:
     """All that torch.func and forward-mode AD do with a plain convolution; the kernels step aside for it."""
     torch.manual_seed(11)
     inputs = [torch.randn(s, dtype=torch.float64) for s in ((2, 4, 6, 5), (3, 4, 3, 3), (3,))]
     got, want = (
         TRANSFORMS[transform](
             lambda x, w, b, name=name: normalized_conv2d(
-                x, w, b, 1, 1, activation="leaky_relu", backend=name
+                x, w, b, 1, 1, padding_mode=mode, activation="leaky_relu", backend=name
             ),
             *(v.clone() for v in inputs),
         )

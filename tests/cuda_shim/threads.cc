@@ -125,7 +125,8 @@ int main() {
     launch(PROJECT, a);
     check("dz", a.dz, y), check("spread", a.spread, 2 * maps * area), check("partial", a.partial, a.blocks * a.outputs);
 
-    a.dinput = random_tensor<c_t>(x), a.dx = sizeof(x_t) == sizeof(c_t) ? (x_t*)a.dinput : tensor<x_t>(x);
+    a.dinput = random_tensor<c_t>(a.reflect ? copy : x);
+    a.dx = sizeof(x_t) == sizeof(c_t) && !a.reflect ? (x_t*)a.dinput : tensor<x_t>(x);
     launch(COLLECT, a);
     check("dx", a.dx, x);
 
