@@ -114,11 +114,9 @@ def layers_in_another_layout(network: nn.Module, backward: bool) -> list[str]:
         if backward:
             x.register_hook(lambda dx: seen.append((f"gradient of {name}", dx)))
 
-    layers = [
-        (n, layer)
-        for n, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    ]
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    # those of DMS begin with two joined maps of one channel, which lie as they like
+    layers = [(n, m) for n, m in network.named_modules() if isinstance(m, kinds) and ".dms." not in n]
     for name, layer in layers:
         layer.register_forward_pre_hook(lambda _m, x, name=name: look(name, x[0]))
     y = network(torch.randn(1, 3, 16, 32).to(memory_format=torch.channels_last).requires_grad_(backward))
