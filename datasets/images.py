@@ -335,19 +335,26 @@ def save_pixels(pixels: np.ndarray, path: Path) -> None:
 
     Raises UserError naming the file where it cannot be written.
     """
+    count = pixels.shape[2]
     if path.suffix.lower() in TIFF_EXTENSIONS:
         from tifffile import imwrite  # a fifth of a second, only for those who want it
 
-        data = io.BytesIO()
-        colour = "rgb" if pixels.shape[2] == 3 else "minisblack"
-        imwrite(data, pixels, photometric=colour, planarconfig="contig", metadata=None)
+        data, colour = io.BytesIO(), "rgb" if count == 3 else "minisblack"
+        layout = "contig" if count > 1 else None
+        imwrite(
+            data,
+            pixels if count > 1 else pixels[..., 0],
+            photometric=colour,
+            planarconfig=layout,
+            metadata=None,
+        )
         _write(data.getbuffer(), path)
     elif pixels.dtype == np.uint8:
         save_png(as_picture(pixels), path)
     else:  # Pillow has no colour of 16 bits
         from imagecodecs import png_encode
 
-        _write(memoryview(png_encode(pixels)), path)
+        _write(memoryview(png_encode(pixels if count > 1 else pixels[..., 0])), path)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

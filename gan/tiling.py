@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.bands import Picture
 from datasets.decoding import PIXEL_LIMIT
 from datasets.errors import UserError, warn
 from datasets.images import to_pixels, to_tensor
@@ -76,7 +76,7 @@ def _warn_of_inexact_tiles() -> None:
 
 
 def translate_tiles(
-    translate: Callable[[Tensor], Tensor], network: nn.Module, picture: Image.Image, side: int
+    translate: Callable[[Tensor], Tensor], network: nn.Module, picture: Picture, side: int
 ) -> Iterator[tuple[Box, Tensor]]:
     """The translation of a picture, tile after tile, row after row: the tile's place, and (C, h, w) in [-1, 1].
 
@@ -96,11 +96,11 @@ def translate_tiles(
         yield (column.first, row.first, column.end, row.end), output
 
 
-def joined(tiles: Iterable[tuple[Box, Tensor]], size: tuple[int, int]) -> np.ndarray:
-    """The (H, W, C) uint8 pixels of a picture of this (width, height) from its tiles."""
+def joined(tiles: Iterable[tuple[Box, Tensor]], size: tuple[int, int], depth: int) -> np.ndarray:
+    """The (H, W, C) uint8 or uint16 pixels of a picture of this (width, height) from its tiles."""
     pixels = np.empty(0, np.uint8)
     for (left, top, right, bottom), output in tiles:
-        part = to_pixels(output)
+        part = to_pixels(output, depth)
         if not pixels.size:
             pixels = np.empty((size[1], size[0], part.shape[2]), part.dtype)
         pixels[top:bottom, left:right] = part

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.bands import Picture
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import as_picture, save_png, to_pixels, to_tensor
+from datasets.images import resized, save_pixels, to_pixels, to_tensor
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
@@ -144,7 +145,7 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
     return "G_A" if direction == "AtoB" else "G_B"
 
 
-Load = Callable[[], Image.Image]
+Load = Callable[[], Picture]
 Sized = TypeVar("Sized", bound=tuple[Any, ...])
 """A picture and what belongs to it."""
 
@@ -156,16 +157,18 @@ def translate_pictures(
     size: int | None = None,
     scale: tuple[float, float] = (1.0, 1.0),
     tiling: Tiling = IN_ONE_PIECE,
+    depth: int = 8,
 ) -> None:
-    """Translate each picture and write it as PNG; `size` forces size x size, else each keeps its own.
+    """Translate each picture and write it as PNG or TIFF; `size` forces size x size, else each keeps its own.
 
     pictures: (function that decodes one, file to write). scale: factors across and down by which a picture is resized
-    for the network; its translation is resized back. tiling: when what the network sees is cut into tiles.
+    for the network; its translation is resized back. tiling: when what the network sees is cut into tiles. depth: bits
+    of a channel that are written, 8 or 16.
     Shows a progress bar. Raises UserError naming a file that cannot be read or written; what is written before stays,
     and no file is ever half written.
     """
 
-    def decode(picture: tuple[Load, Path]) -> tuple[Image.Image, Path, tuple[int, int]]:
+    def decode(picture: tuple[Load, Path]) -> tuple[Picture, Path, tuple[int, int]]:
         image = picture[0]()
         if size:
             image = image.resize((size, size), Image.Resampling.BICUBIC)
@@ -179,17 +182,16 @@ def translate_pictures(
                 raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
         return image, picture[1], own
 
-    depth = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
+    waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
-        for batch in same_size_batches(ahead(decode, pictures, depth), batch_size):
+        for batch in same_size_batches(ahead(decode, pictures, waiting), batch_size):
             width, height = batch[0][0].size
             side = tiling.side(translator.network, (width, height))
             translate = partial(_in_tiles, side=side) if side else _in_one_piece
             try:
-                pixels = translate(translator, [image for image, _, _ in batch])
-                for (image, path, own), picture in zip(batch, map(as_picture, pixels), strict=True):
-                    whole = picture if image.size == own else picture.resize(own, Image.Resampling.BICUBIC)
-                    save_png(whole, path)
+                outputs = translate(translator, [image for image, _, _ in batch], depth)
+                for (_, path, own), pixels in zip(batch, outputs, strict=True):
+                    save_pixels(resized(pixels, own), path)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -198,16 +200,29 @@ def translate_pictures(
             bar.update(len(batch))
 
 
-def _in_one_piece(translator: Translator, images: Sequence[Image.Image]) -> Iterator[np.ndarray]:
-    """The translations of pictures of one size, (H, W, C) uint8 each."""
-    yield from map(to_pixels, translator(torch.stack([to_tensor(image) for image in images])))
+def _in_one_piece(translator: Translator, images: Sequence[Picture], depth: int) -> Iterator[np.ndarray]:
+    """The translations of pictures of one size, (H, W, C) uint8 or uint16 each."""
+    for output in translator(torch.stack([to_tensor(image) for image in images])):
+        yield to_pixels(output, depth)
 
 
-def _in_tiles(translator: Translator, images: Sequence[Image.Image], side: int) -> Iterator[np.ndarray]:
+def _in_tiles(
+    translator: Translator, images: Sequence[Picture], depth: int, side: int
+) -> Iterator[np.ndarray]:
     """As _in_one_piece, in tiles. Closes each picture, so that its memory is free for the encoder."""
     for image in images:
-        yield joined(translate_tiles(translator, translator.network, image, side), image.size)
+        pixels = joined(translate_tiles(translator, translator.network, image, side), image.size, depth)
         image.close()
+        yield pixels
+
+
+MOST_IN_PNG = 4
+"""Channels of a PNG; TIFF holds any number."""
+
+
+def suffix_for(count: int) -> str:
+    """The extension of a file that holds a translation of `count` channels."""
+    return ".png" if count <= MOST_IN_PNG else ".tif"
 
 
 def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[list[Sized]]:
@@ -217,17 +232,17 @@ def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[li
             yield batch
 
 
-def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
+def output_names(inputs: Sequence[Path], root: Path | None = None, suffix: str = ".png") -> list[str]:
     """STEM.png for each input; where two share a stem, their whole names keep them apart (a.jpg.png).
 
     root: the names keep the folders between it and the input.
     """
     places = [path.relative_to(root) if root else Path(path.name) for path in inputs]
-    names = [str(place.with_name(f"{place.stem}.png")) for place in places]
+    names = [str(place.with_name(f"{place.stem}{suffix}")) for place in places]
     while True:  # a second round where a file is called a.jpg.png already
         uses = Counter(name.casefold() for name in names)
         longer = [
-            f"{place}.png" if uses[name.casefold()] > 1 else name
+            f"{place}{suffix}" if uses[name.casefold()] > 1 else name
             for place, name in zip(places, names, strict=True)
         ]
         if longer == names:
