@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom; in pixels, without the last two."""
+
 
 class Bands:
     """One Pillow picture (mode L or F) for each band, and the methods of a Pillow picture that training needs.
@@ -28,7 +31,7 @@ class Bands:
     def resize(self, size: tuple[int, int], resample: Image.Resampling) -> "Bands":
         return Bands([band.resize(size, resample) for band in self.bands])
 
-    def crop(self, box: tuple[int, int, int, int]) -> "Bands":
+    def crop(self, box: Box) -> "Bands":
         return Bands([band.crop(box) for band in self.bands])
 
     def transpose(self, method: Image.Transpose) -> "Bands":

@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -58,6 +58,9 @@ class ValueUse:
 
 Wanted = tuple[WantedRange, int] | tuple[WantedRange, WantedRange, int]
 """Of a file, or of the two halves of a side-by-side file: value ranges, and the number of channels."""
+
+Inspect = Callable[[Path, WantedRange, int], ImageInfo]
+"""As `inspect_image`."""
 
 _SLIVER = 1 / 4  # of the number format: a set that uses less is told
 _FLAT = 1 / 64  # of the number format: a picture that uses less is nearly one colour
@@ -124,12 +127,13 @@ def scan(
     channels: tuple[int, int] = (3, 3),
     independent: bool = False,
     skip_bad: bool = False,
+    inspect: Inspect = inspect_image,
 ) -> tuple[Sources, ScanReport]:
     """Decode every file of a split; returns the sources that can be trained on, and the report.
 
     channels: that pictures of A and B (after `swapped`) become. independent: A and B are not used as pairs, so their
-    sizes may differ. skip_bad: leave unusable files out, in
-    pairs together with the partner, instead of raising. load_size: where it is not crop_size.
+    sizes may differ. skip_bad: leave unusable files out, in pairs together with the partner, instead of raising.
+    inspect: says what a file holds that is not side by side. load_size: where it is not crop_size.
     Raises one UserError that lists all unusable files: unreadable, of odd width, of another size than the partner,
     smaller than the crop or than 2x2.
     """
@@ -147,7 +151,7 @@ def scan(
             for domain, paths in _by_domain(sources).items()
             for path in paths
         }
-    records = _survey(dict(sorted(files.items())))
+    records = _survey(dict(sorted(files.items())), inspect)
     errors: dict[Path, UserError] = {}
     for path, record in records.items():
         try:
@@ -247,33 +251,33 @@ def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:
     return info.highest - info.lowest < _FLAT * (high - low)
 
 
-def _survey(files: Mapping[Path, Wanted]) -> dict[Path, FileRecord]:
+def _survey(files: Mapping[Path, Wanted], inspect: Inspect) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
     threads = cores() if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
-    records = ahead(lambda path: _remembered(path, files[path]), files, depth=64, threads=threads)
+    records = ahead(lambda path: _remembered(path, files[path], inspect), files, depth=64, threads=threads)
     bar = tqdm(records, total=len(files), unit="file", desc="scan", leave=False, disable=None)
     return dict(zip(files, bar, strict=True))
 
 
-_memory: dict[tuple[Path, int, int, Wanted], FileRecord] = {}
+_memory: dict[tuple[Path, int, int, Wanted, Inspect], FileRecord] = {}
 
 
-def _remembered(path: Path, wanted: Wanted) -> FileRecord:
+def _remembered(path: Path, wanted: Wanted, inspect: Inspect) -> FileRecord:
     try:
         state = path.stat()
     except OSError:
-        return _read(path, wanted)
-    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted)
+        return _read(path, wanted, inspect)
+    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted, inspect)
     if key not in _memory:
-        _memory[key] = _read(path, wanted)
+        _memory[key] = _read(path, wanted, inspect)
     return _memory[key]
 
 
-def _read(path: Path, wanted: Wanted) -> FileRecord:
+def _read(path: Path, wanted: Wanted, inspect: Inspect) -> FileRecord:
     infos: tuple[ImageInfo, ...] = ()
     error = None
     try:
-        infos = inspect_halves(path, *wanted) if len(wanted) == 3 else (inspect_image(path, *wanted),)
+        infos = inspect_halves(path, *wanted) if len(wanted) == 3 else (inspect(path, *wanted),)
     except RunError:  # of memory: nothing is wrong with the file
         raise
     except UserError as unusable:

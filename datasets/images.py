@@ -158,12 +158,12 @@ def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> Ima
     if wanted == "auto":
         if has_alpha and (seen := values[..., -1] > 0).any():  # what is quite transparent does not count
             colours = colours[seen]
-        lowest, highest = _extremes(colours, path)
+        lowest, highest = value_extremes(colours, path)
     else:
         pixels = _to_8_bit(values, content, wanted, path)
-        lowest, highest = _extremes(colours, path)
+        lowest, highest = value_extremes(colours, path)
         if has_alpha:
-            lowest, highest = _extremes(np.asarray(_to_channels(as_picture(pixels), 3)), path)
+            lowest, highest = value_extremes(np.asarray(_to_channels(as_picture(pixels), 3)), path)
             full = 255.0
         if wanted:
             low, high = wanted
@@ -247,7 +247,7 @@ def _to_8_bit(
     if values.dtype == np.uint8 and full == 255 and value_range is None:
         return values
     colours = _colours(values, content.has_alpha)
-    lowest, highest = _extremes(colours, path)
+    lowest, highest = value_extremes(colours, path)
     if value_range is None and (lowest < 0 or highest > full):
         what = "negative values" if values.dtype.kind == "i" else "floating point values outside 0..1"
         fix = "LOW,HIGH: what is black and white"
@@ -263,12 +263,21 @@ def _to_8_bit(
     return scaled
 
 
-def _extremes(colours: np.ndarray, path: Path) -> ValueRange:
+def value_extremes(colours: np.ndarray, path: Path) -> ValueRange:
     """The least and the largest value. Raises UserError for NaN and infinity."""
     lowest, highest = float(colours.min()), float(colours.max())
     if not np.isfinite([lowest, highest]).all():
         raise UserError(path, "holds NaN or infinite values", "replace or remove it")
     return lowest, highest
+
+
+def picture_of(
+    values: np.ndarray, full: float, channels: int, value_range: ValueRange | None, path: Path
+) -> Picture:
+    """What `load_image` makes of (H, W, C) values without alpha, of which `full` is white. Raises UserError."""
+    content = _Content(values, full, "", "", 1, has_alpha=False)
+    pixels = _to_8_bit(values, content, value_range, path)
+    return _to_channels(as_picture(pixels), channels) if channels in PLAIN else Bands.of(pixels)
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -67,15 +67,11 @@ def read_tiff(path: Path, as_bands: bool = False) -> TiffContent | None:
                 raise UserError(path, reason, "save it as RGB")
             return None
         _refuse_what_is_not_read(page, path, as_bands)
-        bits, is_signed = page.bitspersample, page.sampleformat == _SIGNED
-        white = 1 if page.dtype.kind == "f" else 2 ** (bits - is_signed) - 1
-        numbers = "floating point" if page.dtype.kind == "f" else f"{'signed ' * is_signed}{bits}-bit"
+        white, conversion = _number_format(page)
         values = page.asarray(maxworkers=1)
         if page.axes == "SYX":  # planes apart
             values = values.transpose(1, 2, 0)
         values = np.atleast_3d(values)
-        kind = {1: "grey", 3: "RGB"}.get(values.shape[2], f"{values.shape[2]} bands")
-        conversion = "" if numbers == "8-bit" else f"{numbers} {kind}"
         if page.photometric == _PALETTE:
             values, white, conversion = _look_up(values, page.colormap), 255, "palette"
         elif page.photometric == _CMYK:
@@ -91,6 +87,40 @@ def read_tiff(path: Path, as_bands: bool = False) -> TiffContent | None:
     if values.dtype == np.float16:
         values = values.astype(np.float32)
     return TiffContent(_upright(values, orientation), float(white), conversion, pages)
+
+
+class PlainTiff(NamedTuple):
+    """A file whose values need no conversion but scaling; see `TiffContent`."""
+
+    full: float
+    conversion: str
+
+
+def plain_tiff(path: Path, as_bands: bool) -> PlainTiff | None:
+    """How the numbers of a file are meant, or None where they are not all: palette, inks, alpha, white is zero.
+
+    Whatever tifffile raises stands for a damaged file.
+    """
+    from tifffile import TiffFile
+
+    with TiffFile(path, _multifile=False) as file:
+        page: Any = file.pages.first
+        samples = {_BLACK_IS_ZERO: 1, _RGB: 3}.get(page.photometric, 0)
+        if page.photometric == _YCBCR and page.compression == _JPEG:  # becomes RGB when it is decoded
+            samples = 3
+        is_plain = samples == page.samplesperpixel or (as_bands and samples)
+        if not is_plain or page.dtype is None or page.dtype.kind not in "uif":
+            return None
+        return PlainTiff(*_number_format(page))
+
+
+def _number_format(page: Any) -> tuple[float, str]:
+    """The value of white, and what is converted, in words: "signed 16-bit grey"; "" for 8 bits."""
+    bits, is_signed, samples = page.bitspersample, page.sampleformat == _SIGNED, page.samplesperpixel
+    white = 1 if page.dtype.kind == "f" else 2 ** (bits - is_signed) - 1
+    numbers = "floating point" if page.dtype.kind == "f" else f"{'signed ' * is_signed}{bits}-bit"
+    kind = {1: "grey", 3: "RGB"}.get(samples, f"{samples} bands")
+    return white, "" if numbers == "8-bit" else f"{numbers} {kind}"
 
 
 def _refuse_what_is_not_read(page: "TiffPage", path: Path, as_bands: bool) -> None:
@@ -140,13 +170,13 @@ def _look_up(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
     return colours.astype(np.uint8).T[indices[..., 0]]
 
 
-def _cmyk_to_rgb(ink: np.ndarray, full: int) -> np.ndarray:
+def _cmyk_to_rgb(ink: np.ndarray, full: float) -> np.ndarray:
     """Pillow's formula, in any depth: (1 - ink)(1 - black)."""
     paper = 1 - ink.astype(np.float32) / full
     return np.rint(paper[..., :3] * paper[..., 3:] * full).astype(ink.dtype)
 
 
-def _refuse_false_alpha(values: np.ndarray, full: int, page: "TiffPage", path: Path) -> None:
+def _refuse_false_alpha(values: np.ndarray, full: float, page: "TiffPage", path: Path) -> None:
     """Raise UserError where a fourth band is marked as alpha but is none: compositing it would change the colours.
 
     An opacity is 0 or 1 nearly everywhere, and colours that were multiplied by it do not exceed it. Premultiplied

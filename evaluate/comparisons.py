@@ -344,7 +344,9 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     folder = evaluation_folder(run) / position / translator.direction
     require_writable(folder)
     suffix = suffix_for(translator.output_nc)
-    files = [folder / name for name in output_names([picture.path for picture in inputs], suffix=suffix)]
+    files = [
+        folder / name for name in output_names([picture.path for picture in inputs], suffix=lambda _: suffix)
+    ]
     inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}
     maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
     maker += ["ema"] * translator.is_average

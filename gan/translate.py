@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.bands import Picture
+from datasets.bands import Box, Picture
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import resized, save_pixels, to_pixels, to_tensor
+from datasets.geotiff import GeoTiff
+from datasets.images import TIFF_EXTENSIONS, resized, save_pixels, to_pixels, to_tensor
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
@@ -145,9 +145,34 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
     return "G_A" if direction == "AtoB" else "G_B"
 
 
-Load = Callable[[], Picture]
+Load = Callable[[], Picture | GeoTiff]
 Sized = TypeVar("Sized", bound=tuple[Any, ...])
 """A picture and what belongs to it."""
+
+
+class Job(NamedTuple):
+    """A picture as the network sees it, and what becomes of its translation."""
+
+    image: Picture | GeoTiff
+    path: Path
+    size: tuple[int, int]  # (width, height) of the file that is written
+    source: Picture | GeoTiff  # before a resize
+
+    def write(self, parts: Iterable[tuple[Box, np.ndarray]], count: int, depth: int) -> None:
+        """Write the translation, (H, W, count) pixels for each box of it."""
+        if not isinstance(self.source, GeoTiff) or self.path.suffix.lower() not in TIFF_EXTENSIONS:
+            pixels = joined(parts, self.image.size)
+            for picture in (self.image, self.source):
+                picture.close()  # its memory is free for the encoder
+            save_pixels(resized(pixels, self.size), self.path)
+            return
+        with self.source.writing(self.path, self.size, count, depth) as write:
+            if self.image.size != self.size:
+                pixels = resized(joined(parts, self.image.size), self.size)
+                parts = [((0, 0, *self.size), pixels)]
+            for box, pixels in parts:
+                write(box, pixels)
+        self.source.close()
 
 
 def translate_pictures(
@@ -168,8 +193,8 @@ def translate_pictures(
     and no file is ever half written.
     """
 
-    def decode(picture: tuple[Load, Path]) -> tuple[Picture, Path, tuple[int, int]]:
-        image = picture[0]()
+    def decode(picture: tuple[Load, Path]) -> Job:
+        source = image = picture[0]()
         if size:
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         own = image.size
@@ -180,40 +205,33 @@ def translate_pictures(
             except MemoryError as error:
                 reason = f"out of memory at {seen[0]}x{seen[1]} pixels"
                 raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
-        return image, picture[1], own
+        return Job(image, picture[1], own, source)
 
     waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
+    network = translator.network
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
         for batch in same_size_batches(ahead(decode, pictures, waiting), batch_size):
-            width, height = batch[0][0].size
-            side = tiling.side(translator.network, (width, height))
-            translate = partial(_in_tiles, side=side) if side else _in_one_piece
+            width, height = batch[0].image.size
+            side = tiling.side(network, (width, height))
+            outputs: Iterable[Iterable[tuple[Box, Tensor]]]
             try:
-                outputs = translate(translator, [image for image, _, _ in batch], depth)
-                for (_, path, own), pixels in zip(batch, outputs, strict=True):
-                    save_pixels(resized(pixels, own), path)
+                if side:
+                    outputs = (translate_tiles(translator, network, job.image, side) for job in batch)
+                else:
+                    images = [
+                        job.image.whole() if isinstance(job.image, GeoTiff) else job.image for job in batch
+                    ]
+                    together = translator(torch.stack([to_tensor(image) for image in images]))
+                    outputs = ([((0, 0, width, height), output)] for output in together)
+                for job, parts in zip(batch, outputs, strict=True):
+                    pixels = ((box, to_pixels(output, depth)) for box, output in parts)
+                    job.write(pixels, translator.output_nc, depth)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
-                raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", smaller) from error
+                raise RunError(batch[0].path, f"out of memory at {width}x{height} pixels", smaller) from error
             bar.update(len(batch))
-
-
-def _in_one_piece(translator: Translator, images: Sequence[Picture], depth: int) -> Iterator[np.ndarray]:
-    """The translations of pictures of one size, (H, W, C) uint8 or uint16 each."""
-    for output in translator(torch.stack([to_tensor(image) for image in images])):
-        yield to_pixels(output, depth)
-
-
-def _in_tiles(
-    translator: Translator, images: Sequence[Picture], depth: int, side: int
-) -> Iterator[np.ndarray]:
-    """As _in_one_piece, in tiles. Closes each picture, so that its memory is free for the encoder."""
-    for image in images:
-        pixels = joined(translate_tiles(translator, translator.network, image, side), image.size, depth)
-        image.close()
-        yield pixels
 
 
 MOST_IN_PNG = 4
@@ -232,18 +250,21 @@ def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[li
             yield batch
 
 
-def output_names(inputs: Sequence[Path], root: Path | None = None, suffix: str = ".png") -> list[str]:
+def output_names(
+    inputs: Sequence[Path], root: Path | None = None, suffix: Callable[[Path], str] = lambda path: ".png"
+) -> list[str]:
     """STEM.png for each input; where two share a stem, their whole names keep them apart (a.jpg.png).
 
-    root: the names keep the folders between it and the input.
+    root: the names keep the folders between it and the input. suffix: of an input's output.
     """
     places = [path.relative_to(root) if root else Path(path.name) for path in inputs]
-    names = [str(place.with_name(f"{place.stem}{suffix}")) for place in places]
+    suffixes = list(map(suffix, inputs))
+    names = [str(place.with_name(f"{place.stem}{end}")) for place, end in zip(places, suffixes, strict=True)]
     while True:  # a second round where a file is called a.jpg.png already
         uses = Counter(name.casefold() for name in names)
         longer = [
-            f"{place}{suffix}" if uses[name.casefold()] > 1 else name
-            for place, name in zip(places, names, strict=True)
+            f"{place}{end}" if uses[name.casefold()] > 1 else name
+            for place, name, end in zip(places, names, suffixes, strict=True)
         ]
         if longer == names:
             return names

@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,12 @@ from urllib.parse import quote
 import torch
 
 from datasets.bands import Bands, Picture
-from datasets.check import scan
+from datasets.check import Inspect, scan
 from datasets.decoding import PIXEL_LIMIT, pixels_allowed
 from datasets.errors import UserError, printable, say
-from datasets.files import new_folder, write_atomically
-from datasets.images import PLAIN, TIFF_EXTENSIONS, load_image, save_png
+from datasets.files import new_folder, remove_leftovers, write_atomically
+from datasets.geotiff import PACKAGE, GeoTiff, has_package, inspect_placed, is_geotiff
+from datasets.images import PLAIN, TIFF_EXTENSIONS, inspect_image, load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
 from gan.pretrained import find_pretrained
 from gan.show_bands import about_shown_bands, shown_bands
@@ -128,6 +129,10 @@ def translate_files(
             "--input", "names several folders, or pictures of one name", "give the folder above them"
         )
     suffix, allowed = suffix_for(translator.output_nc), (".png", *TIFF_EXTENSIONS)
+
+    def suffix_of(path: Path) -> str:
+        return ".tif" if path in placed else suffix
+
     if len(given) == 1 and source.is_file() and output.suffix.lower() in allowed and not output.is_dir():
         if suffix != ".png" == output.suffix.lower():
             reason = f"is a PNG, which cannot hold {translator.output_nc} bands"
@@ -135,9 +140,14 @@ def translate_files(
         output, only_name = output.parent, output.name
     inputs = [picture for path in given for picture in find_inputs(path, output)][:limit]
     root = source if source.is_dir() else None
+    placed = {path for path in inputs if is_geotiff(path)}
+    if placed and not has_package():
+        fix = f"`pip install {PACKAGE}` keeps their place on the map"
+        say(f"{len(placed)} GeoTIFF files are read as pictures alone: {fix}")
+        placed = set()
 
     def targets(inputs: Sequence[Path]) -> list[Path]:
-        return [output / (only_name or name) for name in output_names(inputs, root, suffix)]
+        return [output / (only_name or name) for name in output_names(inputs, root, suffix_of)]
 
     same = output.exists() and output.resolve() == source.resolve()
     if same or {path.resolve() for path in targets(inputs)} & {path.resolve() for path in inputs}:
@@ -148,11 +158,12 @@ def translate_files(
             say(f"left out: {folder}: {text}")
     with new_folder(output):
         sources = Sources("folder", root or source.parent, ".", tuple(inputs), ())
-        sources = _readable(sources, translator, skip_bad)
+        sources = _readable(sources, translator, skip_bad, inspect_placed if placed else inspect_image)
         files = targets(sources.a)
         for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)
-        _translate_inputs(sources, files, translator, translate)
+            remove_leftovers(folder)
+        _translate_inputs(sources, files, translator, translate, placed)
     return len(files), output / only_name if only_name else output
 
 
@@ -205,7 +216,9 @@ def translate_test_split(
     return columns
 
 
-def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sources:
+def _readable(
+    sources: Sources, translator: Translator, skip_bad: bool, inspect: Inspect = inspect_image
+) -> Sources:
     """The sources in the direction of the translation, with the value ranges of the training.
 
     Prints what there is to say about the files. Raises UserError with all that cannot be read, unless they are to be
@@ -217,7 +230,9 @@ def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sourc
         sources = replace(sources, b=())  # the other domain is not shown
     sources = replace(sources, ranges=translator.options.data.value_ranges)
     counts = (translator.input_nc, translator.output_nc)
-    sources, report = scan(sources, crop_size=2, channels=counts, independent=True, skip_bad=skip_bad)
+    sources, report = scan(
+        sources, crop_size=2, channels=counts, independent=True, skip_bad=skip_bad, inspect=inspect
+    )
     if sources.layout == "folder":
         report = replace(report, left_out=())
     for note in report.notes():
@@ -226,9 +241,22 @@ def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sourc
 
 
 def _translate_inputs(
-    sources: Sources, files: Sequence[Path], translator: Translator, translate: Translate
+    sources: Sources,
+    files: Sequence[Path],
+    translator: Translator,
+    translate: Translate,
+    placed: Collection[Path] = (),
 ) -> None:
-    translate([(partial(sources.load_a, i, translator.input_nc), file) for i, file in enumerate(files)])
+    """Translate the inputs into these files. placed: those that are read, and may be written, as GeoTIFF."""
+    wanted = sources.ranges[sources.is_swapped]
+    assert wanted != "auto"  # the scan has found it
+    loads: list[Load] = [
+        partial(GeoTiff, path, translator.input_nc, wanted)
+        if path in placed
+        else partial(sources.load_a, i, translator.input_nc)
+        for i, path in enumerate(sources.a)
+    ]
+    translate(list(zip(loads, files, strict=True)))
 
 
 def _page(name: str, translator: Translator, told: str, columns: Columns) -> str:
