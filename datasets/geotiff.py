@@ -7,6 +7,7 @@ same value where the translation can hold it, else by a mask. A pixel with data 
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,10 @@ from datasets.tiff import MAGIC, PlainTiff, plain_tiff
 
 PACKAGE = "rasterio"
 STRIP = 2**22  # pixels that are looked at together
+_SCALE, _ORIGIN = "ModelPixelScaleTag", "ModelTiepointTag"  # one means nothing without the other
 _LOSSLESS = ("deflate", "lzw", "zstd", "packbits")
 
+warnings.filterwarnings("ignore", module=PACKAGE)
 logging.getLogger(PACKAGE).setLevel(logging.CRITICAL + 1)  # what matters is raised
 
 
@@ -44,24 +47,24 @@ def has_package() -> bool:
 
 
 def is_geotiff(path: Path) -> bool:
-    """Whether a file is a TIFF with a place on the map. False for what cannot be read."""
+    """Whether a file is an upright TIFF with a place on the map. False for what cannot be read."""
+    return bool(_place(path))
+
+
+def _place(path: Path) -> set[str]:
+    """Names of the tags that say where a file lies; none for what is_geotiff denies."""
     try:
         with path.open("rb") as file:
             if file.read(4) not in MAGIC:
-                return False
+                return set()
         from tifffile import TiffFile
 
         with TiffFile(path, _multifile=False) as tiff:
             tags = tiff.pages.first.tags
-            placed = {
-                "GeoKeyDirectoryTag",
-                "ModelPixelScaleTag",
-                "ModelTransformationTag",
-                "ModelTiepointTag",
-            }
-            return tags.valueof("Orientation", 1) == 1 and any(tag.name in placed for tag in tags)
+            names = {tag.name for tag in tags if tags.valueof("Orientation", 1) == 1}
+            return names & {"GeoKeyDirectoryTag", _SCALE, _ORIGIN, "ModelTransformationTag"}
     except Exception:  # whoever reads it says what is wrong
-        return False
+        return set()
 
 
 class GeoTiff:
@@ -76,9 +79,11 @@ class GeoTiff:
         import rasterio
 
         self.path, self.channels, self.value_range = path, channels, value_range
-        with naming_problems(path):
+        with naming_problems(path), rasterio.Env():  # which keeps GDAL's remarks from the terminal
             self.kind: PlainTiff | None = plain_tiff(path, as_bands=channels not in PLAIN)
             self._file = rasterio.open(path, driver="GTiff")
+        if (place := _place(path)) and _SCALE in place and _ORIGIN not in place:
+            raise UserError(path, "is damaged: it does not say where it lies", "replace or remove it")
         self.size = self.width, self.height = self._file.width, self._file.height
         if self.kind and self.width * self.height > pixel_limit():
             reason = f"holds {self.width * self.height:,} pixels, at most {pixel_limit():,} are read"
@@ -145,7 +150,6 @@ class GeoTiff:
         Gives the function that writes (H, W, count) uint8 or uint16 pixels to a box. Raises UserError naming the file.
         """
         import rasterio
-        from affine import Affine  # which rasterio needs
         from rasterio.errors import RasterioError
 
         source, (width, height) = self._file, size
@@ -153,7 +157,8 @@ class GeoTiff:
         nodata = (
             source.nodata if source.nodata is not None and float(source.nodata) in range(white + 1) else None
         )
-        transform = source.transform * Affine.scale(self.width / width, self.height / height)
+        ground, x, y = source.transform, self.width / width, self.height / height
+        transform = type(ground)(ground.a * x, ground.b * y, ground.c, ground.d * x, ground.e * y, ground.f)
         profile: dict[str, Any] = {
             "driver": "GTiff", "width": width, "height": height, "count": count, "dtype": dtype, "nodata": nodata,
             "crs": source.crs, "transform": transform, "tiled": True, "BIGTIFF": "IF_SAFER",
@@ -172,9 +177,8 @@ class GeoTiff:
                 if nodata is None:
                     file.write_mask(there, window=window)
                 else:
-                    target = np.where(
-                        target == nodata, target + (1 if nodata < white else -1), target
-                    ).astype(dtype)
+                    neighbour = nodata + 1 if nodata < white else nodata - 1
+                    target = np.where(target == nodata, neighbour, target).astype(dtype)
                     target[:, there == 0] = nodata
             file.write(target, window=window)
 
@@ -186,10 +190,10 @@ class GeoTiff:
             ):
                 if size == self.size and source.gcps[0]:
                     file.gcps = source.gcps
+                elif "AREA_OR_POINT" in source.tags():  # beside control points, GDAL would move these
+                    file.update_tags(AREA_OR_POINT=source.tags()["AREA_OR_POINT"])
                 if size == self.size and source.rpcs:
                     file.rpcs = source.rpcs
-                if "AREA_OR_POINT" in source.tags():
-                    file.update_tags(AREA_OR_POINT=source.tags()["AREA_OR_POINT"])
                 yield write
         except RasterioError as error:
             raise UserError(path, f"cannot be written: {error}", "check the space on the device") from error

@@ -105,10 +105,9 @@ def plain_tiff(path: Path, as_bands: bool) -> PlainTiff | None:
 
     with TiffFile(path, _multifile=False) as file:
         page: Any = file.pages.first
-        samples = {_BLACK_IS_ZERO: 1, _RGB: 3}.get(page.photometric, 0)
-        if page.photometric == _YCBCR and page.compression == _JPEG:  # becomes RGB when it is decoded
-            samples = 3
-        is_plain = samples == page.samplesperpixel or (as_bands and samples)
+        samples, colour = page.samplesperpixel, page.photometric
+        is_plain = colour in (_BLACK_IS_ZERO, _RGB) and (as_bands or samples in (1, 3))
+        is_plain |= colour == _YCBCR and page.compression == _JPEG  # becomes RGB when it is decoded
         if not is_plain or page.dtype is None or page.dtype.kind not in "uif":
             return None
         return PlainTiff(*_number_format(page))
@@ -140,6 +139,8 @@ def _refuse_what_is_not_read(page: "TiffPage", path: Path, as_bands: bool) -> No
     bands = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _PALETTE: 1, _CMYK: 4}.get(colour, 3)
     extra = tuple(map(int, page.extrasamples))
     is_alpha = extra in ((_PREMULTIPLIED,), (_UNASSOCIATED,)) and bands != 4 and colour != _PALETTE
+    if samples == 3 and colour == _BLACK_IS_ZERO:
+        bands = 3  # of a program that does not say that they are colours
     if samples != bands + is_alpha and not (as_bands and colour in (_BLACK_IS_ZERO, _RGB)):
         fix = f"save its bands as grey or RGB pictures, or train with --input_nc {samples}"
         raise UserError(path, f"is a {samples}-band TIFF, not read", fix)
