@@ -123,6 +123,27 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
     return picture
 
 
+def converted(picture: Image.Image | np.ndarray, channels: int) -> Picture:
+    """A Pillow picture or (H, W, C) uint8 from elsewhere, as `load_image` gives it from a file with these pixels.
+
+    Raises UserError for other number formats, and for another number of bands than wanted, where that matters.
+    """
+    if isinstance(picture, np.ndarray):
+        values = picture
+    else:
+        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+            fix = "give the path of its file, which says what is white"
+            raise UserError("picture", f"has the mode {picture.mode}, not 8 bits a channel", fix)
+        picture = ImageOps.exif_transpose(picture)
+        mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+        values = np.atleast_3d(np.asarray(_in_mode(picture, mode + "A" * picture.has_transparency_data)))
+    if channels in PLAIN and values.shape[2] <= 4:
+        return _to_channels(as_picture(values), channels)
+    if values.shape[2] != channels:
+        raise UserError("picture", f"holds {values.shape[2]} bands, not {channels}", "give as many")
+    return Bands.of(values)
+
+
 def inspect_image(path: Path, wanted: WantedRange = None, channels: int | None = 3) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 

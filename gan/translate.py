@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,16 @@ from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
 from datasets.geotiff import GeoTiff
-from datasets.images import TIFF_EXTENSIONS, resized, save_pixels, to_pixels, to_tensor
+from datasets.images import (
+    TIFF_EXTENSIONS,
+    as_picture,
+    converted,
+    load_image,
+    resized,
+    save_pixels,
+    to_pixels,
+    to_tensor,
+)
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
@@ -77,12 +86,49 @@ class Translator:
         """The options of the training, as a checkpoint stores them."""
         return stored_dict(self.options)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
+    @property
+    def scale(self) -> tuple[float, float]:
+        """At which pictures are translated, across and down: `trained_scale`, or 1 where it differs by up to 1.25."""
+        factors = self.trained_scale
+        return (1.0, 1.0) if all(1 / 1.25 <= factor <= 1.25 for factor in factors) else factors
 
-        A size the network cannot take is padded (by reflection where the picture is large enough, else by its
-        edge) and cropped back.
+    @overload
+    def __call__(self, picture: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, picture: np.ndarray) -> np.ndarray: ...
+    @overload
+    def __call__(self, picture: str | Path | Image.Image) -> Image.Image: ...
+
+    def __call__(self, picture: Any) -> Any:
+        """The translation of a picture, of the same size, and of the same kind as the picture.
+
+        A tensor is (N, C, H, W) in [-1, 1], and so is its translation, float32 on the CPU. A size that the network
+        cannot take is padded (by reflection where the picture is large enough, else by its edge) and cropped back.
+        For a path or a Pillow picture there is a Pillow picture, for an array (H, W, C) uint8 an array: what test.py
+        writes, with pictures converted to the channels of the network, at the scale of the training. More than 4
+        channels are always an array. Raises UserError for anything else, and for what cannot be read.
         """
+        if isinstance(picture, Tensor):
+            return self._translated(picture)
+        if isinstance(picture, str | Path):
+            wanted = self.options.data.value_ranges["AB".index(self.direction[0])]
+            image = load_image(Path(picture), self.input_nc, None if wanted == "auto" else wanted)
+        elif isinstance(picture, Image.Image) or _is_pixels(picture):
+            image = converted(picture, self.input_nc)
+        else:
+            given = (
+                f"{type(picture).__name__} {getattr(picture, 'dtype', '')} {getattr(picture, 'shape', '')}"
+            )
+            fix = "give a path, a Pillow picture, (H, W, C) uint8, or a tensor in [-1, 1]"
+            raise UserError("picture", f"cannot be translated: {given.strip()}", fix)
+        seen = _at_scale(image, self.scale, "picture")
+        [parts] = _outputs(self, [seen], Tiling("auto").side(self.network, seen.size))
+        pixels = joined(((box, to_pixels(output)) for box, output in parts), seen.size)
+        pixels = resized(pixels, image.size)
+        is_array = isinstance(picture, np.ndarray) or self.output_nc > MOST_IN_PNG
+        return pixels if is_array else as_picture(pixels)
+
+    def _translated(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         with torch.inference_mode(), self.placement.autocast():
             output = self.network(pad_to_fit(self.placement.put(images), self.network))
@@ -197,32 +243,15 @@ def translate_pictures(
         source = image = picture[0]()
         if size:
             image = image.resize((size, size), Image.Resampling.BICUBIC)
-        own = image.size
-        if scale != (1, 1):
-            seen = [max(2, round(length * factor)) for length, factor in zip(own, scale, strict=True)]
-            try:
-                image = image.resize((seen[0], seen[1]), Image.Resampling.BICUBIC)
-            except MemoryError as error:
-                reason = f"out of memory at {seen[0]}x{seen[1]} pixels"
-                raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
-        return Job(image, picture[1], own, source)
+        return Job(_at_scale(image, scale, picture[1]), picture[1], image.size, source)
 
     waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
-    network = translator.network
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
         for batch in same_size_batches(ahead(decode, pictures, waiting), batch_size):
             width, height = batch[0].image.size
-            side = tiling.side(network, (width, height))
-            outputs: Iterable[Iterable[tuple[Box, Tensor]]]
+            side = tiling.side(translator.network, (width, height))
             try:
-                if side:
-                    outputs = (translate_tiles(translator, network, job.image, side) for job in batch)
-                else:
-                    images = [
-                        job.image.whole() if isinstance(job.image, GeoTiff) else job.image for job in batch
-                    ]
-                    together = translator(torch.stack([to_tensor(image) for image in images]))
-                    outputs = ([((0, 0, width, height), output)] for output in together)
+                outputs = _outputs(translator, [job.image for job in batch], side)
                 for job, parts in zip(batch, outputs, strict=True):
                     pixels = ((box, to_pixels(output, depth)) for box, output in parts)
                     job.write(pixels, translator.output_nc, depth)
@@ -232,6 +261,36 @@ def translate_pictures(
                 smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
                 raise RunError(batch[0].path, f"out of memory at {width}x{height} pixels", smaller) from error
             bar.update(len(batch))
+
+
+Seen = TypeVar("Seen", Picture, Picture | GeoTiff)
+
+
+def _at_scale(image: Seen, scale: tuple[float, float], name: str | Path) -> Seen:
+    """Resized by factors across and down; name: what the error line speaks of where memory is too small."""
+    if scale == (1, 1):
+        return image
+    width, height = (max(2, round(length * factor)) for length, factor in zip(image.size, scale, strict=True))
+    try:
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    except MemoryError as error:
+        reason = f"out of memory at {width}x{height} pixels"
+        raise RunError(name, reason, "give a smaller --scale, or native") from error
+
+
+def _outputs(
+    translator: Translator, images: Sequence[Picture | GeoTiff], side: int
+) -> Iterable[Iterable[tuple[Box, Tensor]]]:
+    """For each of some pictures of one size, the parts of its translation: (C, h, w) in [-1, 1] for a box of it."""
+    if side:
+        return (translate_tiles(translator, translator.network, image, side) for image in images)
+    whole = [image.whole() if isinstance(image, GeoTiff) else image for image in images]
+    together = translator(torch.stack([to_tensor(image) for image in whole]))
+    return ([((0, 0, *images[0].size), output)] for output in together)
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
 
 
 MOST_IN_PNG = 4
