@@ -179,9 +179,6 @@ class Translator:
         return cls(network, options, direction, path, step, epochs, placement, median_size, is_average)
 
 
-load_translator = Translator.load
-
-
 def _generator_name(options: TrainOptions, direction: str) -> str:
     if options.model.model == "pix2pix":
         if direction != options.data.direction:

@@ -27,7 +27,7 @@ from datasets.check import scan
 from datasets.errors import UserError
 from datasets.images import load_image, resized, save_pixels, to_pixels, to_tensor
 from datasets.layouts import find_sources
-from gan.translate import load_translator
+from gan.translate import Translator
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -188,7 +188,7 @@ def test_five_bands_from_training_to_the_page(tmp_path: Path) -> None:
     assert any(np.array_equal(seen, truth[..., [3, 2, 1]]) for truth in truths)
 
     run("test", *where, "--input", tmp_path / "data" / "A" / "test", "--output", tmp_path / "out")
-    translator = load_translator(folder, device="cpu")
+    translator = Translator.load(folder, device="cpu")
     for k in range(2):
         made = seen_by_gdal(tmp_path / "out" / f"{k}.tif")
         source = bands(5, seed=10 * k + 1).astype(np.float32).transpose(2, 0, 1)
@@ -235,7 +235,7 @@ def test_sixteen_bits_are_those_of_the_network(tmp_path: Path) -> None:
     untrained_run(tmp_path / "runs", "--norm", "nc_ms", "--base_norm", "none", "--init_type", "kaiming")
     picture(20, 16, 1).save(tmp_path / "x.png")
     where = ("--name", "r", "--checkpoints_dir", tmp_path / "runs", "--device", "cpu", "--output_depth", 16)
-    expected = load_translator(tmp_path / "runs" / "r", device="cpu")(to_tensor(picture(20, 16, 1))[None])[0]
+    expected = Translator.load(tmp_path / "runs" / "r", device="cpu")(to_tensor(picture(20, 16, 1))[None])[0]
     for name, flags in {"out": (), "a.png": (), "b.tif": (), "c.tif": ("--tile", "16")}.items():
         outcome = translate(*where, "--input", tmp_path / "x.png", "--output", tmp_path / name, *flags)
         assert outcome.code == 0 and "16 bits a channel" in outcome.err, outcome.err
@@ -262,7 +262,7 @@ def test_metrics_of_five_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run = untrained_run(tmp_path / "runs", *flags)
     report = evaluate(runs=run, metrics="l1")
     assert report["protocol"]["id"] == "i2i-1/16/eval/bands1+2+3"
-    translator = load_translator(run, device="cpu")
+    translator = Translator.load(run, device="cpu")
     for shown, chosen in ((range(3), ""), ([4, 0, 1], "5,1,2")):
         report = evaluate(runs=run, metrics="l1", show_bands=chosen)
         distances = []
