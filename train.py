@@ -27,7 +27,10 @@ def main() -> int:
             from evaluate.training import make_evaluator
 
             evaluate = make_evaluator(
-                output.eval_metrics, best_by=output.best_by, device=options.device.device
+                output.eval_metrics,
+                best_by=output.best_by,
+                device=options.device.device,
+                show_bands=options.viewer.show_bands,
             )
         return train(options, saved, evaluate, processes)
 

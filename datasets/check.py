@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import ahead, cores
-from datasets.images import ImageInfo, ValueRange, WantedRange, inspect_halves, inspect_image
+from datasets.images import PLAIN, ImageInfo, ValueRange, WantedRange, inspect_halves, inspect_image
 from datasets.layouts import Sources, left_out, name_below
 from datasets.transforms import Augmentation, Preprocess, Size, half_size
 
@@ -55,6 +55,12 @@ class ValueUse:
         if self.flat:
             yield f"{domain}: {len(self.flat)} of {_files(self.count)} of nearly one colour (first: {self.flat[0]})"
 
+
+Wanted = tuple[WantedRange, int] | tuple[WantedRange, WantedRange, int]
+"""Of a file, or of the two halves of a side-by-side file: value ranges, and the number of channels."""
+
+Inspect = Callable[[Path, WantedRange, int], ImageInfo]
+"""As `inspect_image`."""
 
 _SLIVER = 1 / 4  # of the number format: a set that uses less is told
 _FLAT = 1 / 64  # of the number format: a picture that uses less is nearly one colour
@@ -118,23 +124,34 @@ def scan(
     crop_size: int,
     preprocess: Preprocess = "resize_and_crop",
     load_size: int | None = None,
+    channels: tuple[int, int] = (3, 3),
     independent: bool = False,
     skip_bad: bool = False,
+    inspect: Inspect = inspect_image,
 ) -> tuple[Sources, ScanReport]:
     """Decode every file of a split; returns the sources that can be trained on, and the report.
 
-    independent: A and B are not used as pairs, so their sizes may differ. skip_bad: leave unusable files out, in
-    pairs together with the partner, instead of raising. load_size: where it is not crop_size.
+    channels: that pictures of A and B (after `swapped`) become. independent: A and B are not used as pairs, so their
+    sizes may differ. skip_bad: leave unusable files out, in pairs together with the partner, instead of raising.
+    inspect: says what a file holds that is not side by side. load_size: where it is not crop_size.
     Raises one UserError that lists all unusable files: unreadable, of odd width, of another size than the partner,
     smaller than the crop or than 2x2.
     """
     augmentation = Augmentation(preprocess, load_size or crop_size, crop_size)
     wanted = dict(zip("AB", sources.ranges, strict=True))
     if sources.layout == "aligned":
-        ranges: dict[Path, tuple[WantedRange, ...]] = dict.fromkeys(sources.a, sources.ranges)
+        if channels[0] != channels[1] and not {*channels} <= {*PLAIN}:
+            reason = "differs from --input_nc, and a side-by-side file has as many bands on both sides"
+            raise UserError("--output_nc", reason, "save A and B as files of their own")
+        files: dict[Path, Wanted] = dict.fromkeys(sources.a, (*sources.ranges, channels[0]))
     else:
-        ranges = {path: (wanted[domain],) for domain, files in _by_domain(sources).items() for path in files}
-    records = _survey(dict(sorted(ranges.items())))
+        counts = dict(zip("AB", channels[::-1] if sources.is_swapped else channels, strict=True))
+        files = {
+            path: (wanted[domain], counts[domain])
+            for domain, paths in _by_domain(sources).items()
+            for path in paths
+        }
+    records = _survey(dict(sorted(files.items())), inspect)
     errors: dict[Path, UserError] = {}
     for path, record in records.items():
         try:
@@ -166,7 +183,7 @@ def scan(
     range_a, range_b = (values[domain].wanted if domain in values else None for domain in "AB")
     left = replace(left, ranges=(range_a, range_b))
     most = max(infos, key=lambda path: infos[path].frames)
-    folders = sorted({path.parent for path in ranges})
+    folders = sorted({path.parent for path in files})
     return left, ScanReport(
         layout_note=sources.note,
         sizes=Counter(info.size for info in infos.values()),
@@ -234,33 +251,33 @@ def _is_flat(info: ImageInfo, wanted: ValueRange | None) -> bool:
     return info.highest - info.lowest < _FLAT * (high - low)
 
 
-def _survey(ranges: Mapping[Path, tuple[WantedRange, ...]]) -> dict[Path, FileRecord]:
+def _survey(files: Mapping[Path, Wanted], inspect: Inspect) -> dict[Path, FileRecord]:
     """Read and decode files in threads, one a core. What was read before and has not changed since is remembered."""
     threads = cores() if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
-    records = ahead(lambda path: _remembered(path, ranges[path]), ranges, depth=64, threads=threads)
-    bar = tqdm(records, total=len(ranges), unit="file", desc="scan", leave=False, disable=None)
-    return dict(zip(ranges, bar, strict=True))
+    records = ahead(lambda path: _remembered(path, files[path], inspect), files, depth=64, threads=threads)
+    bar = tqdm(records, total=len(files), unit="file", desc="scan", leave=False, disable=None)
+    return dict(zip(files, bar, strict=True))
 
 
-_memory: dict[tuple[Path, int, int, tuple[WantedRange, ...]], FileRecord] = {}
+_memory: dict[tuple[Path, int, int, Wanted, Inspect], FileRecord] = {}
 
 
-def _remembered(path: Path, wanted: tuple[WantedRange, ...]) -> FileRecord:
+def _remembered(path: Path, wanted: Wanted, inspect: Inspect) -> FileRecord:
     try:
         state = path.stat()
     except OSError:
-        return _read(path, wanted)
-    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted)
+        return _read(path, wanted, inspect)
+    key = (path.absolute(), state.st_mtime_ns, state.st_size, wanted, inspect)
     if key not in _memory:
-        _memory[key] = _read(path, wanted)
+        _memory[key] = _read(path, wanted, inspect)
     return _memory[key]
 
 
-def _read(path: Path, wanted: tuple[WantedRange, ...]) -> FileRecord:
+def _read(path: Path, wanted: Wanted, inspect: Inspect) -> FileRecord:
     infos: tuple[ImageInfo, ...] = ()
     error = None
     try:
-        infos = inspect_halves(path, *wanted) if len(wanted) == 2 else (inspect_image(path, *wanted),)
+        infos = inspect_halves(path, *wanted) if len(wanted) == 3 else (inspect(path, *wanted),)
     except RunError:  # of memory: nothing is wrong with the file
         raise
     except UserError as unusable:

@@ -35,12 +35,25 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Callable[[bytes | me
     Raises OSError of any step; `path` is then what it was before (or, if only the last flush of the folder
     failed, the new file).
     """
+    with _replacing(path, durable) as (descriptor, _):
+        yield lambda data: write_all(descriptor, data)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a library that opens the file itself: gives its name. Not durable."""
+    with _replacing(path, durable=False) as (_, temporary):
+        yield temporary
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, durable: bool) -> Iterator[tuple[int, Path]]:
     temporary = _temporary(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try_lock(descriptor)  # held while the writer lives: see remove_leftovers
-            yield lambda data: write_all(descriptor, data)
+            yield descriptor, temporary
             if durable:
                 os.fsync(descriptor)
         finally:

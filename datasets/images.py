@@ -16,9 +16,10 @@ How a file becomes 8 bits a channel: the values that its number format can hold,
 | 16-bit RGB                       | TIFF: as above; elsewhere the upper 8 bits (all that Pillow reads)        |
 | palette                          | its colours                                                               |
 | CMYK, YCbCr                      | RGB by Pillow's formula                                                   |
-| alpha, or one transparent colour | composited on white for 1 or 3 channels, kept for 4                       |
+| alpha, or one transparent colour | composited on white for 1 or 3 channels, else a band                      |
 | grey wanted, colour there        | luma: 0.299 R + 0.587 G + 0.114 B                                         |
 | colour wanted, grey there        | the grey value three times                                                |
+| 2, 4 or more channels wanted     | the bands as they are; a file with another number of them is refused      |
 
 A value range (low, high) of the file's own numbers replaces 0..white: low becomes 0, high 255, and what is outside is
 clipped. It applies to all colours of a picture, not to its alpha.
@@ -27,13 +28,14 @@ clipped. It applies to all colours of a picture, not to its alpha.
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from datasets.bands import Bands, Picture
 from datasets.decoding import IMAGE_EXTENSIONS, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
@@ -44,6 +46,8 @@ ValueRange = tuple[float, float]
 
 WantedRange = ValueRange | Literal["auto"] | None
 """auto: the least and largest value of the training pictures; None: what the number format can hold."""
+
+TIFF_EXTENSIONS = (".tif", ".tiff")
 
 Part = Literal["whole", "left", "right"]
 """Of a side-by-side picture."""
@@ -72,6 +76,11 @@ class _Content(NamedTuple):
     mode: str
     conversion: str
     frames: int
+    has_alpha: bool
+
+
+PLAIN = (1, 3)
+"""Numbers of channels of grey and colour. What a file holds is converted to these, but not to any other number."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -86,37 +95,71 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -> Image.Image:
-    """Picture of a file in mode L, RGB or RGBA for 1, 3 or 4 channels. Raises UserError naming the file.
+@overload
+def load_image(path: Path, channels: Literal[1, 3] = ..., value_range: WantedRange = ...) -> Image.Image: ...
+
+
+@overload
+def load_image(path: Path, channels: int, value_range: WantedRange = ...) -> Picture: ...
+
+
+def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -> Picture:
+    """Picture of a file in mode L or RGB for 1 or 3 channels, else its bands. Raises UserError naming the file.
 
     value_range: not "auto", which only a scan of all pictures can resolve.
     """
     if value_range == "auto":
         raise ValueError("the automatic value range has not been looked for: see datasets.check.scan")
     with naming_problems(path):
-        content = _read(path)
+        content = _read(path, channels)
+        if channels not in PLAIN:
+            return Bands.of(_to_8_bit(_values(content), content, value_range, path))
         if isinstance(content.pixels, Image.Image) and value_range is None:
             picture = content.pixels
         else:
-            picture = _to_8_bit(_values(content), content.full, value_range, path)
+            picture = as_picture(_to_8_bit(_values(content), content, value_range, path))
         picture = _to_channels(picture, channels)
     picture.info = {}  # a colour profile or comment must not follow into files written later
     return picture
 
 
-def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:
+def converted(picture: Image.Image | np.ndarray, channels: int) -> Picture:
+    """A Pillow picture or (H, W, C) uint8 from elsewhere, as `load_image` gives it from a file with these pixels.
+
+    Raises UserError for other number formats, and for another number of bands than wanted, where that matters.
+    """
+    if isinstance(picture, np.ndarray):
+        values = picture
+    else:
+        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+            fix = "give the path of its file, which says what is white"
+            raise UserError("picture", f"has the mode {picture.mode}, not 8 bits a channel", fix)
+        picture = ImageOps.exif_transpose(picture)
+        mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+        values = np.atleast_3d(np.asarray(_in_mode(picture, mode + "A" * picture.has_transparency_data)))
+    if channels in PLAIN and values.shape[2] <= 4:
+        return _to_channels(as_picture(values), channels)
+    if values.shape[2] != channels:
+        raise UserError("picture", f"holds {values.shape[2]} bands, not {channels}", "give as many")
+    return Bands.of(values)
+
+
+def inspect_image(path: Path, wanted: WantedRange = None, channels: int | None = 3) -> ImageInfo:
     """What a file holds, decoded completely as load_image would. Raises UserError naming the file.
 
     With wanted "auto", negative values and floating point outside 0..1 are not refused: their range is looked for.
+    channels: None for its bands, however many.
     """
     with naming_problems(path):
-        return _info(_read(path), wanted, "whole", path)
+        return _info(_read(path, channels), wanted, "whole", path)
 
 
-def inspect_halves(path: Path, left: WantedRange, right: WantedRange) -> tuple[ImageInfo, ImageInfo]:
+def inspect_halves(
+    path: Path, left: WantedRange, right: WantedRange, channels: int = 3
+) -> tuple[ImageInfo, ImageInfo]:
     """As inspect_image, of the two halves of a side-by-side picture, which is decoded once."""
     with naming_problems(path):
-        content = _read(path)
+        content = _read(path, channels)
         return _info(content, left, "left", path), _info(content, right, "right", path)
 
 
@@ -131,17 +174,17 @@ def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> Ima
         return ImageInfo(
             size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped
         )
-    values = _values(content)[:, first:end]
-    colours, has_alpha = _colours(values), values.shape[2] in (2, 4)
+    values, has_alpha = _values(content)[:, first:end], content.has_alpha
+    colours = _colours(values, has_alpha)
     if wanted == "auto":
         if has_alpha and (seen := values[..., -1] > 0).any():  # what is quite transparent does not count
             colours = colours[seen]
-        lowest, highest = _extremes(colours, path)
+        lowest, highest = value_extremes(colours, path)
     else:
-        picture = _to_8_bit(values, full, wanted, path)
-        lowest, highest = _extremes(colours, path)
+        pixels = _to_8_bit(values, content, wanted, path)
+        lowest, highest = value_extremes(colours, path)
         if has_alpha:
-            lowest, highest = _extremes(np.asarray(_to_channels(picture, 3)), path)
+            lowest, highest = value_extremes(np.asarray(_to_channels(as_picture(pixels), 3)), path)
             full = 255.0
         if wanted:
             low, high = wanted
@@ -151,12 +194,28 @@ def _info(content: _Content, wanted: WantedRange, part: Part, path: Path) -> Ima
     return ImageInfo(size, content.mode, content.conversion, content.frames, lowest, highest, full, clipped)
 
 
-def _read(path: Path) -> _Content:
+def _read(path: Path, channels: int | None) -> _Content:
+    """As load_image's rules say. Raises UserError for another number of bands than wanted, where that matters."""
+    as_bands = channels not in PLAIN
+    content = _decode(path, as_bands)
+    if not as_bands:
+        return content
+    pixels = content.pixels
+    count = len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[2]
+    if channels not in (None, count):
+        reason = f"holds {count} band{'s' * (count > 1)}, not {channels}"
+        raise UserError(path, reason, "see --input_nc and --output_nc")
+    return content._replace(conversion="") if content.conversion == "alpha" else content
+
+
+def _decode(path: Path, as_bands: bool) -> _Content:
     with path.open("rb") as file:
         is_tiff = file.read(4) in MAGIC
-    if is_tiff and (found := read_tiff(path)):
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[found.values.shape[2]]
-        return _Content(found.values, found.full, mode, found.conversion, found.pages)
+    if is_tiff and (found := read_tiff(path, as_bands)):
+        count = found.values.shape[2]
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(count, f"{count} bands")
+        has_alpha = count in (2, 4) and not as_bands
+        return _Content(found.values, found.full, mode, found.conversion, found.pages, has_alpha)
     with decoded(path) as image:
         is_photo = image.format == "MPO"  # a photo and its previews
         frames = 1 if is_photo else getattr(image, "n_frames", 1)
@@ -165,13 +224,13 @@ def _read(path: Path) -> _Content:
         if mode in ("I", "F") or mode.startswith("I;16"):
             full = 1.0 if mode == "F" else 65535.0  # Pillow scales 16-bit PGM files to that, in mode I
             values = _with_transparent_colour(np.asarray(image), image, full)
-            return _Content(values, full, mode, conversion, frames)
+            return _Content(values, full, mode, conversion, frames, values.shape[2] == 2)
         grey = mode in ("1", "L", "LA", "La")
         if image.has_transparency_data:
-            return _Content(_in_mode(image, "LA" if grey else "RGBA"), 255.0, mode, conversion, frames)
+            return _Content(_in_mode(image, "LA" if grey else "RGBA"), 255.0, mode, conversion, frames, True)
         if not grey and mode not in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
             raise UserError(path, f"holds {mode} colours, which are not read", "save it as RGB")
-        return _Content(_in_mode(image, "L" if grey else "RGB"), 255.0, mode, conversion, frames)
+        return _Content(_in_mode(image, "L" if grey else "RGB"), 255.0, mode, conversion, frames, False)
 
 
 def _conversion(image: Image.Image) -> str:
@@ -196,34 +255,36 @@ def _values(content: _Content) -> np.ndarray:
     return np.atleast_3d(np.asarray(content.pixels))
 
 
-def _colours(values: np.ndarray) -> np.ndarray:
-    """Without the alpha of (H, W, 2) or (H, W, 4)."""
-    return values[..., :-1] if values.shape[2] in (2, 4) else values
+def _colours(values: np.ndarray, has_alpha: bool) -> np.ndarray:
+    """(H, W, C) without the last channel, if that is alpha."""
+    return values[..., :-1] if has_alpha else values
 
 
-def _to_8_bit(values: np.ndarray, full: float, value_range: ValueRange | None, path: Path) -> Image.Image:
-    """Picture in mode L, LA, RGB or RGBA."""
+def _to_8_bit(
+    values: np.ndarray, content: _Content, value_range: ValueRange | None, path: Path
+) -> np.ndarray:
+    """(H, W, C) uint8. content: what the values come from."""
+    full = content.full
     if values.dtype == np.uint8 and full == 255 and value_range is None:
-        scaled = values
-    else:
-        colours = _colours(values)
-        lowest, highest = _extremes(colours, path)
-        if value_range is None and (lowest < 0 or highest > full):
-            what = "negative values" if values.dtype.kind == "i" else "floating point values outside 0..1"
-            fix = "LOW,HIGH: what is black and white"
-            raise UserError(path, f"holds {what}, which need --value_range", fix)
-        low, high = value_range or (0.0, full)
-        scaled = np.empty(values.shape, np.uint8)
-        for rows in range(0, len(values), 64):  # in strips, or float64 would be eight times the picture
-            strip = slice(rows, rows + 64)
-            part = (values[strip].astype(np.float64) - low) / (high - low) * 255
-            if colours is not values:
-                part[..., -1] = values[strip, :, -1] / full * 255
-            scaled[strip] = np.rint(part.clip(0, 255))
-    return as_picture(scaled)
+        return values
+    colours = _colours(values, content.has_alpha)
+    lowest, highest = value_extremes(colours, path)
+    if value_range is None and (lowest < 0 or highest > full):
+        what = "negative values" if values.dtype.kind == "i" else "floating point values outside 0..1"
+        fix = "LOW,HIGH: what is black and white"
+        raise UserError(path, f"holds {what}, which need --value_range", fix)
+    low, high = value_range or (0.0, full)
+    scaled = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), 64):  # in strips, or float64 would be eight times the picture
+        strip = slice(rows, rows + 64)
+        part = (values[strip].astype(np.float64) - low) / (high - low) * 255
+        if colours is not values:
+            part[..., -1] = values[strip, :, -1] / full * 255
+        scaled[strip] = np.rint(part.clip(0, 255))
+    return scaled
 
 
-def _extremes(colours: np.ndarray, path: Path) -> ValueRange:
+def value_extremes(colours: np.ndarray, path: Path) -> ValueRange:
     """The least and the largest value. Raises UserError for NaN and infinity."""
     lowest, highest = float(colours.min()), float(colours.max())
     if not np.isfinite([lowest, highest]).all():
@@ -231,9 +292,16 @@ def _extremes(colours: np.ndarray, path: Path) -> ValueRange:
     return lowest, highest
 
 
+def picture_of(
+    values: np.ndarray, full: float, channels: int, value_range: ValueRange | None, path: Path
+) -> Picture:
+    """What `load_image` makes of (H, W, C) values without alpha, of which `full` is white. Raises UserError."""
+    content = _Content(values, full, "", "", 1, has_alpha=False)
+    pixels = _to_8_bit(values, content, value_range, path)
+    return _to_channels(as_picture(pixels), channels) if channels in PLAIN else Bands.of(pixels)
+
+
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:
-    if channels == 4:
-        return _in_mode(image, "RGBA")
     if image.mode in ("LA", "RGBA"):
         white = Image.new("RGB", image.size, "white")
         white.paste(image.convert("RGB"), mask=image.getchannel("A"))
@@ -245,13 +313,13 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)  # convert would copy: 256 MB at the limit
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """(C, H, W) float32 in [-1, 1] from a picture in mode L, RGB or RGBA."""
+def to_tensor(picture: Picture) -> Tensor:
+    """(C, H, W) float32 in [-1, 1] from a picture in mode L, RGB or RGBA, or bands."""
     return to_unit_range(to_bytes(picture))
 
 
-def to_bytes(picture: Image.Image) -> Tensor:
-    """(C, H, W) uint8 from a picture in mode L, RGB or RGBA."""
+def to_bytes(picture: Picture) -> Tensor:
+    """(C, H, W) uint8 from a picture in mode L, RGB or RGBA, or bands."""
     values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C)
     return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 
@@ -266,27 +334,68 @@ def to_picture(tensor: Tensor) -> Image.Image:
     return as_picture(to_pixels(tensor))
 
 
-def to_pixels(tensor: Tensor) -> np.ndarray:
-    """(H, W, C) uint8 from (C, H, W) in [-1, 1]; clamped, then rounded. The inverse of to_tensor to the bit.
+def to_pixels(tensor: Tensor, depth: int = 8) -> np.ndarray:
+    """(H, W, C) uint8, or uint16 for a depth of 16 bits, from (C, H, W) in [-1, 1]; clamped, then rounded.
 
-    Raises RunError for NaN, which no picture can show.
+    The inverse of to_tensor to the bit. Raises RunError for NaN, which no picture can show.
     """
     values = tensor.detach().to("cpu", torch.float32)
     if values.isnan().any():
         raise RunError("picture", "holds NaN instead of colours", "the network that made it has diverged")
-    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    half, dtype = (127.5, torch.uint8) if depth == 8 else (32767.5, torch.uint16)
+    return ((values.clamp(-1, 1) + 1) * half).round().to(dtype).permute(1, 2, 0).contiguous().numpy()
 
 
 def as_picture(pixels: np.ndarray) -> Image.Image:
-    """Picture in mode L, RGB or RGBA of (H, W, C) uint8, C 1, 3 or 4."""
+    """Picture in mode L, LA, RGB or RGBA of (H, W, C) uint8, C 1 to 4."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) uint8 or uint16 at another (width, height), bicubic; each band on its own."""
+    if pixels.shape[1::-1] == size:
+        return pixels
+    wide = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    result = np.asarray(Bands.of(wide).resize(size, Image.Resampling.BICUBIC))
+    return result if wide is pixels else np.rint(result.clip(0, 65535)).astype(pixels.dtype)
+
+
+def save_pixels(pixels: np.ndarray, path: Path) -> None:
+    """Write (H, W, C) uint8 or uint16 as TIFF or PNG (C 1 to 4), by the file's extension, whole or not at all.
+
+    Raises UserError naming the file where it cannot be written.
+    """
+    count = pixels.shape[2]
+    if path.suffix.lower() in TIFF_EXTENSIONS:
+        from tifffile import imwrite  # a fifth of a second, only for those who want it
+
+        data, colour = io.BytesIO(), "rgb" if count == 3 else "minisblack"
+        layout = "contig" if count > 1 else None
+        imwrite(
+            data,
+            pixels if count > 1 else pixels[..., 0],
+            photometric=colour,
+            planarconfig=layout,
+            metadata=None,
+        )
+        _write(data.getbuffer(), path)
+    elif pixels.dtype == np.uint8:
+        save_png(as_picture(pixels), path)
+    else:  # Pillow has no colour of 16 bits
+        from imagecodecs import png_encode
+
+        _write(memoryview(png_encode(pixels if count > 1 else pixels[..., 0])), path)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all. Raises UserError naming the file where it cannot be written."""
     data = io.BytesIO()
     picture.save(data, "PNG")
+    _write(data.getbuffer(), path)
+
+
+def _write(data: bytes | memoryview, path: Path) -> None:
     try:
-        write_atomically(path, data.getbuffer(), durable=False)
+        write_atomically(path, data, durable=False)
     except OSError as error:
         raise file_error(error, path, "written") from error

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from PIL import Image
-
+from datasets.bands import Picture
 from datasets.errors import UserError, file_error
 from datasets.images import IMAGE_EXTENSIONS, WantedRange, find_images, load_image
 from datasets.transforms import half
@@ -91,15 +90,15 @@ class Sources:
         """A and B exchanged (`--direction BtoA`)."""
         return replace(self, a=self.b, b=self.a, is_swapped=not self.is_swapped)
 
-    def load_a(self, i: int, channels: int = 3) -> Image.Image:
+    def load_a(self, i: int, channels: int = 3) -> Picture:
         """Picture i of A; of a side-by-side file its half. Raises UserError naming the file."""
         return self._load(self.a[i], channels, right=self.is_swapped)
 
-    def load_b(self, i: int, channels: int = 3) -> Image.Image:
+    def load_b(self, i: int, channels: int = 3) -> Picture:
         """Picture i of B; of a side-by-side file its half. Raises UserError naming the file."""
         return self._load(self.b[i], channels, right=not self.is_swapped)
 
-    def _load(self, path: Path, channels: int, right: bool) -> Image.Image:
+    def _load(self, path: Path, channels: int, right: bool) -> Picture:
         picture = load_image(path, channels, self.ranges[right])
         return half(picture, path, right) if self.layout == "aligned" else picture
 

@@ -12,16 +12,16 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datasets import workers
+from datasets.bands import Picture
 from datasets.errors import RunError, UserError
 from datasets.images import to_bytes, to_unit_range
 from datasets.layouts import Sources
 from datasets.transforms import Augmentation, evaluation_resize
 
-Sample = tuple[Image.Image, Image.Image, str, str]  # pictures of A and B, their files
+Sample = tuple[Picture, Picture, str, str]  # pictures of A and B, their files
 
 
 RawBatch = dict[str, Any]
@@ -134,7 +134,7 @@ def _collate(samples: Sequence[Sample], skipped: list[str]) -> RawBatch:
     }
 
 
-def _stack(pictures: list[Image.Image], paths: list[str]) -> np.ndarray:
+def _stack(pictures: list[Picture], paths: list[str]) -> np.ndarray:
     width, height = pictures[0].size
     for picture, path in zip(pictures, paths, strict=True):
         if picture.size != (width, height):

@@ -1,9 +1,10 @@
 """TIFF in the file's own number format: what Pillow's modes cannot say (sign, depth, planes, bands).
 
 tifffile reads the first page. Read are 1 to 64 bits a sample, integers and floating point, any byte order, planes
-together or apart, strips or tiles; grey (either polarity), RGB, palette and CMYK, with or without alpha; uncompressed,
-PackBits, LZW, Deflate, LZMA, Zstandard, WebP, JPEG, JPEG 2000, LERC, fax. Pillow reads what needs libtiff: fax in two
-dimensions (Group 3), old JPEG and YCbCr outside JPEG. The rest is refused by its name.
+together or apart, strips or tiles; grey (either polarity), RGB, palette and CMYK, with or without alpha, or any number
+of bands as they are; uncompressed, PackBits, LZW, Deflate, LZMA, Zstandard, WebP, JPEG, JPEG 2000, LERC, fax. Pillow
+reads what needs libtiff: fax in two dimensions (Group 3), old JPEG and YCbCr outside JPEG. The rest is refused by its
+name.
 """
 
 import logging
@@ -37,15 +38,16 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 class TiffContent(NamedTuple):
     """The first page, upright."""
 
-    values: np.ndarray  # (H, W, C): grey, grey + alpha, RGB or RGBA for C 1 to 4; black is 0
+    values: np.ndarray  # (H, W, C): grey, grey + alpha, RGB or RGBA for C 1 to 4, or any bands; black is 0
     full: float  # the value of white, and of an opaque alpha
     conversion: str  # for people: "signed 16-bit grey", "palette", "alpha", "" for 8 bits
     pages: int
 
 
-def read_tiff(path: Path) -> TiffContent | None:
+def read_tiff(path: Path, as_bands: bool = False) -> TiffContent | None:
     """The values of a file's first page, or None for a kind of TIFF that Pillow reads.
 
+    as_bands: any number of samples a pixel is read, and none of them is taken for alpha.
     Raises UserError for a file that is too large or of a kind that is not read; whatever else tifffile raises stands
     for a damaged file.
     """
@@ -64,15 +66,12 @@ def read_tiff(path: Path) -> TiffContent | None:
                 reason = f"is a YCbCr TIFF with compression {compression}, not read"
                 raise UserError(path, reason, "save it as RGB")
             return None
-        _refuse_what_is_not_read(page, path)
-        bits, is_signed = page.bitspersample, page.sampleformat == _SIGNED
-        white = 1 if page.dtype.kind == "f" else 2 ** (bits - is_signed) - 1
-        numbers = "floating point" if page.dtype.kind == "f" else f"{'signed ' * is_signed}{bits}-bit"
+        _refuse_what_is_not_read(page, path, as_bands)
+        white, conversion = _number_format(page)
         values = page.asarray(maxworkers=1)
         if page.axes == "SYX":  # planes apart
             values = values.transpose(1, 2, 0)
         values = np.atleast_3d(values)
-        conversion = "" if numbers == "8-bit" else f"{numbers} {'grey' if values.shape[2] == 1 else 'RGB'}"
         if page.photometric == _PALETTE:
             values, white, conversion = _look_up(values, page.colormap), 255, "palette"
         elif page.photometric == _CMYK:
@@ -81,7 +80,7 @@ def read_tiff(path: Path) -> TiffContent | None:
             # in the values' own type: float64 holds neither 64-bit integers nor a large picture
             grey = values[..., 0]
             values[..., 0] = ~grey if grey.dtype == bool else grey.dtype.type(white) - grey
-        if values.shape[2] in (2, 4):
+        if values.shape[2] in (2, 4) and not as_bands:
             _refuse_false_alpha(values, white, page, path)
             conversion = "alpha"
         orientation, pages = page.tags.valueof("Orientation", 1), _count_pages(file)
@@ -90,7 +89,40 @@ def read_tiff(path: Path) -> TiffContent | None:
     return TiffContent(_upright(values, orientation), float(white), conversion, pages)
 
 
-def _refuse_what_is_not_read(page: "TiffPage", path: Path) -> None:
+class PlainTiff(NamedTuple):
+    """A file whose values need no conversion but scaling; see `TiffContent`."""
+
+    full: float
+    conversion: str
+
+
+def plain_tiff(path: Path, as_bands: bool) -> PlainTiff | None:
+    """How the numbers of a file are meant, or None where they are not all: palette, inks, alpha, white is zero.
+
+    Whatever tifffile raises stands for a damaged file.
+    """
+    from tifffile import TiffFile
+
+    with TiffFile(path, _multifile=False) as file:
+        page: Any = file.pages.first
+        samples, colour = page.samplesperpixel, page.photometric
+        is_plain = colour in (_BLACK_IS_ZERO, _RGB) and (as_bands or samples in (1, 3))
+        is_plain |= colour == _YCBCR and page.compression == _JPEG  # becomes RGB when it is decoded
+        if not is_plain or page.dtype is None or page.dtype.kind not in "uif":
+            return None
+        return PlainTiff(*_number_format(page))
+
+
+def _number_format(page: Any) -> tuple[float, str]:
+    """The value of white, and what is converted, in words: "signed 16-bit grey"; "" for 8 bits."""
+    bits, is_signed, samples = page.bitspersample, page.sampleformat == _SIGNED, page.samplesperpixel
+    white = 1 if page.dtype.kind == "f" else 2 ** (bits - is_signed) - 1
+    numbers = "floating point" if page.dtype.kind == "f" else f"{'signed ' * is_signed}{bits}-bit"
+    kind = {1: "grey", 3: "RGB"}.get(samples, f"{samples} bands")
+    return white, "" if numbers == "8-bit" else f"{numbers} {kind}"
+
+
+def _refuse_what_is_not_read(page: "TiffPage", path: Path, as_bands: bool) -> None:
     """Raise UserError for a page that is too large, or of a kind that is not read."""
     from tifffile import TIFF
 
@@ -107,8 +139,11 @@ def _refuse_what_is_not_read(page: "TiffPage", path: Path) -> None:
     bands = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _PALETTE: 1, _CMYK: 4}.get(colour, 3)
     extra = tuple(map(int, page.extrasamples))
     is_alpha = extra in ((_PREMULTIPLIED,), (_UNASSOCIATED,)) and bands != 4 and colour != _PALETTE
-    if samples != bands + is_alpha:
-        raise UserError(path, f"is a {samples}-band TIFF, not read", "save its bands as grey or RGB pictures")
+    if samples == 3 and colour == _BLACK_IS_ZERO:
+        bands = 3  # of a program that does not say that they are colours
+    if samples != bands + is_alpha and not (as_bands and colour in (_BLACK_IS_ZERO, _RGB)):
+        fix = f"save its bands as grey or RGB pictures, or train with --input_nc {samples}"
+        raise UserError(path, f"is a {samples}-band TIFF, not read", fix)
     if page.dtype is None or page.dtype.kind not in "buif":
         bits = page.bitspersample
         name = "complex" if page.sampleformat in (5, 6) else f"bit depth {bits}"
@@ -136,13 +171,13 @@ def _look_up(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
     return colours.astype(np.uint8).T[indices[..., 0]]
 
 
-def _cmyk_to_rgb(ink: np.ndarray, full: int) -> np.ndarray:
+def _cmyk_to_rgb(ink: np.ndarray, full: float) -> np.ndarray:
     """Pillow's formula, in any depth: (1 - ink)(1 - black)."""
     paper = 1 - ink.astype(np.float32) / full
     return np.rint(paper[..., :3] * paper[..., 3:] * full).astype(ink.dtype)
 
 
-def _refuse_false_alpha(values: np.ndarray, full: int, page: "TiffPage", path: Path) -> None:
+def _refuse_false_alpha(values: np.ndarray, full: float, page: "TiffPage", path: Path) -> None:
     """Raise UserError where a fourth band is marked as alpha but is none: compositing it would change the colours.
 
     An opacity is 0 or 1 nearly everywhere, and colours that were multiplied by it do not exceed it. Premultiplied

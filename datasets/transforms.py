@@ -18,10 +18,11 @@ generator takes without padding. The flip is horizontal, with probability 1/2.
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from PIL import Image
 
+from datasets.bands import Picture
 from datasets.errors import UserError
 
 Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -96,7 +97,7 @@ class ResizeCropFlip:
     box: tuple[int, int, int, int] | None  # (left, top, right, bottom); None where nothing is cropped
     flip: bool
 
-    def apply(self, picture: Image.Image) -> Image.Image:
+    def apply(self, picture: Picture) -> Picture:
         """The picture resized, cropped and mirrored."""
         picture = picture.resize(self.size, Image.Resampling.BICUBIC)
         if self.box:
@@ -109,7 +110,7 @@ def _multiple_of_4(length: int) -> int:
     return max(4, (length + 2) // 4 * 4)
 
 
-def evaluation_resize(picture: Image.Image, crop_size: int) -> Image.Image:
+def evaluation_resize(picture: Picture, crop_size: int) -> Picture:
     """The picture stretched to crop_size x crop_size, bicubic, no crop or flip (evaluation protocol)."""
     return picture.resize((crop_size, crop_size), Image.Resampling.BICUBIC)
 
@@ -123,7 +124,15 @@ def half_size(size: Size, path: Path) -> Size:
     return width // 2, height
 
 
-def half(picture: Image.Image, path: Path, right: bool) -> Image.Image:
+@overload
+def half(picture: Image.Image, path: Path, right: bool) -> Image.Image: ...
+
+
+@overload
+def half(picture: Picture, path: Path, right: bool) -> Picture: ...
+
+
+def half(picture: Picture, path: Path, right: bool) -> Picture:
     """The left or right half of a side-by-side picture. Raises UserError where the width is odd."""
     width, height = half_size(picture.size, path)
     return picture.crop((width, 0, 2 * width, height) if right else (0, 0, width, height))

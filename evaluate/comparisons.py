@@ -1,9 +1,9 @@
 """What is compared: runs, folders of any program and baselines, each as generated pictures against real ones.
 
 Collecting reads file lists, hashes of files and the runs' options. A run is translated when its pictures are first
-asked for: RUN/evaluation/epoch-E-step-S/DIRECTION/STEM.png. Beside them `outputs.json` says what made them
-(checkpoint, direction, mode) and from which inputs, by content. What is still right is used again; an interrupted call
-leaves only whole files, and the next one makes the missing ones.
+asked for: RUN/evaluation/epoch-E-step-S/DIRECTION/STEM.png, or .tif for more than 4 channels. Beside them
+`outputs.json` says what made them (checkpoint, direction, mode) and from which inputs, by content. What is still right
+is used again; an interrupted call leaves only whole files, and the next one makes the missing ones.
 """
 
 import contextlib
@@ -37,8 +37,9 @@ from gan.checkpoint import checkpoint_hash
 from gan.options import PIXEL_METRICS, TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import is_run, read_pretrained
 from gan.run import RunFolder, read_yaml
+from gan.show_bands import shown_bands
 from gan.state import forked_random_state
-from gan.translate import Translator, output_names, translate_pictures
+from gan.translate import Translator, output_names, suffix_for, translate_pictures
 
 MANIFEST = "outputs.json"
 JSON_LIMIT = 2**26  # bytes of a file that is read: a manifest of 100,000 pictures has 2**24
@@ -48,7 +49,8 @@ OUTPUTS_VERSION = 2
 
 NOT_OF_A_CONFIGURATION = frozenset(
     {"name", "seed", "checkpoints_dir", "device", "num_threads", "print_freq", "display_freq", "save_epoch_freq",
-     "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config"}
+     "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config",
+     "show_bands"}
 )  # fmt: skip
 """Options in which two runs may differ and still count as seeds of one configuration."""
 
@@ -58,7 +60,8 @@ class Comparison:
     """The pictures of one row of the table: generated ones against real ones of the same domain.
 
     targets, inputs: where there are any, as long as fakes and in their order; only: the flags of the metrics that make
-    sense here, None for all that apply; details: for report.json.
+    sense here, None for all that apply; channels: of the pictures, which may be more than are compared; details: for
+    report.json.
     """
 
     label: str
@@ -68,6 +71,7 @@ class Comparison:
     targets: Sequence[Picture] | None = None
     inputs: Sequence[Picture] | None = None
     only: Collection[str] | None = None
+    channels: int = 3
     details: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -170,9 +174,16 @@ class EvaluatedRun:
     def protocol(self) -> Protocol:
         """Its training size, the mode of the networks, grey or colour: real pictures are seen as in training."""
         outputs = [channels(self.trained, way)[1] for way in reversed(self.directions)]  # domain A's first
-        colours = "-".join(dict.fromkeys({1: "L", 3: "RGB"}[count] for count in outputs))
+        names = {1: "L", 3: "RGB"}
+        colours = "-".join(
+            dict.fromkeys(names.get(n) or f"bands{'+'.join(map(str, self.shown(n)))}" for n in outputs)
+        )
         size, options = str(self.trained.data.crop_size), self.options
         return Protocol(size, options.test_mode, options.num_test, colours=colours)
+
+    def shown(self, count: int) -> tuple[int, ...]:
+        """The bands of pictures of `count` channels that are compared. UserError for those that are not there."""
+        return shown_bands(count, self.options.show_bands or self.trained.viewer.show_bands)
 
     def sources(self, split: Split = "test") -> Sources:
         """The files of a split; of the training split as many as the run was trained on."""
@@ -190,8 +201,11 @@ class EvaluatedRun:
             parts = ("right", "left") if sources.is_swapped else ("left", "right")
         input_nc, output_nc = channels(self.trained, direction)
         ranges = data.value_ranges if direction == "AtoB" else data.value_ranges[::-1]
-        inputs = pictures_of(sources.a, data.crop_size, input_nc, parts[0], ranges[0])
-        reals = pictures_of(sources.b, data.crop_size, output_nc, parts[1], ranges[1])
+        sides = zip((sources.a, sources.b), (input_nc, output_nc), parts, ranges, strict=True)
+        inputs, reals = (
+            pictures_of(paths, data.crop_size, count, part, wanted, self.shown(count))
+            for paths, count, part, wanted in sides
+        )
         if not inputs or not reals:
             fix = "name the data set with --dataroot"
             raise UserError(sources.root, "no test pictures of both domains", fix)
@@ -207,6 +221,7 @@ class EvaluatedRun:
             reals=reals,
             targets=reals[:first] if sources.is_paired else None,
             inputs=inputs[:first],
+            channels=channels(self.trained, direction)[1],
             details={"data": str(sources.root), "layout": sources.layout},
         )
 
@@ -313,7 +328,8 @@ class Outputs(Sequence[FilePicture]):
                 if name not in NOT_OF_A_CONFIGURATION and not name.startswith("visdom")
             },
         }
-        return pictures_of(make_outputs(folder, translator, self.inputs, options.test_mode)), made_by
+        files, count = make_outputs(folder, translator, self.inputs, options.test_mode), translator.output_nc
+        return pictures_of(files, channels=3 if count == 1 else count, bands=self.run.shown(count)), made_by
 
 
 def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture], mode: str) -> list[Path]:
@@ -329,7 +345,10 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     position += "" if mode == "eval" else f"-{mode}"
     folder = evaluation_folder(run) / position / translator.direction
     require_writable(folder)
-    files = [folder / name for name in output_names([picture.path for picture in inputs])]
+    suffix = suffix_for(translator.output_nc)
+    files = [
+        folder / name for name in output_names([picture.path for picture in inputs], suffix=lambda _: suffix)
+    ]
     inputs_of = {file.name: picture.key for file, picture in zip(files, inputs, strict=True)}
     maker = [OUTPUTS_VERSION, checkpoint_hash(translator.checkpoint), translator.direction, mode]
     maker += ["ema"] * translator.is_average
@@ -339,7 +358,7 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
     with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
         content = read_json(folder / MANIFEST, JSON_LIMIT)
         known = dict(content["inputs"]) if content["made_by"] == made_by else {}
-    there = sorted(folder.glob("*.png"))
+    there = sorted(folder.glob(f"*{suffix}"))
     if there and not (folder / MANIFEST).exists():
         reason = f"holds pictures that this program has not made, such as {there[0].name}"
         raise UserError(folder, reason, "remove the folder, or the link to it")

@@ -288,6 +288,11 @@ def problems_of(
     side: the smaller one of the compared pictures, in pixels; missing: by network, why its weights cannot be had.
     """
     problems = without_weights(flags, missing)
+    odd = [comparison.channels for comparison in comparisons if comparison.channels not in (1, 3)]
+    for flag in flags if odd else ():
+        if networks_of([flag]):
+            reason = f"is defined for pictures of 1 or 3 channels, and these have {odd[0]}"
+            problems[flag] = UserError(flag, reason, "psnr, ssim and l1 measure the bands of --show_bands")
     fewest = min(min(len(comparison.fakes), len(comparison.reals)) for comparison in comparisons)
     for flag in (flag for flag in flags if flag not in problems):
         columns = [metric for metric in METRICS if metric.flag == flag]

@@ -52,6 +52,8 @@ class EvaluateOptions(NetworkOptions):
     """With weights: direction of the translation. Default: every one that they know, or AtoB."""
     grey: bool = False
     """With folders: compare all pictures in grey, like runs with one output channel. The protocol id says so."""
+    show_bands: str = ""
+    """Bands of runs with more than three that psnr, ssim and l1 measure: one, or three. Default: as in training."""
     metrics: str = ""
     """Comma-separated. Default: those of fid,fid_clean,kid,lpips,psnr,ssim,l1 that apply and whose weights are found.
     Only if named: precision,recall,density,coverage (FID's features), pixel_accuracy, and without a download:
@@ -99,6 +101,8 @@ class EvaluateOptions(NetworkOptions):
         for_folders = [flag for flag in ("paired", "input", "grey") if getattr(self, flag)]
         if self.runs and for_folders:
             raise UserError(f"--{for_folders[0]}", "is for folders, not for runs", "leave it out")
+        if self.show_bands and not self.runs:
+            raise UserError("--show_bands", "is for runs, not for folders", "leave it out")
         if self.baselines and not self.runs:
             raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
         self.epochs()
@@ -123,6 +127,7 @@ class EvaluateOptions(NetworkOptions):
         parts += [] if self.size is None else [f"size-{self.size}"]
         parts += ["grey"] if self.grey else []
         parts += [LITE0] if "_lite0" in self.metrics else []
+        parts += [f"bands-{self.show_bands.replace(',', '-')}"] if self.show_bands else []
         return "-".join(parts)
 
 
@@ -142,8 +147,8 @@ class Protocol:
     size: side in pixels that all pictures are stretched to, or "WxH" where they are used as they are. mode: how outputs
     were made: "eval" or "train" (dropout and batch statistics on) for runs, "files" for folders of pictures. first: at
     most this many test inputs, None for all; all reals are used. verified: all weights are the published ones. colours:
-    how outputs and reals are compared: "RGB", "L" (grey), or those of domains A and B if they differ, as in "L-RGB".
-    lite0: whether features of EfficientNet-Lite0 are compared.
+    how outputs and reals are compared: "RGB", "L" (grey), "bands4+3+2", or those of domains A and B if they differ, as
+    in "L-RGB". lite0: whether features of EfficientNet-Lite0 are compared.
     """
 
     size: str
@@ -185,11 +190,8 @@ class Protocol:
             "files": "outputs read from the folder as they are",
         }[self.mode]
         words = {"RGB": "in RGB", "L": "in grey (luma, shown to the networks as three equal channels)"}
-        if "-" in self.colours:
-            a, b = self.colours.split("-")
-            seen = f"domain A compared {words[a]}, domain B {words[b]}"
-        else:
-            seen = f"outputs and real images compared {words[self.colours]}"
+        a, *b = [words.get(colours, f"by {colours} alone") for colours in self.colours.split("-")]
+        seen = f"domain A compared {a}, domain B {b[0]}" if b else f"outputs and real images compared {a}"
         which = "all" if self.first is None else f"the first {self.first}"
         if self.mode == "files":
             counted = [f"fakes: {which} pictures of their folder", "reals: all pictures of their folder"]

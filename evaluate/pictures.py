@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets.bands import Bands
 from datasets.decoding import FORMATS, naming_problems
 from datasets.errors import UserError, say
 from datasets.files import require_file, sha256_of
-from datasets.images import Part, WantedRange, find_images, inspect_image, load_image
+from datasets.images import PLAIN, Part, WantedRange, find_images, inspect_image, load_image
 from datasets.layouts import half, left_out
 from datasets.transforms import evaluation_resize
 
@@ -37,7 +38,7 @@ class FilePicture:
     """A file, or half of one.
 
     part: which half of a side-by-side file; size: side that it is stretched to, None as it is; channels: 1 is seen in
-    grey, as a network with grey output is trained.
+    grey, as a network with grey output is trained. bands: of more than three channels those that are compared, from 1.
     """
 
     path: Path
@@ -46,11 +47,13 @@ class FilePicture:
     size: int | None = None
     channels: int = 3
     value_range: WantedRange = None
+    bands: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
         """What determines the pixels of `load`."""
         key = f"{self.content}:{self.part}:{self.size}:{self.channels}:{DECODING}"
+        key += f":{self.bands}" if self.channels not in PLAIN else ""
         return f"{key}:{self.value_range}" if self.value_range else key
 
     @property
@@ -60,10 +63,12 @@ class FilePicture:
 
     def load(self) -> Pixels:
         """(H, W, 3) uint8. Raises UserError naming the file."""
-        return np.asarray(self.load_image().convert("RGB"))
+        picture = self.load_image()
+        shown = picture.shown(self.bands) if isinstance(picture, Bands) else picture
+        return np.asarray(shown.convert("RGB"))
 
-    def load_image(self) -> Image.Image:
-        """The picture with its channels, mode L or RGB. Raises UserError naming the file."""
+    def load_image(self) -> Image.Image | Bands:
+        """The picture with its channels, mode L or RGB, or bands. Raises UserError naming the file."""
         picture = load_image(self.path, self.channels, self.value_range)
         if self.part != "whole":
             picture = half(picture, self.path, right=self.part == "right")
@@ -114,9 +119,11 @@ def pictures_of(
     channels: int = 3,
     part: Part = "whole",
     value_range: WantedRange = None,
+    bands: tuple[int, ...] = (),
 ) -> list[FilePicture]:
-    """Files, or the same half of every file, as pictures."""
-    return [FilePicture(path, content_of(path), part, size, channels, value_range) for path in paths]
+    """Files, or the same half of every file, as pictures. bands: those compared, of other than 1 or 3 channels."""
+    bands = () if channels in PLAIN else bands
+    return [FilePicture(path, content_of(path), part, size, channels, value_range, bands) for path in paths]
 
 
 _ROLE = re.compile(
@@ -214,7 +221,7 @@ def _header(path: Path) -> _Header:
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: stands on its side
             return _Header((height, width) if turned else (width, height), mode, frames)
     except Exception:  # inspect_image knows how to say what is wrong with the file
-        found = inspect_image(path)
+        found = inspect_image(path, channels=None)
         return _Header(found.size, found.mode, found.frames)
 
 

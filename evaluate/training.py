@@ -29,6 +29,7 @@ from evaluate.metrics import (
 from evaluate.pictures import ArrayPicture
 from evaluate.weights import WeightsChoice, cache_folder
 from gan.loop import without_side
+from gan.show_bands import shown_bands
 from gan.step import find_device
 
 Evaluator = Callable[[Mapping[str, Tensor]], dict[str, float]]
@@ -41,6 +42,7 @@ def make_evaluator(
     device: str = "auto",
     cache_dir: Path | None = None,
     offline: bool = False,
+    show_bands: str = "",
 ) -> Evaluator:
     """A function from the pictures of `Trainer.sample` to metrics, e.g. {"fid": 80.1, "psnr": 14.2}.
 
@@ -58,25 +60,34 @@ def make_evaluator(
     if absent:
         say(f"warning: {', '.join(absent)} left out of --eval_metrics: {next(iter(absent.values()))}")
     kept = [flag for flag in flags if flag not in absent]
-    return TrainingMetrics(kept, Networks(weights, find_device(device)))
+    return TrainingMetrics(kept, Networks(weights, find_device(device)), show_bands)
 
 
 class TrainingMetrics:
     """Measures validation pictures by the metrics of these flags."""
 
-    def __init__(self, flags: Sequence[str], networks: Networks) -> None:
-        self.flags, self.networks = flags, networks
+    def __init__(self, flags: Sequence[str], networks: Networks, show_bands: str = "") -> None:
+        self.flags, self.networks, self.show_bands = flags, networks, show_bands
         self._reals: dict[str, NDArray] = {}  # features of the real pictures, which stay the same
         self._warned: set[str] = set()
 
     def __call__(self, images: Mapping[str, Tensor]) -> dict[str, float]:
         if "target" in images:
-            fakes, targets = as_pictures(images["fake"], "output"), as_pictures(images["target"], "target")
-            return self._measure([Comparison("outputs", "", fakes, targets, targets)])[0]
-        both = [[as_pictures(images[f"{kind}_{side}"], side) for kind in ("fake", "input")] for side in "AB"]
-        a, b = self._measure([Comparison("outputs", "", fakes, reals) for fakes, reals in both])
+            return self._measure([self._comparison(images["fake"], images["target"], is_paired=True)])[0]
+        a, b = self._measure(
+            [self._comparison(images[f"fake_{side}"], images[f"input_{side}"]) for side in "AB"]
+        )
         sides = {f"{name}_A": a[name] for name in a} | {f"{name}_B": b[name] for name in b}
         return sides | {name: (a[name] + b[name]) / 2 for name in a}
+
+    def _comparison(self, fakes: Tensor, reals: Tensor, is_paired: bool = False) -> Comparison:
+        """Outputs against real pictures, (N, C, H, W) in [-1, 1]."""
+        count = fakes.shape[1]
+        made, real = (
+            as_pictures(images, name, self.show_bands)
+            for images, name in ((fakes, "output"), (reals, "real"))
+        )
+        return Comparison("outputs", "", made, real, real if is_paired else None, channels=count)
 
     def _measure(self, comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
         """The values of each comparison by flag."""
@@ -84,7 +95,8 @@ class TrainingMetrics:
         flags = [flag for flag in self.flags if metrics_of(comparisons[0], [flag])]
         problems = problems_of(flags, comparisons, side, {})
         for flag in [flag for flag in problems if flag not in self._warned]:
-            say(f"warning: {flag} left out: {problems[flag].reason}; see --val_count and --crop_size")
+            fix = problems[flag].fix or "see --val_count and --crop_size"
+            say(f"warning: {flag} left out: {problems[flag].reason}; {fix}")
         self._warned |= problems.keys()
         cache = FeatureCache(None)  # of this call: outputs of other epochs are other pictures
         cache.put(self._reals)
@@ -102,7 +114,8 @@ class TrainingMetrics:
         ]
 
 
-def as_pictures(images: Tensor, name: str) -> list[ArrayPicture]:
-    """(N, C, H, W) in [-1, 1], C 1 or 3 -> pictures with the pixels that a file of them would have."""
-    arrays = [np.asarray(to_picture(image).convert("RGB")) for image in images]
+def as_pictures(images: Tensor, name: str, show_bands: str = "") -> list[ArrayPicture]:
+    """(N, C, H, W) in [-1, 1] -> pictures with the pixels that a file of them, or of the bands shown, would have."""
+    bands = [band - 1 for band in shown_bands(images.shape[1], show_bands)]
+    arrays = [np.asarray(to_picture(image[bands]).convert("RGB")) for image in images]
     return [ArrayPicture(array, f"{name} {number}") for number, array in enumerate(arrays, start=1)]

@@ -28,6 +28,7 @@ from gan.options import (
     to_dict,
 )
 from gan.run import RunFolder, check_name, read_yaml, refuse_changes, refuse_existing
+from gan.show_bands import shown_bands
 
 Options = TypeVar("Options")
 
@@ -285,7 +286,14 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
         raise UserError("--compile", reason, "leave one of them out")
     if flat["model"] == "cycle_gan" and flat["lambda_identity"] > 0 and flat["input_nc"] != flat["output_nc"]:
         raise UserError("--lambda_identity", "needs --input_nc and --output_nc to be equal", "set it to 0")
+    counts = (flat["input_nc"], flat["output_nc"])
+    for count in counts:
+        shown_bands(count, flat["show_bands"])  # raises where it cannot be
+    measured = counts if flat["model"] == "cycle_gan" else counts[1:]
     best = flat["best_by"]
+    if str(best).split("_")[0] in ("fid", "kid", "lpips", "fd", "kd") and not {*measured} <= {1, 3}:
+        reason = f"{best} is defined for pictures of 1 or 3 channels, not of {max(measured)}"
+        raise UserError("--best_by", reason, "leave it out, or use another metric")
     if best == "val_l1" and flat["model"] == "cycle_gan":
         reason = "val_l1 needs pairs, and cycle_gan has none"
         raise UserError("--best_by", reason, "use fid with --eval_every N")

@@ -222,7 +222,7 @@ class Training:
         images = self.trainer.sample(self.data.validation)
         folder = self.run.sample_folder(self.position.step)
         try:
-            pictures = save_samples(folder, images)
+            pictures = save_samples(folder, images, self.options.viewer.show_bands)
         except (OSError, UserError) as error:
             self._warn_once("sample pictures not written", f"{error}; training continues")
             return images

@@ -117,9 +117,10 @@ class ModelGroup:
     """Generator channels at full resolution."""
     ndf: int = 64
     """Discriminator channels after its first layer."""
-    input_nc: Literal[1, 3] = 3
-    """Channels of the input (of domain A for cycle_gan)."""
-    output_nc: Literal[1, 3] = 3
+    input_nc: int = 3
+    """Channels of the input (of domain A for cycle_gan). Pictures are converted to 1 (grey) and 3 (colour).
+    For any other number up to 16, the files must have as many bands; an alpha channel is one."""
+    output_nc: int = 3
     """Channels of the output (of domain B for cycle_gan)."""
     dropout: bool = False
     """Dropout in the generator. Default for pix2pix: on."""
@@ -245,8 +246,11 @@ class OutputGroup:
 
 @dataclass(frozen=True)
 class ViewerGroup:
-    """Live view in Visdom. The page index.html in the run's folder is written in any case."""
+    """Samples and the live view. The page index.html in the run's folder is written in any case."""
 
+    show_bands: str = ""
+    """Bands that samples of more than three bands show, and metrics measure, as red, green and blue: 4,3,2. Or one, in
+    grey. Default: 1,2,3."""
     visdom: Literal["auto", "on", "off", "offline"] = "auto"
     """auto: use a Visdom server that answers. on: start one if none answers. off: no Visdom.
     offline: send nothing; `python -m gan.viewers NAME` replays the run later."""
@@ -317,7 +321,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lambda_gp": (0, 1e30), "pool_size": (0, 2**20), "n_epochs": (0, 2**40), "n_epochs_decay": (0, 2**40),
     "lr_decay_iters": (1, 2**40), "save_epoch_freq": (1, 2**40), "save_step_freq": (0, 2**40), "keep": (1, 2**40),
     "eval_every": (0, 2**40), "print_freq": (1, 2**40), "display_freq": (1, 2**40), "visdom_port": (1, 65535),
-    "seed": (0, 2**32 - 1),  # NumPy takes no more
+    "input_nc": (1, 16), "output_nc": (1, 16), "seed": (0, 2**32 - 1),  # NumPy takes no more
 }  # fmt: skip
 """Smallest and largest value of every number with a closed range."""
 

@@ -336,6 +336,7 @@ def _find_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None) 
         sources,
         crop_size=data.crop_size,
         preprocess=data.preprocess,
+        channels=(model.input_nc, model.output_nc),
         independent=independent,
         skip_bad=data.skip_bad,
     )

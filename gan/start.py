@@ -18,6 +18,7 @@ from gan.loop import Training
 from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
 from gan.processes import job
 from gan.run import refuse_changes, resume_command, run_command_line
+from gan.show_bands import about_shown_bands
 from gan.state import check_format, refuse_malformed, restore
 from gan.viewers import RunInfo, Viewer, Viewers, shown_records
 from gan.viewers.console import Console
@@ -56,6 +57,7 @@ def plan(training: Training, weights: str = "") -> str:
         + (f"{a} pairs" if data.dataset.paired else f"{a} A, {b} B"),
         "pictures": f"{options.data.preprocess} to {options.data.crop_size} pixels, batch {options.data.batch_size}",
         "processes": _sharing(training),
+        "shown": about_shown_bands((model.input_nc, model.output_nc), options.viewer.show_bands),
         "values": ", ".join(
             f"{domain} {wanted[0]:g} is black, {wanted[1]:g} white"
             for domain, wanted in zip("AB", data.sources.ranges, strict=True)
@@ -181,6 +183,9 @@ def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers
         viewers.close()
         raise
     training.viewers = viewers
+    model, chosen = training.options.model, training.options.viewer.show_bands
+    if saved is None and (text := about_shown_bands((model.input_nc, model.output_nc), chosen)):
+        training.record("event", message=f"samples show {text}")
     changed = {name: value for name, value in training.stored.items() if saved and saved.get(name) != value}
     if changed:
         training.record("event", message="resumed with other options", options=changed)

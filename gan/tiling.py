@@ -8,21 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.bands import Box, Picture
 from datasets.decoding import PIXEL_LIMIT
 from datasets.errors import UserError, warn
-from datasets.images import to_pixels, to_tensor
+from datasets.geotiff import GeoTiff
+from datasets.images import to_tensor
 from models.receptive_field import halo, whole_picture_layer
 from models.unet import UnetGenerator
 
 ORDINARY = 2**22  # pixels of a picture that is always translated in one piece, unless --tile gives a number
 HALOS = 12  # in an automatic tile's side: tiles then compute 1.36 times as much as one piece, (12 + 2)² / 12²
-
-Box = tuple[int, int, int, int]
-"""left, top, right, bottom; in pixels, without the last two."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def _warn_of_inexact_tiles() -> None:
 
 
 def translate_tiles(
-    translate: Callable[[Tensor], Tensor], network: nn.Module, picture: Image.Image, side: int
+    translate: Callable[[Tensor], Tensor], network: nn.Module, picture: Picture | GeoTiff, side: int
 ) -> Iterator[tuple[Box, Tensor]]:
     """The translation of a picture, tile after tile, row after row: the tile's place, and (C, h, w) in [-1, 1].
 
@@ -96,11 +94,12 @@ def translate_tiles(
         yield (column.first, row.first, column.end, row.end), output
 
 
-def joined(tiles: Iterable[tuple[Box, Tensor]], size: tuple[int, int]) -> np.ndarray:
-    """The (H, W, C) uint8 pixels of a picture of this (width, height) from its tiles."""
-    pixels = np.empty(0, np.uint8)
-    for (left, top, right, bottom), output in tiles:
-        part = to_pixels(output)
+def joined(parts: Iterable[tuple[Box, np.ndarray]], size: tuple[int, int]) -> np.ndarray:
+    """The (H, W, C) pixels of a picture of this (width, height) from those of its tiles."""
+    pixels = np.empty(0)
+    for (left, top, right, bottom), part in parts:
+        if part.shape[1::-1] == size:
+            return part
         if not pixels.size:
             pixels = np.empty((size[1], size[0], part.shape[2]), part.dtype)
         pixels[top:bottom, left:right] = part

@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,10 +13,21 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.bands import Box, Picture
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import ahead
-from datasets.images import as_picture, save_png, to_pixels, to_tensor
+from datasets.geotiff import GeoTiff
+from datasets.images import (
+    TIFF_EXTENSIONS,
+    as_picture,
+    converted,
+    load_image,
+    resized,
+    save_pixels,
+    to_pixels,
+    to_tensor,
+)
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
@@ -76,12 +86,49 @@ class Translator:
         """The options of the training, as a checkpoint stores them."""
         return stored_dict(self.options)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
+    @property
+    def scale(self) -> tuple[float, float]:
+        """At which pictures are translated, across and down: `trained_scale`, or 1 where it differs by up to 1.25."""
+        factors = self.trained_scale
+        return (1.0, 1.0) if all(1 / 1.25 <= factor <= 1.25 for factor in factors) else factors
 
-        A size the network cannot take is padded (by reflection where the picture is large enough, else by its
-        edge) and cropped back.
+    @overload
+    def __call__(self, picture: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, picture: np.ndarray) -> np.ndarray: ...
+    @overload
+    def __call__(self, picture: str | Path | Image.Image) -> Image.Image: ...
+
+    def __call__(self, picture: Any) -> Any:
+        """The translation of a picture, of the same size, and of the same kind as the picture.
+
+        A tensor is (N, C, H, W) in [-1, 1], and so is its translation, float32 on the CPU. A size that the network
+        cannot take is padded (by reflection where the picture is large enough, else by its edge) and cropped back.
+        For a path or a Pillow picture there is a Pillow picture, for an array (H, W, C) uint8 an array: what test.py
+        writes, with pictures converted to the channels of the network, at the scale of the training. More than 4
+        channels are always an array. Raises UserError for anything else, and for what cannot be read.
         """
+        if isinstance(picture, Tensor):
+            return self._translated(picture)
+        if isinstance(picture, str | Path):
+            wanted = self.options.data.value_ranges["AB".index(self.direction[0])]
+            image = load_image(Path(picture), self.input_nc, None if wanted == "auto" else wanted)
+        elif isinstance(picture, Image.Image) or _is_pixels(picture):
+            image = converted(picture, self.input_nc)
+        else:
+            given = (
+                f"{type(picture).__name__} {getattr(picture, 'dtype', '')} {getattr(picture, 'shape', '')}"
+            )
+            fix = "give a path, a Pillow picture, (H, W, C) uint8, or a tensor in [-1, 1]"
+            raise UserError("picture", f"cannot be translated: {given.strip()}", fix)
+        seen = _at_scale(image, self.scale, "picture")
+        [parts] = _outputs(self, [seen], Tiling("auto").side(self.network, seen.size))
+        pixels = joined(((box, to_pixels(output)) for box, output in parts), seen.size)
+        pixels = resized(pixels, image.size)
+        is_array = isinstance(picture, np.ndarray) or self.output_nc > MOST_IN_PNG
+        return pixels if is_array else as_picture(pixels)
+
+    def _translated(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         with torch.inference_mode(), self.placement.autocast():
             output = self.network(pad_to_fit(self.placement.put(images), self.network))
@@ -132,9 +179,6 @@ class Translator:
         return cls(network, options, direction, path, step, epochs, placement, median_size, is_average)
 
 
-load_translator = Translator.load
-
-
 def _generator_name(options: TrainOptions, direction: str) -> str:
     if options.model.model == "pix2pix":
         if direction != options.data.direction:
@@ -144,9 +188,34 @@ def _generator_name(options: TrainOptions, direction: str) -> str:
     return "G_A" if direction == "AtoB" else "G_B"
 
 
-Load = Callable[[], Image.Image]
+Load = Callable[[], Picture | GeoTiff]
 Sized = TypeVar("Sized", bound=tuple[Any, ...])
 """A picture and what belongs to it."""
+
+
+class Job(NamedTuple):
+    """A picture as the network sees it, and what becomes of its translation."""
+
+    image: Picture | GeoTiff
+    path: Path
+    size: tuple[int, int]  # (width, height) of the file that is written
+    source: Picture | GeoTiff  # before a resize
+
+    def write(self, parts: Iterable[tuple[Box, np.ndarray]], count: int, depth: int) -> None:
+        """Write the translation, (H, W, count) pixels for each box of it."""
+        if not isinstance(self.source, GeoTiff) or self.path.suffix.lower() not in TIFF_EXTENSIONS:
+            pixels = joined(parts, self.image.size)
+            for picture in (self.image, self.source):
+                picture.close()  # its memory is free for the encoder
+            save_pixels(resized(pixels, self.size), self.path)
+            return
+        with self.source.writing(self.path, self.size, count, depth) as write:
+            if self.image.size != self.size:
+                pixels = resized(joined(parts, self.image.size), self.size)
+                parts = [((0, 0, *self.size), pixels)]
+            for box, pixels in parts:
+                write(box, pixels)
+        self.source.close()
 
 
 def translate_pictures(
@@ -156,58 +225,78 @@ def translate_pictures(
     size: int | None = None,
     scale: tuple[float, float] = (1.0, 1.0),
     tiling: Tiling = IN_ONE_PIECE,
+    depth: int = 8,
 ) -> None:
-    """Translate each picture and write it as PNG; `size` forces size x size, else each keeps its own.
+    """Translate each picture and write it as PNG or TIFF; `size` forces size x size, else each keeps its own.
 
     pictures: (function that decodes one, file to write). scale: factors across and down by which a picture is resized
-    for the network; its translation is resized back. tiling: when what the network sees is cut into tiles.
+    for the network; its translation is resized back. tiling: when what the network sees is cut into tiles. depth: bits
+    of a channel that are written, 8 or 16.
     Shows a progress bar. Raises UserError naming a file that cannot be read or written; what is written before stays,
     and no file is ever half written.
     """
 
-    def decode(picture: tuple[Load, Path]) -> tuple[Image.Image, Path, tuple[int, int]]:
-        image = picture[0]()
+    def decode(picture: tuple[Load, Path]) -> Job:
+        source = image = picture[0]()
         if size:
             image = image.resize((size, size), Image.Resampling.BICUBIC)
-        own = image.size
-        if scale != (1, 1):
-            seen = [max(2, round(length * factor)) for length, factor in zip(own, scale, strict=True)]
-            try:
-                image = image.resize((seen[0], seen[1]), Image.Resampling.BICUBIC)
-            except MemoryError as error:
-                reason = f"out of memory at {seen[0]}x{seen[1]} pixels"
-                raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
-        return image, picture[1], own
+        return Job(_at_scale(image, scale, picture[1]), picture[1], image.size, source)
 
-    depth = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
+    waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
     with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
-        for batch in same_size_batches(ahead(decode, pictures, depth), batch_size):
-            width, height = batch[0][0].size
+        for batch in same_size_batches(ahead(decode, pictures, waiting), batch_size):
+            width, height = batch[0].image.size
             side = tiling.side(translator.network, (width, height))
-            translate = partial(_in_tiles, side=side) if side else _in_one_piece
             try:
-                pixels = translate(translator, [image for image, _, _ in batch])
-                for (image, path, own), picture in zip(batch, map(as_picture, pixels), strict=True):
-                    whole = picture if image.size == own else picture.resize(own, Image.Resampling.BICUBIC)
-                    save_png(whole, path)
+                outputs = _outputs(translator, [job.image for job in batch], side)
+                for job, parts in zip(batch, outputs, strict=True):
+                    pixels = ((box, to_pixels(output, depth)) for box, output in parts)
+                    job.write(pixels, translator.output_nc, depth)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
-                raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", smaller) from error
+                raise RunError(batch[0].path, f"out of memory at {width}x{height} pixels", smaller) from error
             bar.update(len(batch))
 
 
-def _in_one_piece(translator: Translator, images: Sequence[Image.Image]) -> Iterator[np.ndarray]:
-    """The translations of pictures of one size, (H, W, C) uint8 each."""
-    yield from map(to_pixels, translator(torch.stack([to_tensor(image) for image in images])))
+Seen = TypeVar("Seen", Picture, Picture | GeoTiff)
 
 
-def _in_tiles(translator: Translator, images: Sequence[Image.Image], side: int) -> Iterator[np.ndarray]:
-    """As _in_one_piece, in tiles. Closes each picture, so that its memory is free for the encoder."""
-    for image in images:
-        yield joined(translate_tiles(translator, translator.network, image, side), image.size)
-        image.close()
+def _at_scale(image: Seen, scale: tuple[float, float], name: str | Path) -> Seen:
+    """Resized by factors across and down; name: what the error line speaks of where memory is too small."""
+    if scale == (1, 1):
+        return image
+    width, height = (max(2, round(length * factor)) for length, factor in zip(image.size, scale, strict=True))
+    try:
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    except MemoryError as error:
+        reason = f"out of memory at {width}x{height} pixels"
+        raise RunError(name, reason, "give a smaller --scale, or native") from error
+
+
+def _outputs(
+    translator: Translator, images: Sequence[Picture | GeoTiff], side: int
+) -> Iterable[Iterable[tuple[Box, Tensor]]]:
+    """For each of some pictures of one size, the parts of its translation: (C, h, w) in [-1, 1] for a box of it."""
+    if side:
+        return (translate_tiles(translator, translator.network, image, side) for image in images)
+    whole = [image.whole() if isinstance(image, GeoTiff) else image for image in images]
+    together = translator(torch.stack([to_tensor(image) for image in whole]))
+    return ([((0, 0, *images[0].size), output)] for output in together)
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
+
+
+MOST_IN_PNG = 4
+"""Channels of a PNG; TIFF holds any number."""
+
+
+def suffix_for(count: int) -> str:
+    """The extension of a file that holds a translation of `count` channels."""
+    return ".png" if count <= MOST_IN_PNG else ".tif"
 
 
 def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[list[Sized]]:
@@ -217,18 +306,21 @@ def same_size_batches(pictures: Iterable[Sized], batch_size: int) -> Iterator[li
             yield batch
 
 
-def output_names(inputs: Sequence[Path], root: Path | None = None) -> list[str]:
+def output_names(
+    inputs: Sequence[Path], root: Path | None = None, suffix: Callable[[Path], str] = lambda path: ".png"
+) -> list[str]:
     """STEM.png for each input; where two share a stem, their whole names keep them apart (a.jpg.png).
 
-    root: the names keep the folders between it and the input.
+    root: the names keep the folders between it and the input. suffix: of an input's output.
     """
     places = [path.relative_to(root) if root else Path(path.name) for path in inputs]
-    names = [str(place.with_name(f"{place.stem}.png")) for place in places]
+    suffixes = list(map(suffix, inputs))
+    names = [str(place.with_name(f"{place.stem}{end}")) for place, end in zip(places, suffixes, strict=True)]
     while True:  # a second round where a file is called a.jpg.png already
         uses = Counter(name.casefold() for name in names)
         longer = [
-            f"{place}.png" if uses[name.casefold()] > 1 else name
-            for place, name in zip(places, names, strict=True)
+            f"{place}{end}" if uses[name.casefold()] > 1 else name
+            for place, name, end in zip(places, names, suffixes, strict=True)
         ]
         if longer == names:
             return names

@@ -2,27 +2,31 @@
 
 import html
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import torch
-from PIL import Image
 
-from datasets.check import scan
+from datasets.bands import Bands, Picture
+from datasets.check import Inspect, scan
 from datasets.decoding import PIXEL_LIMIT, pixels_allowed
 from datasets.errors import UserError, printable, say
-from datasets.files import new_folder, write_atomically
-from datasets.images import save_png
+from datasets.files import new_folder, remove_leftovers, write_atomically
+from datasets.geotiff import PACKAGE, GeoTiff, has_package, inspect_placed, is_geotiff
+from datasets.images import PLAIN, TIFF_EXTENSIONS, inspect_image, load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
 from gan.pretrained import find_pretrained
+from gan.show_bands import about_shown_bands, shown_bands
 from gan.tiling import Tiling
 from gan.translate import (
+    MOST_IN_PNG,
     Load,
     Translator,
     output_names,
+    suffix_for,
     translate_pictures,
 )
 from gan.translation_options import TranslationOptions
@@ -56,7 +60,12 @@ def run_test(options: TranslationOptions) -> int:
         size=options.size,
         scale=scale,
         tiling=Tiling(options.tile, options.tile_inexact),
+        depth=options.output_depth,
     )
+    chosen = options.show_bands or translator.options.viewer.show_bands
+    shown = about_shown_bands((translator.input_nc, translator.output_nc), chosen)
+    told += "; written in 16 bits a channel" if options.output_depth == 16 else ""
+    told += f"; as TIFF, for {translator.output_nc} bands" if translator.output_nc > MOST_IN_PNG else ""
     limit, skip_bad = options.num_test, options.skip_bad
     with pixels_allowed(options.max_pixels or PIXEL_LIMIT):
         if options.input:
@@ -65,7 +74,10 @@ def run_test(options: TranslationOptions) -> int:
         else:
             raw = "_raw" if options.which == "raw" else ""
             folder = Path(options.results_dir) / title / f"test_{options.epoch}{raw}_{translator.direction}"
-            columns = translate_test_split(translator, translate, options.dataroot, folder, limit, skip_bad)
+            told += f"; the page shows {shown}" if shown else ""
+            columns = translate_test_split(
+                translator, translate, options.dataroot, folder, limit, skip_bad, chosen
+            )
             count, where = len(columns[0][1]), folder / "index.html"
             write_atomically(where, _page(title, translator, told, columns).encode())
     say(told)
@@ -89,8 +101,8 @@ def choose_scale(translator: Translator, scale: str, size: int | None) -> tuple[
         return (factor, factor), f"translated at {factor:g} times the pictures' size, then resized back"
     if translator.median_size is None:
         return unchanged, f"{own}: the size of the training pictures is not known"
-    across, down = factors = translator.trained_scale
-    if all(1 / 1.25 <= factor <= 1.25 for factor in factors):
+    across, down = factors = translator.scale
+    if factors == unchanged:
         return unchanged, f"{own}, which is near the size in training"
     how = f"{across:.3g} x {down:.3g}, then resized back (--scale native: not)"
     return factors, f"translated at the scale of training, {how}"
@@ -116,13 +128,26 @@ def translate_files(
         raise UserError(
             "--input", "names several folders, or pictures of one name", "give the folder above them"
         )
-    if len(given) == 1 and source.is_file() and output.suffix.lower() == ".png" and not output.is_dir():
+    suffix, allowed = suffix_for(translator.output_nc), (".png", *TIFF_EXTENSIONS)
+
+    def suffix_of(path: Path) -> str:
+        return ".tif" if path in placed else suffix
+
+    if len(given) == 1 and source.is_file() and output.suffix.lower() in allowed and not output.is_dir():
+        if suffix != ".png" == output.suffix.lower():
+            reason = f"is a PNG, which cannot hold {translator.output_nc} bands"
+            raise UserError("--output", reason, "end its name in .tif")
         output, only_name = output.parent, output.name
     inputs = [picture for path in given for picture in find_inputs(path, output)][:limit]
     root = source if source.is_dir() else None
+    placed = {path for path in inputs if is_geotiff(path)}
+    if placed and not has_package():
+        fix = f"`pip install {PACKAGE}` keeps their place on the map"
+        say(f"{len(placed)} GeoTIFF files are read as pictures alone: {fix}")
+        placed = set()
 
     def targets(inputs: Sequence[Path]) -> list[Path]:
-        return [output / (only_name or name) for name in output_names(inputs, root)]
+        return [output / (only_name or name) for name in output_names(inputs, root, suffix_of)]
 
     same = output.exists() and output.resolve() == source.resolve()
     if same or {path.resolve() for path in targets(inputs)} & {path.resolve() for path in inputs}:
@@ -133,11 +158,12 @@ def translate_files(
             say(f"left out: {folder}: {text}")
     with new_folder(output):
         sources = Sources("folder", root or source.parent, ".", tuple(inputs), ())
-        sources = _readable(sources, translator, skip_bad)
+        sources = _readable(sources, translator, skip_bad, inspect_placed if placed else inspect_image)
         files = targets(sources.a)
         for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)
-        _translate_inputs(sources, files, translator, translate)
+            remove_leftovers(folder)
+        _translate_inputs(sources, files, translator, translate, placed)
     return len(files), output / only_name if only_name else output
 
 
@@ -148,13 +174,15 @@ def translate_test_split(
     folder: Path,
     limit: int | None,
     skip_bad: bool,
+    chosen: str,
 ) -> Columns:
     """The test split of the run's data becomes folder/images/STEM_real_A, STEM_fake_B (and STEM_real_B).
 
-    dataroot: where the data is now; empty: where it was in training. Returns the columns of the results page. Raises
-    UserError for data that is not there, and for pictures that cannot be read.
+    Translations that no screen can show whole go to folder/bands; images/ then has their bands of --show_bands, which
+    are `chosen`. dataroot: where the data is now; empty: where it was in training. Returns the columns of the results
+    page. Raises UserError for data that is not there, and for pictures that cannot be read.
     """
-    data = translator.options.data
+    data, count = translator.options.data, translator.output_nc
     if not dataroot and not data.dataroot:
         raise UserError(
             "--dataroot", "is missing", "name the folder of the data, or give --input and --output"
@@ -162,25 +190,35 @@ def translate_test_split(
     sources = find_sources(Path(dataroot or data.dataroot), "test", data.dataset_mode, limit)
     source, target = translator.direction.split("to")
     images = folder / "images"
-    with new_folder(images):
+    written = images if count in PLAIN else folder / "bands"
+    with new_folder(written), new_folder(images):
         sources = _readable(sources, translator, skip_bad)
         stems = [Path(name).stem for name in output_names(sources.a)]
-        fakes = [images / f"{stem}_fake_{target}.png" for stem in stems]
+        fakes = [written / f"{stem}_fake_{target}{suffix_for(count)}" for stem in stems]
         _translate_inputs(sources, fakes, translator, translate)
 
-    def copies(load: Callable[[int], Image.Image], side: str) -> list[Path]:
-        files = [images / f"{stem}_real_{side}.png" for stem in stems]
+    def as_png(load: Callable[[int, int], Picture], kind: str, count: int) -> list[Path]:
+        files = [images / f"{stem}_{kind}.png" for stem in stems]
         for i, path in enumerate(files):
-            save_png(load(i), path)
+            picture = load(i, 3 if count in PLAIN else count)
+            if isinstance(picture, Bands):
+                picture = picture.shown(shown_bands(count, chosen))
+            save_png(picture, path)
         return files
 
-    columns = [(f"input {source}", copies(sources.load_a, source)), (f"translated to {target}", fakes)]
+    columns = [(f"input {source}", as_png(sources.load_a, f"real_{source}", translator.input_nc))]
+    seen = fakes
+    if written != images:
+        seen = as_png(lambda i, count: load_image(fakes[i], count), f"fake_{target}", count)
+    columns.append((f"translated to {target}", seen))
     if sources.is_paired:
-        columns.append((f"target {target}", copies(sources.load_b, target)))
+        columns.append((f"target {target}", as_png(sources.load_b, f"real_{target}", count)))
     return columns
 
 
-def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sources:
+def _readable(
+    sources: Sources, translator: Translator, skip_bad: bool, inspect: Inspect = inspect_image
+) -> Sources:
     """The sources in the direction of the translation, with the value ranges of the training.
 
     Prints what there is to say about the files. Raises UserError with all that cannot be read, unless they are to be
@@ -191,7 +229,10 @@ def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sourc
     if not sources.is_paired:
         sources = replace(sources, b=())  # the other domain is not shown
     sources = replace(sources, ranges=translator.options.data.value_ranges)
-    sources, report = scan(sources, crop_size=2, independent=True, skip_bad=skip_bad)
+    counts = (translator.input_nc, translator.output_nc)
+    sources, report = scan(
+        sources, crop_size=2, channels=counts, independent=True, skip_bad=skip_bad, inspect=inspect
+    )
     if sources.layout == "folder":
         report = replace(report, left_out=())
     for note in report.notes():
@@ -200,9 +241,22 @@ def _readable(sources: Sources, translator: Translator, skip_bad: bool) -> Sourc
 
 
 def _translate_inputs(
-    sources: Sources, files: Sequence[Path], translator: Translator, translate: Translate
+    sources: Sources,
+    files: Sequence[Path],
+    translator: Translator,
+    translate: Translate,
+    placed: Collection[Path] = (),
 ) -> None:
-    translate([(partial(sources.load_a, i, translator.input_nc), file) for i, file in enumerate(files)])
+    """Translate the inputs into these files. placed: those that are read, and may be written, as GeoTIFF."""
+    wanted = sources.ranges[sources.is_swapped]
+    assert wanted != "auto"  # the scan has found it
+    loads: list[Load] = [
+        partial(GeoTiff, path, translator.input_nc, wanted)
+        if path in placed
+        else partial(sources.load_a, i, translator.input_nc)
+        for i, path in enumerate(sources.a)
+    ]
+    translate(list(zip(loads, files, strict=True)))
 
 
 def _page(name: str, translator: Translator, told: str, columns: Columns) -> str:

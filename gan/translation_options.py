@@ -27,7 +27,11 @@ class TranslationOptions:
     Default: the test split of the run's data, with a results page."""
     output: str = ""
     """Folder for the translations of --input. Each keeps its subfolder, name and size.
-    For one picture, a file name that ends in .png is allowed too."""
+    For one picture, a file name that ends in .png or .tif is allowed too."""
+    output_depth: Literal[8, 16] = 8
+    """Bits of a channel that are written. PNG up to 4 channels, TIFF for more."""
+    show_bands: str = ""
+    """Bands that the results page shows of pictures with more than three: one, or three. Default: as in training."""
     dataroot: str = ""
     """Folder of the run's data, if it has moved (without --input)."""
     results_dir: str = "results"

@@ -31,7 +31,7 @@ from gan.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from gan.command_line import parse_train
 from gan.options import from_dict
 from gan.setup import build_trainer, checkpoint_size, generators
-from gan.translate import load_translator
+from gan.translate import Translator
 
 DECAY = 0.8
 MODELS = {
@@ -189,7 +189,7 @@ def test_switched_off_it_ends(data: Path, trained: Path, tmp_path: Path) -> None
     assert outcome.code == 0, outcome.err
     assert "--ema: the average is not kept after step 12" in outcome.err.splitlines()
     assert "averages" not in load_checkpoint(tmp_path / "r", "last")[0]
-    assert not load_translator(tmp_path / "r", device="cpu").is_average
+    assert not Translator.load(tmp_path / "r", device="cpu").is_average
     plain = run(data, tmp_path / "plain", "--n_epochs", 5)
     assert not list(differences(last_state(tmp_path / "r")["networks"], last_state(plain)["networks"]))
 

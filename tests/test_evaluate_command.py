@@ -33,7 +33,7 @@ from evaluate.features import InceptionPool
 from evaluate.options import EvaluateOptions
 from evaluate.pictures import pictures_of
 from gan.pretrained import find_pretrained
-from gan.translate import load_translator
+from gan.translate import Translator
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = ("size", "num_test", "bootstrap", "batch_size", "num_threads")
@@ -86,7 +86,7 @@ def test_a_paired_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(pairs) == 3
     assert row["values"]["psnr"] == pytest.approx(np.mean([pixels.psnr(*pair) for pair in pairs]), rel=1e-9)
     picture = load_image(runs / "data/test/001.png").crop((0, 0, 32, 32))
-    expected = to_picture(load_translator(runs / "p2p_0")(to_tensor(picture)[None])[0])
+    expected = to_picture(Translator.load(runs / "p2p_0")(to_tensor(picture)[None])[0])
     assert np.array_equal(np.asarray(expected), pairs[1][0])  # the network's answer to the left half
     assert (tmp_path / "out" / "report.csv").read_text().count("\n") == 2
     assert "PSNR (to target)" in (tmp_path / "out" / "report.md").read_text()
@@ -129,7 +129,7 @@ def test_outputs_are_made_again_only_where_needed(runs: Path, tmp_path: Path) ->
 def test_outputs_of_an_older_version_are_made_again(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    translator = load_translator(runs / "p2p_0", test_mode="train")
+    translator = Translator.load(runs / "p2p_0", test_mode="train")
     inputs = pictures_of([runs / "data/test/000.png"], size=32)
     monkeypatch.setattr("evaluate.comparisons.OUTPUTS_VERSION", 1)
     (old,) = make_outputs(tmp_path, translator, inputs, "train")
@@ -153,7 +153,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, runs: Path) -> 
     with pytest.raises(
         UserError, match=r"AtoB: holds pictures that this program has not made, such as 000\.png"
     ):
-        make_outputs(tmp_path / "run", load_translator(runs / "p2p_0"), inputs, "eval")
+        make_outputs(tmp_path / "run", Translator.load(runs / "p2p_0"), inputs, "eval")
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
 
 
@@ -170,7 +170,7 @@ def test_the_first_so_many_inputs_of_a_run(runs: Path, tmp_path: Path, trunk: di
 
 def test_outputs_with_dropout_are_reproducible(runs: Path, tmp_path: Path) -> None:
     """All at once, or one after an interruption: the same bytes, another mask for each picture."""
-    loaded = load_translator(runs / "p2p_0", test_mode="train")
+    loaded = Translator.load(runs / "p2p_0", test_mode="train")
     translator = replace(loaded, network=torch.nn.Dropout(0.5).train())
     first = pictures_of([runs / "data/test/000.png"], size=32)[0]
     second = replace(first, content="0" * 64, path=tmp_path / "other_name.png")  # equal pixels, another key

@@ -76,7 +76,7 @@ def test_translation_refuses_what_makes_no_sense(
     for where, mutant in mutants(trained[1], part, 2):
         monkeypatch.setattr(translate, "read_pretrained", lambda *_, m=mutant: (m, Path("x")))
         try:
-            translate.load_translator(trained[0] / "r", device="cpu")(torch.zeros(1, 3, 16, 16))
+            translate.Translator.load(trained[0] / "r", device="cpu")(torch.zeros(1, 3, 16, 16))
         except UserError as error:
             assert len(str(error)) <= 300
         except Exception as error:

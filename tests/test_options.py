@@ -101,7 +101,7 @@ def test_familiar_flags_are_known() -> None:
     [
         ("--batch_siez 2", "--batch_siez: unknown flag (did you mean --batch_size? see train.py --help)"),
         ("--gan_mode gan", "--gan_mode: is gan (allowed: vanilla, lsgan, wgangp, hinge)"),
-        ("--input_nc 2", "--input_nc: is 2 (allowed: 1, 3)"),
+        ("--input_nc 17", "--input_nc: is 17 (allowed: 1 to 16)"),
         ("--base_norm x", "--base_norm: is x (allowed: batch, instance, none)"),
         ("--batch_size two", "--batch_size: is two (allowed: whole numbers)"),
         ("--ngf 9e18", "--ngf: is 9e18 (allowed: whole numbers)"),

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from foreign_support import resnet, save
 from PIL import Image
+from tifffile import imread, imwrite
 from training_support import untrained_run
 
 from datasets.synthetic import write_dataset
@@ -112,6 +114,18 @@ def test_a_model_is_taken_elsewhere(tmp_path: Path) -> None:
     assert {"index.html", "model.onnx"} < {path.name for path in (tmp_path / "TAKEN_PAGE").iterdir()}
 
 
+def test_five_bands(folder: Path) -> None:
+    for number, place in enumerate(("A/train", "B/train", "A/test", "B/test")):
+        (folder / "SCENES" / place).mkdir(parents=True)
+        values = np.random.default_rng(number).integers(0, 256, (32, 32, 5), dtype=np.uint8)
+        imwrite(folder / "SCENES" / place / "x.tif", values, photometric="minisblack", planarconfig="contig")
+    train, translate = (c for c in commands() if "BANDS" in c)
+    assert "bands 4,3,2 of 5" in run(f"{train} {SMALL}", folder)
+    run(translate, folder)
+    made = imread(folder / "NEW_BANDS" / "x.tif")
+    assert made.shape == (32, 32, 5) and made.dtype == np.uint16
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -148,6 +162,7 @@ def test_no_command_is_left_out() -> None:
         "NAME",
         "AVERAGED",
         "LOCAL",
+        "BANDS",
         "TUNED",
         "latest_net",
         "--fake",

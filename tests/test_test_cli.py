@@ -25,7 +25,7 @@ from training_support import (
 )
 
 from datasets.images import to_picture, to_tensor
-from gan.translate import load_translator
+from gan.translate import Translator
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_pixels_are_those_of_the_network(runs: Path, folder: Path, tmp_path:
     """Against a second way from a file to a file: numpy and the generator alone."""
     assert run_on(runs, folder / "plain.png", tmp_path / "out").code == 0
     pixels = np.asarray(Image.open(folder / "plain.png"), np.float32)
-    translator = load_translator(runs / "r", device="cpu")
+    translator = Translator.load(runs / "r", device="cpu")
     x = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
     with torch.no_grad():
         y = translator.network(x)[0].permute(1, 2, 0).numpy()
@@ -126,7 +126,7 @@ def test_a_picture_is_seen_at_the_scale_of_training(
     """Against Pillow's resize and the generator alone."""
     found, err = translation(shrunk, *flags)
     direction = "BtoA" if "BtoA" in flags else "AtoB"
-    translator = load_translator(shrunk / "shrunk" / "r", device="cpu", direction=direction)
+    translator = Translator.load(shrunk / "shrunk" / "r", device="cpu", direction=direction)
     image = Image.open(shrunk / "x.png").resize(seen, Image.Resampling.BICUBIC)
     small = to_picture(translator(to_tensor(image)[None])[0])
     assert np.array_equal(found, np.asarray(small.resize((90, 44), Image.Resampling.BICUBIC), int))

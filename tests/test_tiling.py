@@ -21,7 +21,7 @@ from datasets.errors import UserError
 from datasets.images import to_tensor
 from gan import tiling
 from gan.tiling import Tiling, pad_to_fit, translate_tiles
-from gan.translate import load_translator
+from gan.translate import Translator
 from models.build import build_generator, initialize
 from models.receptive_field import halo
 from models.resnet import ResnetGenerator
@@ -152,7 +152,7 @@ def run_on(runs: Path, source: Path, output: Path, *more: object) -> Outcome:
 
 
 def test_single_precision_is_equal_to_a_hundred_thousandth(runs: Path) -> None:
-    translator, image = load_translator(runs / "r", device="cpu"), picture(500, 410)
+    translator, image = Translator.load(runs / "r", device="cpu"), picture(500, 410)
     whole = translator(to_tensor(image)[None])[0]
     for (left, top, right, bottom), output in translate_tiles(translator, translator.network, image, 128):
         torch.testing.assert_close(output, whole[:, top:bottom, left:right], atol=1e-5, rtol=0)

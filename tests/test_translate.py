@@ -20,7 +20,6 @@ from gan.options import channels
 from gan.setup import build_data, generators
 from gan.translate import (
     Translator,
-    load_translator,
     output_names,
     pad_to_fit,
     same_size_batches,
@@ -44,7 +43,7 @@ RUNS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module", params=RUNS)
 def translator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Translator:
-    return load_translator(untrained_run(tmp_path_factory.mktemp("runs"), *RUNS[request.param]), device="cpu")
+    return Translator.load(untrained_run(tmp_path_factory.mktemp("runs"), *RUNS[request.param]), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +116,16 @@ def test_a_batch_equals_its_pictures_one_by_one(translator: Translator) -> None:
 
 def test_eval_mode_repeats_itself_and_train_mode_has_dropout(cycle_gan: Path) -> None:
     x = images(16, 16, channels=1)
-    quiet = load_translator(cycle_gan, device="cpu")
+    quiet = Translator.load(cycle_gan, device="cpu")
     assert torch.equal(quiet(x), quiet(x))
-    noisy = load_translator(cycle_gan, device="cpu", test_mode="train")
+    noisy = Translator.load(cycle_gan, device="cpu", test_mode="train")
     assert not torch.equal(noisy(x), noisy(x))
 
 
 def test_both_directions_of_a_cycle_gan(cycle_gan: Path) -> None:
     state, _ = load_checkpoint(cycle_gan)
-    there = load_translator(cycle_gan, device="cpu")
-    back = load_translator(cycle_gan, device="cpu", direction="BtoA")
+    there = Translator.load(cycle_gan, device="cpu")
+    back = Translator.load(cycle_gan, device="cpu", direction="BtoA")
     for translator, name, (inputs, outputs) in ((there, "G_A", (1, 3)), (back, "G_B", (3, 1))):
         assert translator.input_nc == inputs
         assert translator(images(16, 16, channels=inputs)).shape[1] == outputs
@@ -139,16 +138,16 @@ def test_the_direction_of_training_is_only_a_cyclegans_default(tmp_path: Path) -
     run = untrained_run(tmp_path, "--direction", "BtoA", "--input_nc", 1, "--lambda_identity", 0)
     state, _ = load_checkpoint(run)
     for direction, name in (("AtoB", "G_A"), ("BtoA", "G_B"), (None, "G_B")):
-        translator = load_translator(run, device="cpu", direction=direction)
+        translator = Translator.load(run, device="cpu", direction=direction)
         own = next(iter(translator.network.state_dict().values()))
         assert torch.equal(own, next(iter(state["networks"][name].values())))
-    assert load_translator(run, device="cpu").input_nc == 3  # of B
+    assert Translator.load(run, device="cpu").input_nc == 3  # of B
 
 
 def test_pix2pix_has_one_direction(tmp_path: Path) -> None:
     run = untrained_run(tmp_path, "--model", "pix2pix")
     with pytest.raises(UserError, match="trained AtoB only"):
-        load_translator(run, device="cpu", direction="BtoA")
+        Translator.load(run, device="cpu", direction="BtoA")
 
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -175,21 +174,21 @@ def test_states_that_cannot_translate(tmp_path: Path, change: Change, said: str)
     run = untrained_run(tmp_path)
     save_checkpoint(run, change(load_checkpoint(run)[0]), step=6, epoch=3, keep=9)
     with pytest.raises(UserError, match=said):
-        load_translator(run, device="cpu")
+        Translator.load(run, device="cpu")
 
 
 @pytest.mark.parametrize("epoch", ["latest", "-1", "1.5", "²", ""])
 def test_an_epoch_is_last_best_or_a_number(cycle_gan: Path, epoch: str) -> None:
     with pytest.raises(UserError, match="allowed: last, best or the number of a kept epoch"):
-        load_translator(cycle_gan, epoch=epoch)
+        Translator.load(cycle_gan, epoch=epoch)
 
 
 def test_an_epoch_that_is_not_kept_names_those_that_are(cycle_gan: Path) -> None:
-    assert load_translator(cycle_gan, epoch="3", device="cpu").epoch == 3
+    assert Translator.load(cycle_gan, epoch="3", device="cpu").epoch == 3
     with pytest.raises(UserError, match=r"no checkpoint of epoch 7 .*there are: 3"):
-        load_translator(cycle_gan, epoch=7)
+        Translator.load(cycle_gan, epoch=7)
     with pytest.raises(UserError, match="no best checkpoint"):
-        load_translator(cycle_gan, epoch="best")
+        Translator.load(cycle_gan, epoch="best")
 
 
 # --- files
@@ -245,7 +244,7 @@ def test_working_ahead_passes_an_error_on_and_ends_its_threads() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_files_keep_their_sizes(cycle_gan: Path, tmp_path: Path, batch_size: int) -> None:
-    translator = load_translator(cycle_gan, device="cpu", direction="BtoA")
+    translator = Translator.load(cycle_gan, device="cpu", direction="BtoA")
     sizes = [(20, 16), (20, 16), (9, 31), (2, 2), (20, 16)]
     jobs = [(partial(picture, *s, k), tmp_path / f"{k}.png") for k, s in enumerate(sizes)]
     translate_pictures(translator, jobs, batch_size)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets.images import save_png, to_picture
+from gan.show_bands import shown_bands
 from gan.viewers import GRID
 
 CAPTIONS = {
@@ -31,20 +32,29 @@ BACKGROUND = (250, 250, 250)
 INK = (40, 40, 40)
 
 
-def save_samples(folder: Path, images: Mapping[str, Tensor]) -> dict[str, Path]:
+def save_samples(folder: Path, images: Mapping[str, Tensor], show_bands: str = "") -> dict[str, Path]:
     """Write `KIND.png` for every kind and `grid.png`, and return kind -> file (with GRID last).
 
-    images: kind -> (N, C, H, W) in [-1, 1], C 1 or 3, any size per kind, the same N. Each file
-    appears whole or not at all. Raises OSError if the folder cannot be written.
+    images: kind -> (N, C, H, W) in [-1, 1], any size per kind, the same N. show_bands: which bands show more than three
+    channels; the grid's captions then name them. Each file appears whole or not at all. Raises OSError if the folder
+    cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {kind: [to_picture(image.detach().cpu()) for image in batch] for kind, batch in images.items()}
+    bands = {kind: shown_bands(batch.shape[1], show_bands) for kind, batch in images.items()}
+    pictures = {
+        kind: [to_picture(image[[band - 1 for band in bands[kind]]].detach().cpu()) for image in batch]
+        for kind, batch in images.items()
+    }
     files = {}
     for kind, column in pictures.items():
         files[kind] = folder / f"{kind}.png"
         save_png(_tile(column), files[kind])
     files[GRID] = folder / f"{GRID}.png"
-    save_png(labelled_grid(pictures), files[GRID])
+    captioned = {
+        CAPTIONS.get(kind, kind) + ("" if images[kind].shape[1] in (1, 3) else f" {bands[kind]}"): column
+        for kind, column in pictures.items()
+    }
+    save_png(labelled_grid(captioned), files[GRID])
     return files
 
 
