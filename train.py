@@ -27,7 +27,7 @@ def main() -> int:
             from evaluate.training import make_evaluator
 
             evaluate = make_evaluator(
-                output.eval_metrics, best_by=output.best_by, device=options.device.device
+                output.eval_metrics, best_by=output.best_by, device=options.device.device, processes=processes
             )
         return train(options, saved, evaluate, processes)
 

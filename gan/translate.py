@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
-from datasets.errors import RunError, UserError, is_out_of_memory
+from datasets.errors import RunError, UserError, is_out_of_memory, no_bar
 from datasets.files import ahead
 from datasets.images import as_picture, save_png, to_pixels, to_tensor
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
+from gan.processes import ALONE, Processes
 from gan.setup import generators
 from gan.state import check_format, load_network, refuse_malformed, require_fit
 from gan.step import Placement, find_device
@@ -156,11 +157,13 @@ def translate_pictures(
     size: int | None = None,
     scale: tuple[float, float] = (1.0, 1.0),
     tiling: Tiling = IN_ONE_PIECE,
+    processes: Processes = ALONE,
 ) -> None:
     """Translate each picture and write it as PNG; `size` forces size x size, else each keeps its own.
 
     pictures: (function that decodes one, file to write). scale: factors across and down by which a picture is resized
     for the network; its translation is resized back. tiling: when what the network sees is cut into tiles.
+    processes: share the pictures of the first one by whole batches, the same as those of one process.
     Shows a progress bar. Raises UserError naming a file that cannot be read or written; what is written before stays,
     and no file is ever half written.
     """
@@ -179,9 +182,18 @@ def translate_pictures(
                 raise RunError(picture[1], reason, "give a smaller --scale, or native") from error
         return image, picture[1], own
 
+    pictures = processes.from_first(partial(list, pictures))
+    rank, world = processes.rank, processes.world
+    if (
+        batch_size == 1 or size
+    ):  # the batches are known before a picture is read: this process reads its own only
+        pictures = [one for i, one in enumerate(pictures) if i // batch_size % world == rank]
+        rank, world = 0, 1
     depth = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
-    with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
-        for batch in same_size_batches(ahead(decode, pictures, depth), batch_size):
+    with tqdm(
+        total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=no_bar()
+    ) as bar:
+        for batch in islice(same_size_batches(ahead(decode, pictures, depth), batch_size), rank, None, world):
             width, height = batch[0][0].size
             side = tiling.side(translator.network, (width, height))
             translate = partial(_in_tiles, side=side) if side else _in_one_piece
@@ -196,6 +208,7 @@ def translate_pictures(
                 smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
                 raise RunError(batch[0][1], f"out of memory at {width}x{height} pixels", smaller) from error
             bar.update(len(batch))
+    processes.gather(list)  # all have written theirs
 
 
 def _in_one_piece(translator: Translator, images: Sequence[Image.Image]) -> Iterator[np.ndarray]:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from evaluate_support import aligned_data, write_pictures
+from processes_program import evaluate_everything
 from training_support import (
     ROOT,
     TINY,
@@ -21,11 +24,13 @@ from training_support import (
     records,
     train,
     tree,
+    untrained_run,
     write_unaligned,
 )
 
 PICTURES = 5  # with two processes, the third step of an epoch has one picture
 EPOCHS, STEPS = 3, 3
+MEASURED = {"fid", "kid", "lpips_all_pairs", "lpips_input"}
 LIMIT = 300  # seconds of one torchrun command; a test that hangs fails
 
 
@@ -184,3 +189,42 @@ def test_a_run_that_exists_is_refused_by_a_restart_too(data: Path, tmp_path: Pat
     assert ended.code == 1
     assert [("this run exists already" in line) for line in ended.errors] == [True, True]
     assert tree(tmp_path) == before
+
+
+def test_evaluation_and_translation_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures to the bit, metrics to 1e-9; validation batch norm included: pix2pix has it by default."""
+    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        data = aligned_data(tmp_path / name / "data", 3, 5)
+        for number, side in enumerate((48, 48, 64, 48, 48)):
+            write_pictures(data / "mixed", 1, number, (side, side)).joinpath("000.png").rename(
+                data / "mixed" / f"p{number}.png"
+            )
+        unpaired = write_unaligned(tmp_path / name / "unpaired", 4, 48)
+        untrained_run(
+            tmp_path / name / "runs", "--netG", "resnet_6blocks", "--dataroot", unpaired,
+            "--crop_size", 48, "--load_size", 48,
+        )  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    evaluate_everything(tmp_path / "one")
+    torch.set_num_threads(threads)
+    ended = run("tests/processes_program.py", "evaluate", tmp_path / "two")
+    assert ended.code == 0, ended.err
+    assert "running statistics averaged" in ended.out
+    one, two = tmp_path / "one", tmp_path / "two"
+    for place, count in (("out/translated_1", 5), ("out/translated_2", 5), ("runs/r/evaluation", 8)):
+        pictures = {path.relative_to(one): path.read_bytes() for path in sorted((one / place).rglob("*.png"))}
+        assert len(pictures) == count
+        assert pictures == {p.relative_to(two): p.read_bytes() for p in sorted((two / place).rglob("*.png"))}
+    rows, expected = (
+        json.loads((folder / "out" / "report" / "report.json").read_text())["rows"] for folder in (two, one)
+    )
+    assert len(expected) == len(rows) == 2
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row["values"].keys() == wanted["values"].keys() == MEASURED
+        for name, value in wanted["values"].items():
+            assert row["values"][name] == pytest.approx(value, rel=1e-9), name
+    assert ended.out.count("5 pictures translated") == 2
+    [metrics] = [line for line in records(two / "out" / "trained") if line["kind"] == "metrics"]
+    assert {"val_l1", "fid", "kid", "lpips", "psnr"} <= metrics["metrics"].keys()
