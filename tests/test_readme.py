@@ -34,6 +34,9 @@ def commands() -> list[str]:
 def run(command: str, cwd: Path) -> str:
     """Run a README command in a folder of its own, as if the project were there; its output."""
     words = shlex.split(command)
+    if words[0] == "torchrun":
+        words[:1] = ["python", "-m", "torch.distributed.run"]
+        words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
     assert words[0] == "python"
     if words[1].endswith(".py"):
         words[1] = str(ROOT / words[1])
@@ -112,6 +115,11 @@ def test_a_model_is_taken_elsewhere(tmp_path: Path) -> None:
     assert {"index.html", "model.onnx"} < {path.name for path in (tmp_path / "TAKEN_PAGE").iterdir()}
 
 
+def test_two_processes(folder: Path) -> None:
+    (command,) = (c for c in commands() if c.startswith("torchrun "))
+    assert "done: 2 steps" in run(f"{command} {SMALL} --device cpu", folder)
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -148,6 +156,7 @@ def test_no_command_is_left_out() -> None:
         "NAME",
         "AVERAGED",
         "LOCAL",
+        "SHARED",
         "TUNED",
         "latest_net",
         "--fake",
