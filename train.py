@@ -31,6 +31,7 @@ def main() -> int:
                 best_by=output.best_by,
                 device=options.device.device,
                 show_bands=options.viewer.show_bands,
+                processes=processes,
             )
         return train(options, saved, evaluate, processes)
 

@@ -66,6 +66,11 @@ def set_quiet(on: bool) -> None:
     _quiet = on
 
 
+def no_bar() -> bool | None:
+    """tqdm's `disable`: no progress bar where nothing is printed; None leaves bars to terminals."""
+    return True if _quiet else None
+
+
 def printable(text: str) -> str:
     """Text on one line: control characters, line separators, undecodable bytes of file names as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

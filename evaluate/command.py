@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets.errors import RunError, is_out_of_memory
@@ -17,6 +18,7 @@ from evaluate.options import EvaluateOptions, Protocol
 from evaluate.report import Report, refuse_another_protocol, rows_of
 from evaluate.weights import Weights, WeightsChoice, cache_folder
 from gan.pretrained import find_pretrained
+from gan.processes import ALONE, Processes
 from gan.step import find_device
 
 LONGEST = 80  # characters of a folder's name before a hash stands for the rest: many epochs
@@ -24,20 +26,25 @@ LONGEST = 80  # characters of a folder's name before a hash stands for the rest:
 NO_BASELINES = "no baselines: they are fitted on training pairs, and these runs have none"
 
 
-def run_evaluation(options: EvaluateOptions) -> int:
-    """Evaluate, print the table, write the report. Returns the exit code; raises UserError."""
+def run_evaluation(options: EvaluateOptions, processes: Processes = ALONE) -> int:
+    """Evaluate, print the table, write the report. Returns the exit code; raises UserError.
+
+    processes: share the pictures. All compute every number from these; the first one writes the report.
+    """
     options.check()
+    processes.take_gpu(find_device(options.device))
     runs = [find_pretrained(name, options.checkpoints_dir) for name in dict.fromkeys(options.runs)]
     place = output_folder(options, runs)
     smaller = "" if runs else ", or --size"
     with (
-        new_folder(place),  # a call that is refused leaves nothing behind
+        # a call that is refused leaves nothing behind
+        new_folder(place) if processes.is_first else contextlib.nullcontext(),
         advising_on_memory(f"--batch_size 1, --num_threads 1, or --device cpu{smaller}"),
     ):
-        evaluation = prepare(options, runs)
+        evaluation = prepare(options, runs, processes)
         refuse_another_protocol(place, evaluation.protocol)
         report = evaluation.carry_out(options)
-        first, *others = report.write(place, options.latex)
+        first, *others = report.write(place, options.latex) if processes.is_first else [place]
     print(report.table("simple"))
     print(f"\nprotocol {report.protocol.id}; {first}, {', '.join(path.name for path in others)}")
     for remark in report.remarks:
@@ -71,12 +78,14 @@ class Evaluation:
     not_computed: Mapping[str, str]
     weights: Mapping[str, Weights]
     started: float
+    processes: Processes = ALONE
 
     def carry_out(self, options: EvaluateOptions) -> Report:
         """Translate what is not translated yet, measure, and put the numbers together. Raises UserError."""
         kept = None if options.no_cache else (options.cache_dir or cache_folder()) / "features.sqlite"
-        cache, networks = FeatureCache(kept), Networks(self.weights, find_device(options.device))
-        measurements = Measurements(cache, networks, options.batch_size, options.num_threads, progress=True)
+        cache = FeatureCache(kept, writes=self.processes.is_first)
+        networks, threads = Networks(self.weights, find_device(options.device)), options.num_threads
+        measurements = Measurements(cache, networks, options.batch_size, threads, True, self.processes)
         measured = measure(self.comparisons, self.flags, measurements, options.bootstrap)
         without = options.baselines and all(row.only is None for row in self.comparisons)
         return Report(
@@ -90,12 +99,12 @@ class Evaluation:
         )
 
 
-def prepare(options: EvaluateOptions, runs: Sequence[Path]) -> Evaluation:
+def prepare(options: EvaluateOptions, runs: Sequence[Path], processes: Processes = ALONE) -> Evaluation:
     """Find pictures and weights, and choose the metrics. Raises UserError; for a metric asked for by name as well."""
     started = time.perf_counter()
     wanted = parse_metrics(options.metrics) if options.metrics else DEFAULT_FLAGS
-    comparisons, protocol = collect(options, runs)
-    weights, missing = weights_choice(options).find(networks_of(wanted))
+    comparisons, protocol = collect(options, runs, processes)
+    weights, missing = processes.from_first(partial(weights_choice(options).find, networks_of(wanted)))
     problems = problems_of(wanted, comparisons, protocol.smallest_side, missing)
     if options.metrics and problems:
         raise next(iter(problems.values()))
@@ -111,7 +120,7 @@ def prepare(options: EvaluateOptions, runs: Sequence[Path]) -> Evaluation:
         for flag, problem in problems.items()
         if any(metrics_of(comparison, [flag]) for comparison in comparisons)
     }
-    return Evaluation(comparisons, protocol, flags, reasons, used, started)
+    return Evaluation(comparisons, protocol, flags, reasons, used, started, processes)
 
 
 def weights_choice(options: EvaluateOptions) -> WeightsChoice:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from evaluate.pictures import (
 from gan.checkpoint import checkpoint_hash
 from gan.options import PIXEL_METRICS, TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import is_run, read_pretrained
+from gan.processes import ALONE, Processes
 from gan.run import RunFolder, read_yaml
 from gan.show_bands import shown_bands
 from gan.state import forked_random_state
@@ -91,9 +92,12 @@ class Comparison:
         return position if choice.isdecimal() else f"{choice} ({position})"
 
 
-def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Comparison], Protocol]:
+def collect(
+    options: EvaluateOptions, runs: Sequence[Path], processes: Processes = ALONE
+) -> tuple[list[Comparison], Protocol]:
     """The comparisons asked for, and the one protocol that they share, for weights that are all verified.
 
+    processes: share the translations.
     Raises UserError for runs of different protocols, empty folders, mixed sizes, and names without a partner.
     """
     if options.fake and options.real:
@@ -102,7 +106,7 @@ def collect(options: EvaluateOptions, runs: Sequence[Path]) -> tuple[list[Compar
         if getattr(options, flag) is not None and (of_runs := [run.name for run in runs if is_run(run)]):
             reason = f"is for folders and files of weights, and {of_runs[0]} is a run"
             raise UserError(f"--{flag}", reason, "leave it out")
-    tested = [EvaluatedRun(run, options) for run in runs]
+    tested = [EvaluatedRun(run, options, processes) for run in runs]
     protocols = {run.protocol: run.folder.name for run in tested}
     if len(protocols) > 1:
         both = " and ".join(f"{run} ({protocol.id})" for protocol, run in protocols.items())
@@ -138,6 +142,7 @@ class EvaluatedRun:
 
     folder: Path  # or file
     options: EvaluateOptions
+    processes: Processes = ALONE
 
     @cached_property
     def trained(self) -> TrainOptions:
@@ -328,19 +333,38 @@ class Outputs(Sequence[FilePicture]):
                 if name not in NOT_OF_A_CONFIGURATION and not name.startswith("visdom")
             },
         }
-        files, count = make_outputs(folder, translator, self.inputs, options.test_mode), translator.output_nc
+        files = make_outputs(folder, translator, self.inputs, options.test_mode, self.run.processes)
+        count = translator.output_nc
         return pictures_of(files, channels=3 if count == 1 else count, bands=self.run.shown(count)), made_by
 
 
-def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture], mode: str) -> list[Path]:
+def make_outputs(
+    run: Path,
+    translator: Translator,
+    inputs: Sequence[FilePicture],
+    mode: str,
+    processes: Processes = ALONE,
+) -> list[Path]:
     """The translation of every input, at the input's evaluated size. Returns their files, in the inputs' order.
 
     One picture at a time: batch statistics are then as published (mode "train"), and a call that resumes an
-    interrupted one writes the same bytes, dropout included.
+    interrupted one writes the same bytes, dropout included. processes: share what is missing.
 
     Raises UserError naming an input that cannot be read, an output that cannot be written, or a folder with pictures
     of somebody else: the manifest is written before the first output, so without it there are none of ours.
     """
+    files, missing = processes.from_first(partial(_missing_outputs, run, translator, inputs, mode))
+    if own := missing[processes.rank :: processes.world]:
+        with _seeded(translator, [picture for picture, _ in own]):
+            translate_pictures(translator, [(picture.load_image, file) for picture, file in own])
+    processes.gather(list)  # all have written theirs
+    return files
+
+
+def _missing_outputs(
+    run: Path, translator: Translator, inputs: Sequence[FilePicture], mode: str
+) -> tuple[list[Path], list[tuple[FilePicture, Path]]]:
+    """The files of all translations, and what is missing of them, in a folder that holds nothing else."""
     position = f"epoch-{translator.epoch}-step-{translator.step}" + "-ema" * translator.is_average
     position += "" if mode == "eval" else f"-{mode}"
     folder = evaluation_folder(run) / position / translator.direction
@@ -367,11 +391,7 @@ def make_outputs(run: Path, translator: Translator, inputs: Sequence[FilePicture
             file.unlink()  # of another checkpoint, or of an input that has changed
     manifest = {"made_by": made_by, "inputs": known | inputs_of}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    missing = [(picture, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()]
-    if missing:
-        with _seeded(translator, [picture for picture, _ in missing]):
-            translate_pictures(translator, [(picture.load_image, file) for picture, file in missing])
-    return files
+    return files, [(picture, file) for picture, file in zip(inputs, files, strict=True) if not file.exists()]
 
 
 @contextlib.contextmanager

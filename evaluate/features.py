@@ -200,13 +200,13 @@ class FeatureCache:
     checksum; a damaged one is computed again, and so is one of another length than asked for, which is not even read
     into memory. A file that cannot be opened or written, or that holds anything else, costs one warning, and the report
     goes on without it. What only this process needs is in a file without a name that SQLite makes and removes, so that
-    memory stays flat.
+    memory stays flat. writes: False leaves the writing to another process.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, writes: bool = True) -> None:
+        self._path, self._writes = path, writes
         self._databases = [_open("")]  # the named one, if there is one, comes first
-        if path is not None:
+        if path is not None and (writes or path.exists()):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._databases.insert(0, _open_or_replace(path))
@@ -228,7 +228,7 @@ class FeatureCache:
     def put(self, entries: Mapping[str, NDArray]) -> None:
         """Add entries; they are on disk, all of them, when this returns."""
         rows = [(key, *_packed(value)) for key, value in entries.items()]
-        for database in self._databases:
+        for database in self._databases if self._writes else self._databases[-1:]:
             try:
                 with database:
                     database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)

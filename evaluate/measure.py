@@ -9,20 +9,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datasets.errors import RunError, UserError
+from datasets.errors import RunError, UserError, no_bar
 from datasets.files import ahead
 from evaluate import lpips
 from evaluate.features import FEATURES, FeatureCache, Networks
 from evaluate.fid import FeatureRows
 from evaluate.pictures import Picture, Pixels, set_hash
 from evaluate.pixels import PixelFunction
+from gan.processes import ALONE, Processes
 
 BATCHES_AHEAD = 2
 BATCH_PIXELS = 2**22
@@ -107,7 +108,10 @@ class Decoded:
 
 
 class Measurements:
-    """Computes what is wanted and reads it back; all numbers live in the cache. batch_size: pictures in a batch."""
+    """Computes what is wanted and reads it back; all numbers live in the cache. batch_size: pictures in a batch.
+
+    processes: share the batches; afterwards each of them has all numbers.
+    """
 
     def __init__(
         self,
@@ -116,8 +120,9 @@ class Measurements:
         batch_size: int = 16,
         num_threads: int = 2,
         progress: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
-        self.cache, self.networks = cache, networks
+        self.cache, self.networks, self.processes = cache, networks, processes
         self.batch_size, self.num_threads, self.progress = batch_size, num_threads, progress
         self.pictures_decoded = 0
         self._sums: dict[str, lpips.FeatureSum] = {}  # by key: they are in memory anyway while they grow
@@ -163,13 +168,30 @@ class Measurements:
     def compute(self, quantities: Iterable[Quantity]) -> None:
         """Run the pass. Raises UserError naming a picture that cannot be read or gives values that are not finite."""
         by_entry = {self.entry(quantity): quantity for quantity in quantities}
-        missing = self.cache.missing(entry for entry in by_entry if entry[0] not in self._sums)
-        by_key = {key: quantity for (key, _), quantity in by_entry.items()}
-        due = {key: by_key[key] for key in missing}
+        unknown = [entry for entry in by_entry if entry[0] not in self._sums]
+        missing = set().union(*self.processes.gather(lambda: self.cache.missing(unknown)))
+        due = {key: quantity for (key, _), quantity in by_entry.items() if key in missing}
+        found = self.processes.gather(lambda: self._compute_own(due))
+        totals: dict[str, lpips.FeatureSum] = {}
+        for values, parts in found:
+            self.cache.put(values)
+            totals |= {key: totals[key] + part if key in totals else part for key, part in parts.items()}
+        for key, total in totals.items():
+            if not (math.isfinite(total.squares) and total.vector.isfinite().all()):
+                raise UserError("LPIPS", "its features are not finite", "check the files of weights")
+            self._sums[key] = total
+            if len(total.vector) <= STORED_NUMBERS:
+                self.cache.put({key: np.concatenate([[total.squares], total.vector.numpy()])})
+
+    def _compute_own(
+        self, due: Mapping[str, Quantity]
+    ) -> tuple[dict[str, NDArray], dict[str, lpips.FeatureSum]]:
+        """This process's share of a pass: values that others need, and parts of sums on the CPU, both by key."""
+        needed: dict[str, NDArray] = {}
         sums = {key: set(total.pictures) for key, total in due.items() if isinstance(total, LpipsSum)}
         totals: dict[str, lpips.FeatureSum] = {}
         size = self._batch_size(due.values())
-        batches = make_batches(due.values(), size)
+        batches = make_batches(due.values(), size)[self.processes.rank :: self.processes.world]
         pictures = [picture for batch in batches for picture in batch.pictures]
         wanted = {(q.kind, q.picture) for q in due.values() if isinstance(q, PictureFeatures)}
         resizes = {kind: how.resize for kind, how in FEATURES.items() if how.resize}
@@ -179,7 +201,7 @@ class Measurements:
             kinds = [kind for kind in resizes if (kind, picture) in wanted]
             return Decoded(pixels, {kind: resizes[kind](pixels) for kind in kinds})
 
-        hidden = None if self.progress and pictures else True  # None: shown on a terminal only
+        hidden = no_bar() if self.progress and pictures else True  # None: shown on a terminal only
         with (
             torch.inference_mode(),
             ThreadPoolExecutor(self.num_threads) as pool,
@@ -201,16 +223,14 @@ class Measurements:
                     *self._lpips_of(batch, decoded, sums, totals),
                 ]
                 values += [(quantity, np.array([value.result()])) for quantity, value in by_pixels.items()]
-                self.cache.put({quantity.key(self.networks): value for quantity, value in values})
+                by_key = {quantity.key(self.networks): value for quantity, value in values}
+                self.cache.put(by_key)
+                if self.processes.world > 1:
+                    needed |= by_key
                 self.pictures_decoded += len(batch.pictures)
                 bar.update(len(batch.pictures))
-        for key, total in totals.items():
-            if not (math.isfinite(total.squares) and total.vector.isfinite().all()):
-                raise UserError("LPIPS", "its features are not finite", "check the files of weights")
-            self._sums[key] = lpips.FeatureSum(total.vector.cpu(), total.squares, total.count)
-            if len(total.vector) <= STORED_NUMBERS:
-                vector = self._sums[key].vector.numpy()
-                self.cache.put({key: np.concatenate([[total.squares], vector])})
+        sums_on_cpu = {key: replace(total, vector=total.vector.cpu()) for key, total in totals.items()}
+        return needed, sums_on_cpu
 
     def _batch_size(self, quantities: Iterable[Quantity]) -> int:
         """Pictures in a batch: all that are compared have one size, that of the first."""

@@ -29,6 +29,7 @@ from evaluate.metrics import (
 from evaluate.pictures import ArrayPicture
 from evaluate.weights import WeightsChoice, cache_folder
 from gan.loop import without_side
+from gan.processes import ALONE, Processes
 from gan.show_bands import shown_bands
 from gan.step import find_device
 
@@ -43,16 +44,18 @@ def make_evaluator(
     cache_dir: Path | None = None,
     offline: bool = False,
     show_bands: str = "",
+    processes: Processes = ALONE,
 ) -> Evaluator:
     """A function from the pictures of `Trainer.sample` to metrics, e.g. {"fid": 80.1, "psnr": 14.2}.
 
     metrics: comma-separated (--eval_metrics). Pix2Pix pictures (`fake`, `target`) give `fid`, `psnr`, ...; CycleGAN
     ones (`fake_B` against `input_B`, and `fake_A`) give `fid_A`, `fid_B` and their mean `fid`, and no metric that needs
     targets. A metric whose weights cannot be had costs one warning now; UserError if it is best_by's. Global random
-    states stay as they are.
+    states stay as they are. processes: call the function together, with the same pictures.
     """
     flags = parse_metrics(metrics, "--eval_metrics")
-    weights, missing = WeightsChoice(cache_dir or cache_folder(), offline=offline).find(networks_of(flags))
+    choice = WeightsChoice(cache_dir or cache_folder(), offline=offline)
+    weights, missing = processes.from_first(lambda: choice.find(networks_of(flags)))
     absent = without_weights(flags, missing)
     for flag, error in absent.items():
         if best_by is not None and without_side(best_by) == flag:
@@ -60,14 +63,16 @@ def make_evaluator(
     if absent:
         say(f"warning: {', '.join(absent)} left out of --eval_metrics: {next(iter(absent.values()))}")
     kept = [flag for flag in flags if flag not in absent]
-    return TrainingMetrics(kept, Networks(weights, find_device(device)), show_bands)
+    return TrainingMetrics(kept, Networks(weights, find_device(device)), show_bands, processes)
 
 
 class TrainingMetrics:
     """Measures validation pictures by the metrics of these flags."""
 
-    def __init__(self, flags: Sequence[str], networks: Networks, show_bands: str = "") -> None:
-        self.flags, self.networks, self.show_bands = flags, networks, show_bands
+    def __init__(
+        self, flags: Sequence[str], networks: Networks, show_bands: str = "", processes: Processes = ALONE
+    ) -> None:
+        self.flags, self.networks, self.show_bands, self.processes = flags, networks, show_bands, processes
         self._reals: dict[str, NDArray] = {}  # features of the real pictures, which stay the same
         self._warned: set[str] = set()
 
@@ -100,7 +105,7 @@ class TrainingMetrics:
         self._warned |= problems.keys()
         cache = FeatureCache(None)  # of this call: outputs of other epochs are other pictures
         cache.put(self._reals)
-        measurements = Measurements(cache, self.networks)
+        measurements = Measurements(cache, self.networks, processes=self.processes)
         measured = measure(comparisons, [flag for flag in flags if flag not in problems], measurements)
         reals = [picture for comparison in comparisons for picture in comparison.reals]
         kinds = [kind for kind, how in FEATURES.items() if how.network in self.networks.weights]

@@ -167,6 +167,7 @@ class Training:
         if "target" in images:  # from 0 (equal) to 1 (black against white)
             metrics["val_l1"] = float((images["fake"] - images["target"]).abs().mean() / 2)
         if self.evaluate and every and self.position.epoch % every == 0:
+            images = self.trainer.processes.share_images(images)
             counts = dict.fromkeys(("n_fake", "n_real"), len(next(iter(images.values()))))
             try:
                 metrics |= self.evaluate(images)

@@ -100,12 +100,11 @@ class Processes:
             raise errors[0]
         return found
 
-    def use(self, device: "torch.device") -> "Processes":
-        """Take this process's GPU, and NCCL for what GPUs exchange. Raises UserError where there are too few."""
+    def take_gpu(self, device: "torch.device") -> bool:
+        """Make this process's GPU the current one; False for CPUs. Raises UserError where there are too few."""
         if self.world == 1 or device.type == "cpu":
-            return self
+            return False
         import torch
-        import torch.distributed as dist
 
         if device.type != "cuda":
             raise UserError(
@@ -115,8 +114,17 @@ class Processes:
         if self.local_rank >= there:
             reason = f"process {self.local_rank + 1} of this machine has no GPU: there are {there}"
             raise UserError("--nproc-per-node", reason, f"use {there} at most, or --device cpu")
+        torch.cuda.set_device(self.local_rank)
+        return True
+
+    def use(self, device: "torch.device") -> "Processes":
+        """These processes with their GPUs, if `device` is one, and NCCL for what these exchange."""
+        if not self.take_gpu(device):
+            return self
+        import torch
+        import torch.distributed as dist
+
         own = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(own)
         return replace(self, group=dist.new_group(backend="nccl", timeout=WAIT, device_id=own))
 
     def place(self, network: "nn.Module") -> "nn.Module":
@@ -200,6 +208,12 @@ class Processes:
             torch.cat([part[i].view_as(batch)[:n] for part, n in zip(parts, counts, strict=True)])
             for i, batch in enumerate(padded)
         ]
+
+    def share_images(self, images: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """The pictures of the first process, (N, C, H, W) by kind; on the CPU where there are several."""
+        if self.world == 1:
+            return images
+        return self.from_first(lambda: {kind: batch.cpu() for kind, batch in images.items()})
 
     def mean(self, losses: Mapping[str, float], counts: Sequence[int]) -> dict[str, float]:
         """Losses as their mean over the pictures of a step."""
@@ -337,4 +351,5 @@ def _end_with_others(store: Any, is_done: threading.Event) -> None:
 
 def _put_back(flat: "Tensor", tensors: "Sequence[Tensor]") -> None:
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.detach().copy_(part.view_as(tensor))
+        # as data: a backward pass that is still to come does not read the running statistics that it names
+        tensor.data.copy_(part.view_as(tensor))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets.bands import Box, Picture
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
-from datasets.errors import RunError, UserError, is_out_of_memory
+from datasets.errors import RunError, UserError, is_out_of_memory, no_bar
 from datasets.files import ahead
 from datasets.geotiff import GeoTiff
 from datasets.images import (
@@ -31,6 +31,7 @@ from datasets.images import (
 from datasets.transforms import Augmentation
 from gan.options import TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import find_pretrained, read_pretrained
+from gan.processes import ALONE, Processes
 from gan.setup import generators
 from gan.state import check_format, load_network, refuse_malformed, require_fit
 from gan.step import Placement, find_device
@@ -226,12 +227,14 @@ def translate_pictures(
     scale: tuple[float, float] = (1.0, 1.0),
     tiling: Tiling = IN_ONE_PIECE,
     depth: int = 8,
+    processes: Processes = ALONE,
 ) -> None:
     """Translate each picture and write it as PNG or TIFF; `size` forces size x size, else each keeps its own.
 
     pictures: (function that decodes one, file to write). scale: factors across and down by which a picture is resized
     for the network; its translation is resized back. tiling: when what the network sees is cut into tiles. depth: bits
     of a channel that are written, 8 or 16.
+    processes: share the pictures of the first one by whole batches, the same as those of one process.
     Shows a progress bar. Raises UserError naming a file that cannot be read or written; what is written before stays,
     and no file is ever half written.
     """
@@ -242,9 +245,19 @@ def translate_pictures(
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         return Job(_at_scale(image, scale, picture[1]), picture[1], image.size, source)
 
+    pictures = processes.from_first(partial(list, pictures))
+    rank, world = processes.rank, processes.world
+    if (
+        batch_size == 1 or size
+    ):  # the batches are known before a picture is read: this process reads its own only
+        pictures = [one for i, one in enumerate(pictures) if i // batch_size % world == rank]
+        rank, world = 0, 1
     waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
-    with tqdm(total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=None) as bar:
-        for batch in same_size_batches(ahead(decode, pictures, waiting), batch_size):
+    with tqdm(
+        total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=no_bar()
+    ) as bar:
+        batches = same_size_batches(ahead(decode, pictures, waiting), batch_size)
+        for batch in islice(batches, rank, None, world):
             width, height = batch[0].image.size
             side = tiling.side(translator.network, (width, height))
             try:
@@ -258,6 +271,7 @@ def translate_pictures(
                 smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
                 raise RunError(batch[0].path, f"out of memory at {width}x{height} pixels", smaller) from error
             bar.update(len(batch))
+    processes.gather(list)  # all have written theirs
 
 
 Seen = TypeVar("Seen", Picture, Picture | GeoTiff)

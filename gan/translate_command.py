@@ -19,7 +19,9 @@ from datasets.geotiff import PACKAGE, GeoTiff, has_package, inspect_placed, is_g
 from datasets.images import PLAIN, TIFF_EXTENSIONS, inspect_image, load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
 from gan.pretrained import find_pretrained
+from gan.processes import ALONE, Processes
 from gan.show_bands import about_shown_bands, shown_bands
+from gan.step import find_device
 from gan.tiling import Tiling
 from gan.translate import (
     MOST_IN_PNG,
@@ -38,8 +40,12 @@ Columns = list[tuple[str, list[Path]]]
 """Of the results page: caption, pictures."""
 
 
-def run_test(options: TranslationOptions) -> int:
-    """Load the run and translate with it, as checked options say. Returns the exit code; raises UserError."""
+def run_test(options: TranslationOptions, processes: Processes = ALONE) -> int:
+    """Load the run and translate with it, as checked options say. Returns the exit code; raises UserError.
+
+    processes: share the pictures; the first one does all else.
+    """
+    processes.take_gpu(find_device(options.device))
     runs = Path(options.checkpoints_dir)
     source = find_pretrained(options.weights, runs) if options.weights else runs / options.name
     title = options.name or (source.stem if source.is_file() else source.resolve().name)
@@ -61,6 +67,8 @@ def run_test(options: TranslationOptions) -> int:
         scale=scale,
         tiling=Tiling(options.tile, options.tile_inexact),
         depth=options.output_depth,
+        # in train mode, dropout is drawn from one picture to the next
+        processes=processes if options.test_mode == "eval" else ALONE,
     )
     chosen = options.show_bands or translator.options.viewer.show_bands
     shown = about_shown_bands((translator.input_nc, translator.output_nc), chosen)
@@ -68,6 +76,9 @@ def run_test(options: TranslationOptions) -> int:
     told += f"; as TIFF, for {translator.output_nc} bands" if translator.output_nc > MOST_IN_PNG else ""
     limit, skip_bad = options.num_test, options.skip_bad
     with pixels_allowed(options.max_pixels or PIXEL_LIMIT):
+        if not processes.is_first:
+            translate([])  # its share of what the first one has found
+            return 0
         if options.input:
             given, output = [Path(name) for name in options.input], Path(options.output)
             count, where = translate_files(translator, translate, given, output, limit, skip_bad)

@@ -1,9 +1,11 @@
 """What torchrun starts in tests/test_processes.py: train.py with faults, or comparisons of many small trainings.
 
 processes_program.py train FAULT ...      FAULT: KIND,RANK,STEP, such as kill,1,3; "" for none
-processes_program.py compare FILE         writes the differences between several processes and one
+processes_program.py compare FILE STEPS   writes the differences between several processes and one
+processes_program.py evaluate FOLDER      trains with --eval_every, translates and evaluates the run in FOLDER
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,7 +20,7 @@ import train
 from datasets.errors import UserError, run_command
 from gan.processes import ALONE, Processes, join
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 
 
 # --- train.py, with one process that fails or is stopped in one of its steps
@@ -139,8 +141,66 @@ def compare(file: Path, steps: int) -> int:
         return 0
 
 
+# --- what is shared out beside training, with networks that are fast
+
+
+def evaluate_everything(folder: Path, processes: Processes = ALONE) -> None:
+    """A training with --eval_every, test.py, and `python -m evaluate` on the run FOLDER/runs/r, into FOLDER/out."""
+    from unittest import mock
+
+    from evaluate_support import FewFeatures, asked
+
+    import evaluate.command
+    from evaluate.training import TrainingMetrics
+    from evaluate.weights import WeightsChoice
+    from gan.command_line import parse_options
+    from gan.translate_command import run_test
+    from gan.translation_options import TranslationOptions
+
+    data, runs, out = folder / "data", folder / "runs", folder / "out"
+    flags = "fid,kid,lpips,psnr,ssim,l1"
+    for batch_size in (1, 2):
+        run_test(
+            TranslationOptions(
+                name="r", checkpoints_dir=str(runs), input=(str(data / "mixed"),), device="cpu",
+                output=str(out / f"translated_{batch_size}"), batch_size=batch_size,
+            ),
+            processes,
+        )  # fmt: skip
+    with (
+        mock.patch.object(evaluate.command, "Networks", lambda *_: FewFeatures()),
+        mock.patch.object(WeightsChoice, "find", lambda *_: (FewFeatures().weights, {})),
+    ):
+        report = out / "report"
+        options = asked(
+            runs=runs / "r", metrics="fid,kid,lpips", bootstrap=20, batch_size=3, output=report, device="cpu"
+        )
+        evaluate.command.run_evaluation(dataclasses.replace(options, cache_dir=out / "cache"), processes)
+    together, alone = (TrainingMetrics(flags.split(","), FewFeatures(), p) for p in (processes, ALONE))
+
+    def both(images: Any) -> dict[str, float]:
+        found, expected = together(images), alone(images)
+        assert all(abs(found[name] - expected[name]) <= 1e-9 * abs(expected[name]) for name in expected), (
+            found
+        )
+        return found
+
+    small = "--load_size 48 --crop_size 48 --ngf 2 --ndf 2 --netD pixel --netG resnet_6blocks --num_threads 0"
+    where = ["--dataroot", str(data), "--checkpoints_dir", str(out), "--name", "trained", "--visdom", "off"]
+    length = "--n_epochs 1 --n_epochs_decay 0 --val_count 3 --eval_every 1 --model pix2pix --device cpu"
+    train.train(parse_options([*where, *small.split(), *length.split()]), None, both, processes)
+
+
+def evaluate_together(folder: Path) -> int:
+    with join() as processes:
+        evaluate_everything(folder, processes)
+        return 0
+
+
 if __name__ == "__main__":
     what, argument, *sys.argv[1:] = sys.argv[1:]
     if what == "train":
         run_command(lambda: train_with(argument))
+    if what == "evaluate":
+        run_command(lambda: evaluate_together(Path(argument)))
     run_command(lambda: compare(Path(argument), int(sys.argv[1])))

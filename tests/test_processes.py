@@ -3,15 +3,25 @@
 Every test starts real processes. gloo on CPUs serves two or three of them; on GPUs the same code runs with NCCL.
 """
 
+import contextlib
 import json
+import os
+import random
 import re
+import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from evaluate_support import aligned_data, write_pictures
+from processes_program import evaluate_everything
 from training_support import (
     ROOT,
     TINY,
@@ -21,11 +31,13 @@ from training_support import (
     records,
     train,
     tree,
+    untrained_run,
     write_unaligned,
 )
 
 PICTURES = 5  # with two processes, the third step of an epoch has one picture
 EPOCHS, STEPS = 3, 3
+MEASURED = {"fid", "kid", "lpips_all_pairs", "lpips_input"}
 LIMIT = 300  # seconds of one torchrun command; a test that hangs fails
 
 
@@ -184,3 +196,139 @@ def test_a_run_that_exists_is_refused_by_a_restart_too(data: Path, tmp_path: Pat
     assert ended.code == 1
     assert [("this run exists already" in line) for line in ended.errors] == [True, True]
     assert tree(tmp_path) == before
+
+
+def test_evaluation_and_translation_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures to the bit, metrics to 1e-9; validation batch norm included: pix2pix has it by default."""
+    monkeypatch.setenv("I2I_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        data = aligned_data(tmp_path / name / "data", 3, 5)
+        for number, side in enumerate((48, 48, 64, 48, 48)):
+            write_pictures(data / "mixed", 1, number, (side, side)).joinpath("000.png").rename(
+                data / "mixed" / f"p{number}.png"
+            )
+        unpaired = write_unaligned(tmp_path / name / "unpaired", 4, 48)
+        untrained_run(
+            tmp_path / name / "runs", "--netG", "resnet_6blocks", "--dataroot", unpaired,
+            "--crop_size", 48, "--load_size", 48,
+        )  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    evaluate_everything(tmp_path / "one")
+    torch.set_num_threads(threads)
+    ended = run("tests/processes_program.py", "evaluate", tmp_path / "two")
+    assert ended.code == 0, ended.err
+    assert "running statistics averaged" in ended.out
+    one, two = tmp_path / "one", tmp_path / "two"
+    for place, count in (("out/translated_1", 5), ("out/translated_2", 5), ("runs/r/evaluation", 8)):
+        pictures = {path.relative_to(one): path.read_bytes() for path in sorted((one / place).rglob("*.png"))}
+        assert len(pictures) == count
+        assert pictures == {p.relative_to(two): p.read_bytes() for p in sorted((two / place).rglob("*.png"))}
+    rows, expected = (
+        json.loads((folder / "out" / "report" / "report.json").read_text())["rows"] for folder in (two, one)
+    )
+    assert len(expected) == len(rows) == 2
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row["values"].keys() == wanted["values"].keys() == MEASURED
+        for name, value in wanted["values"].items():
+            assert row["values"][name] == pytest.approx(value, rel=1e-9), name
+    assert ended.out.count("5 pictures translated") == 2
+    [metrics] = [line for line in records(two / "out" / "trained") if line["kind"] == "metrics"]
+    assert {"val_l1", "fid", "kid", "lpips", "psnr"} <= metrics["metrics"].keys()
+
+
+DOCS = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_machines_train_as_one_does(data: Path, tmp_path: Path, undisturbed: tuple[Path, Ended]) -> None:
+    """The documented command, twice on this machine, with one process each."""
+    [documented] = re.findall(r"^torchrun (--nnodes 2 .*?) train.py ", DOCS, re.M)
+    launcher = documented.replace("HOST:29500", f"localhost:{free_port()}").replace("-node 4", "-node 1")
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher.split(), "train.py"]
+    words = [*command, *map(str, flags(data, tmp_path))]
+    machines = [
+        subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    outputs = [machine.communicate(timeout=LIMIT)[0].decode() for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert sum(output.count(f"done: {EPOCHS * STEPS} steps") for output in outputs) == 1
+    assert_as_undisturbed(tmp_path / "r", undisturbed)
+
+
+def test_a_slurm_job_is_requeued_and_resumes(
+    data: Path, tmp_path: Path, undisturbed: tuple[Path, Ended]
+) -> None:
+    """The documented script, with stand-ins for Slurm's commands; the time is up after the first lines of losses."""
+    [script] = re.findall(r"```bash\n(.*?)```", DOCS, re.S)
+    where = " ".join(map(shlex.quote, map(str, flags(data, tmp_path / "checkpoints"))))
+    script = script.replace("-node 4", "-node 2").replace('"$head:29500"', f'"$head:{free_port()}"')
+    script = script.replace("train.py --dataroot FOLDER --name NAME", f"{ROOT}/train.py {where}")
+    script = script.replace("checkpoints/NAME", "checkpoints/r")
+    (tmp_path / "job.sh").write_text(script)
+    tools = {
+        "srun": 'echo $$ > step.pid; exec "$@"',
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi',
+        "scancel": 'echo "$@" > cancelled; kill -TERM "$(cat step.pid)"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    for name, body in tools.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+    env = environment() | slurm | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["bash", "job.sh"],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    job = start()
+    assert job.stdout is not None
+    for line in job.stdout:
+        if line.startswith("epoch ") and "step 2 " in line:
+            job.send_signal(signal.SIGUSR1)
+            break
+    rest = job.communicate(timeout=LIMIT)[0]
+    assert "saved. To resume:" in rest, rest
+    assert (tmp_path / "cancelled").read_text() == "--signal=TERM 7.0\n"
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    again = start()
+    output = again.communicate(timeout=LIMIT)[0]
+    assert again.returncode == 0, output
+    assert "done: 9 steps" in output
+    assert_as_undisturbed(tmp_path / "checkpoints" / "r", undisturbed)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(data: Path, tmp_path: Path, undisturbed: tuple[Path, Ended]) -> None:
+    """kill -9 of any process of the job, 30 times in all: at the start, in a step, in a save."""
+    random.seed(12)
+    for number in range(6):
+        runs = tmp_path / str(number)
+        words = torchrun("train.py", *flags(data, runs), restarts=30)
+        with (runs.with_suffix(".log")).open("w") as log:
+            job = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+            for _ in range(5):
+                time.sleep(random.uniform(0.5, 12))
+                listed = subprocess.run(
+                    ["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=False
+                )
+                if workers := [int(pid) for pid in listed.stdout.split()]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(random.choice(workers), signal.SIGKILL)
+            assert job.wait(timeout=LIMIT) == 0, runs.with_suffix(".log").read_text()
+        assert "Traceback" not in runs.with_suffix(".log").read_text()
+        assert_as_undisturbed(runs / "r", undisturbed)

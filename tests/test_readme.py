@@ -36,6 +36,9 @@ def commands() -> list[str]:
 def run(command: str, cwd: Path) -> str:
     """Run a README command in a folder of its own, as if the project were there; its output."""
     words = shlex.split(command)
+    if words[0] == "torchrun":
+        words[:1] = ["python", "-m", "torch.distributed.run"]
+        words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
     assert words[0] == "python"
     if words[1].endswith(".py"):
         words[1] = str(ROOT / words[1])
@@ -126,6 +129,11 @@ def test_five_bands(folder: Path) -> None:
     assert made.shape == (32, 32, 5) and made.dtype == np.uint16
 
 
+def test_two_processes(folder: Path) -> None:
+    (command,) = (c for c in commands() if c.startswith("torchrun "))
+    assert "done: 2 steps" in run(f"{command} {SMALL} --device cpu", folder)
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -163,6 +171,7 @@ def test_no_command_is_left_out() -> None:
         "AVERAGED",
         "LOCAL",
         "BANDS",
+        "SHARED",
         "TUNED",
         "latest_net",
         "--fake",
