@@ -48,7 +48,8 @@ OUTPUTS_VERSION = 2
 
 NOT_OF_A_CONFIGURATION = frozenset(
     {"name", "seed", "checkpoints_dir", "device", "num_threads", "print_freq", "display_freq", "save_epoch_freq",
-     "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config"}
+     "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config",
+     "grad_checkpoint", "tensorboard"}
 )  # fmt: skip
 """Options in which two runs may differ and still count as seeds of one configuration."""
 

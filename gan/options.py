@@ -211,6 +211,8 @@ class DeviceGroup:
     """bf16 uses autocast. Patch statistics and losses stay float32."""
     channels_last: bool = False
     """Channels-last memory format (often faster on a GPU)."""
+    grad_checkpoint: bool = False
+    """Take less memory: the generators compute their activations again in the backward pass (about a third slower)."""
     compile: bool = False
     """Compile the networks with torch.compile (takes minutes at the start)."""
     graph: Literal["auto", "on", "off"] = "auto"
@@ -245,7 +247,7 @@ class OutputGroup:
 
 @dataclass(frozen=True)
 class ViewerGroup:
-    """Live view in Visdom. The page index.html in the run's folder is written in any case."""
+    """Live view in Visdom and TensorBoard. The page index.html in the run's folder is written in any case."""
 
     visdom: Literal["auto", "on", "off", "offline"] = "auto"
     """auto: use a Visdom server that answers. on: start one if none answers. off: no Visdom.
@@ -266,6 +268,8 @@ class ViewerGroup:
     """Show the buttons also on a server that this run has not started. Whoever reaches that server can press them."""
     visdom_keep: bool = False
     """Keep the server that this run started."""
+    tensorboard: Literal["on", "off"] = "off"
+    """Also write curves and samples to RUN/tensorboard, for TensorBoard. Needs `pip install tensorboard`."""
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ class Translator:
         """
         state, path = read_pretrained(find_pretrained(source), epoch)
         check_format(state, str(path))
-        # this machine's, not the one it was trained on
-        options = from_dict({"direction": direction or "AtoB"} | state["options"] | {"nc_backend": "auto"})
+        on_this_machine = {"nc_backend": "auto", "grad_checkpoint": False}
+        options = from_dict({"direction": direction or "AtoB"} | state["options"] | on_this_machine)
         direction = direction or options.data.direction
         is_average = weights == "ema" and "averages" in state
         name, networks = _generator_name(options, direction), state["averages" if is_average else "networks"]
