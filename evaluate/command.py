@@ -8,14 +8,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from datasets.errors import RunError, is_out_of_memory
+from datasets.errors import RunError, UserError, is_out_of_memory
 from datasets.files import new_folder
 from evaluate.comparisons import Comparison, collect, evaluation_folder, short_hash
 from evaluate.features import FeatureCache, Networks
 from evaluate.measure import Measurements
-from evaluate.metrics import DEFAULT_FLAGS, measure, metrics_of, networks_of, parse_metrics, problems_of
+from evaluate.metrics import (
+    DEFAULT_FLAGS,
+    MeanMetric,
+    measure,
+    metrics_of,
+    networks_of,
+    parse_metrics,
+    problems_of,
+)
 from evaluate.options import EvaluateOptions, Protocol
+from evaluate.per_image import PerImage
+from evaluate.pictures import set_hash
 from evaluate.report import Report, refuse_another_protocol, rows_of
+from evaluate.statistics import require_new_statistics, save_statistics
 from evaluate.weights import Weights, WeightsChoice, cache_folder
 from gan.pretrained import find_pretrained
 from gan.processes import ALONE, Processes
@@ -86,7 +97,12 @@ class Evaluation:
         cache = FeatureCache(kept, writes=self.processes.is_first)
         networks, threads = Networks(self.weights, find_device(options.device)), options.num_threads
         measurements = Measurements(cache, networks, options.batch_size, threads, True, self.processes)
-        measured = measure(self.comparisons, self.flags, measurements, options.bootstrap)
+        measured = measure(self.comparisons, self.flags, measurements, options.bootstrap, options.per_image)
+        if options.save_stats:
+            features = measurements.features("fid", self.comparisons[0].reals)
+            digest = self.weights["inception"].digest
+            if self.processes.is_first:
+                save_statistics(options.save_stats, features, self.protocol.pictures, digest)
         without = options.baselines and all(row.only is None for row in self.comparisons)
         return Report(
             self.protocol,
@@ -96,6 +112,7 @@ class Evaluation:
             {name: {"sha256": w.digest, "verified": w.verified} for name, w in self.weights.items()},
             time.perf_counter() - self.started,
             notes=[NO_BASELINES] if without else [],
+            per_image=PerImage.of(self.comparisons, measured) if options.per_image else None,
         )
 
 
@@ -109,7 +126,26 @@ def prepare(options: EvaluateOptions, runs: Sequence[Path], processes: Processes
     if options.metrics and problems:
         raise next(iter(problems.values()))
     flags = [flag for flag in wanted if flag not in problems]
+    if options.per_image and not any(
+        isinstance(metric, MeanMetric) for row in comparisons for metric in metrics_of(row, flags)
+    ):
+        reason = "none of the metrics has a value for a single picture"
+        raise UserError("--per_image", reason, "add lpips, psnr, ssim or l1 to --metrics")
+    if options.save_stats:
+        require_new_statistics(options.save_stats)
+        if "fid" not in flags:
+            why = problems["fid"].reason if "fid" in problems else "fid is not computed"
+            raise UserError("--save_stats", why, "add fid to --metrics")
+        if len({set_hash(row.reals) for row in comparisons if row.only is None}) > 1:
+            reason = "the rows have different real pictures"
+            raise UserError(
+                "--save_stats", reason, "name one folder with --real, or one run of one direction"
+            )
     used = {network: weights[network] for network in networks_of(flags)}
+    for row in comparisons if "inception" in used else ():
+        if row.statistics and row.statistics.weights not in ("", used["inception"].digest):
+            fix = "use the weights that they were computed with"
+            raise UserError(str(options.real), "holds statistics by other Inception weights", fix)
     protocol = dataclasses.replace(
         protocol,
         verified=all(found.verified for found in used.values()),

@@ -19,12 +19,14 @@ import torch
 from datasets.errors import UserError
 from datasets.files import read_json, require_writable, write_atomically
 from datasets.layouts import Sources, Split, find_sources
+from evaluate.features import Networks
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.pictures import (
     FilePicture,
     Part,
     Picture,
     all_stored_in_grey,
+    content_of,
     fit_colours,
     folder_pictures,
     match_by_stem,
@@ -33,6 +35,7 @@ from evaluate.pictures import (
     role_of,
     tell_left_out,
 )
+from evaluate.statistics import Statistics, load_statistics
 from gan.checkpoint import checkpoint_hash
 from gan.options import PIXEL_METRICS, TrainOptions, channels, from_dict, stored_dict
 from gan.pretrained import is_run, read_pretrained
@@ -48,10 +51,15 @@ JSON_LIMIT = 2**26  # bytes of a file that is read: a manifest of 100,000 pictur
 OUTPUTS_VERSION = 2
 """Of the way outputs are made, raised when it changes: older ones are made again. 2: dropout seeded by the picture."""
 
+NOTE_ON_STATISTICS = "--real is a file of statistics: only FID can be computed from it"
+NOTE_ON_FOREIGN_ONES = (
+    "; it does not say of which pictures, so their number, size and colours are not checked"
+)
+
 NOT_OF_A_CONFIGURATION = frozenset(
     {"name", "seed", "checkpoints_dir", "device", "num_threads", "print_freq", "display_freq", "save_epoch_freq",
      "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config",
-     "show_bands"}
+      "show_bands", "grad_checkpoint", "tensorboard"}
 )  # fmt: skip
 """Options in which two runs may differ and still count as seeds of one configuration."""
 
@@ -61,8 +69,8 @@ class Comparison:
     """The pictures of one row of the table: generated ones against real ones of the same domain.
 
     targets, inputs: where there are any, as long as fakes and in their order; only: the flags of the metrics that make
-    sense here, None for all that apply; channels: of the pictures, which may be more than are compared; details: for
-    report.json.
+    sense here, None for all that apply; channels: of the pictures, which may be more than are compared; statistics: of
+    real pictures, in the place of `reals`, which are then empty; details: for report.json.
     """
 
     label: str
@@ -73,7 +81,13 @@ class Comparison:
     inputs: Sequence[Picture] | None = None
     only: Collection[str] | None = None
     channels: int = 3
+    statistics: Statistics | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def n_real(self) -> int:
+        """Number of real pictures; 0 where a file of statistics does not say it."""
+        return self.statistics.count if self.statistics else len(self.reals)
 
     @property
     def made_by(self) -> Mapping[str, object]:
@@ -261,7 +275,8 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
 
     fakes = pictures(fake, "fake_A", "fake_B", "synthesized_image")
     to_b = role_of(fakes[0].path)[1].endswith("B")
-    reals = pictures(real, "real_B" if to_b else "real_A", "real_image")
+    statistics = load_statistics(real, Networks.width) if options.has_statistics else None
+    reals = [] if statistics else pictures(real, "real_B" if to_b else "real_A", "real_image")
     targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
     inputs = None
     if options.input:
@@ -269,9 +284,16 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
         inputs = match_by_stem(fakes, given, fake, options.input)
     size = str(options.size)
     if options.size is None:
-        size = "{}x{}".format(*require_one_size([fakes[0], reals[0], *(inputs or [])[:1]]))
+        size = "{}x{}".format(*require_one_size([fakes[0], *reals[:1], *(inputs or [])[:1]]))
     details = {"fake": str(fake), "real": str(real), "input": str(options.input or "")}
-    if not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
+    protocol = Protocol(size, "files", options.num_test, colours="L" if options.grey else "RGB")
+    if statistics:
+        note = NOTE_ON_STATISTICS + (NOTE_ON_FOREIGN_ONES if not statistics.pictures else "")
+        details |= {"statistics_sha256": content_of(real), "remark": note}
+        if statistics.pictures not in ("", protocol.pictures):
+            reason = f"holds statistics of {statistics.pictures}, and these pictures are {protocol.pictures}"
+            raise UserError(real, reason, "use equal --size and --grey")
+    elif not options.grey and all_stored_in_grey(fakes) != all_stored_in_grey(reals):
         details["remark"] = "one folder is grey, the other is not: --grey compares both in grey"
     tell_left_out(picture.path for picture in (*fakes, *reals, *(inputs or [])))
     first = options.num_test  # cuts all but the real pictures
@@ -282,9 +304,10 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
         reals=reals,
         targets=None if targets is None else targets[:first],
         inputs=None if inputs is None else inputs[:first],
+        statistics=statistics,
         details=details,
     )
-    return [row], Protocol(size, "files", first, colours="L" if options.grey else "RGB")
+    return [row], protocol
 
 
 @dataclass(frozen=True, eq=False)

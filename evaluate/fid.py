@@ -63,9 +63,10 @@ class Gaussian:
     factor: Array
 
 
-def fid(fakes: FeatureRows, reals: FeatureRows) -> float:
+def fid(fakes: FeatureRows, reals: FeatureRows | Gaussian) -> float:
     """The Fréchet distance of the Gaussians of two sets of features. ValueError as `gaussian_from_features`."""
-    return frechet_distance(gaussian_from_features(fakes), gaussian_from_features(reals))
+    theirs = reals if isinstance(reals, Gaussian) else gaussian_from_features(reals)
+    return frechet_distance(gaussian_from_features(fakes), theirs)
 
 
 def gaussian_from_features(features: FeatureRows) -> Gaussian:
@@ -91,7 +92,7 @@ def gaussian_from_features(features: FeatureRows) -> Gaussian:
             covariance += centred.T @ centred
         else:
             rows.append(centred)
-    return Gaussian(mean, _factor(covariance) if many else np.concatenate(rows))
+    return Gaussian(mean, factor_of(covariance) if many else np.concatenate(rows))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -108,7 +109,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return max(distance, 0.0)
 
 
-def _factor(covariance: Array) -> Array:
+def factor_of(covariance: Array) -> Array:
     """F with F^T F = covariance: a Cholesky factor if there is one, else by eigenvalues, zeros left out."""
     try:
         return np.asarray(np.linalg.cholesky(covariance).T, np.float64)

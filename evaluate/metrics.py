@@ -7,7 +7,7 @@ A new metric is one row, and one pure function: of two sets of features (`SetMet
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -29,7 +29,7 @@ from evaluate.comparisons import Comparison
 from evaluate.fid import FeatureRows, fid, kid
 from evaluate.lpips import SMALLEST_SIDE, all_pairs_mean, head_vector, map_sizes
 from evaluate.measure import LpipsSum, LpipsToSet, Measurements, PairValue, PictureFeatures, Quantity
-from evaluate.pictures import set_hash
+from evaluate.pictures import Picture, set_hash
 
 Needs = Literal["", "targets", "no targets", "inputs"]
 
@@ -43,7 +43,8 @@ class Metric(ABC):
     name: in report.json; flag: its name in --metrics, shared by columns that differ in what is compared; digits:
     decimals in tables; definition: one line for reports. It needs the weights of `networks` (keys of
     `weights.SOURCES`), pictures of `least_side` pixels, `least_count` of them on each side, and by `needs` outputs with
-    targets, without targets, or without targets but with inputs. by_name: computed only where --metrics names it.
+    targets, without targets, or without targets but with inputs. by_name: computed only where --metrics names it;
+    needs_reals: statistics of real pictures do not do.
     """
 
     name: str
@@ -57,10 +58,13 @@ class Metric(ABC):
     least_count: int = 1
     needs: Needs = ""
     by_name: bool = False
+    needs_reals: bool = True
 
     def applies(self, comparison: Comparison) -> bool:
         """Whether the comparison has what is compared, and the metric makes sense there."""
         if comparison.only is not None and self.flag not in comparison.only:
+            return False
+        if comparison.statistics and self.needs_reals:
             return False
         has_targets = comparison.targets is not None
         if self.needs == "inputs":  # says how far a translation moves away, where no target says where to
@@ -101,14 +105,24 @@ class SetMetric(Metric):
         return fakes, measured.features(self.features, comparison.reals)
 
     def value(self, comparison: Comparison, measured: Measurements) -> float:
+        if comparison.statistics:
+            return fid(measured.features(self.features, comparison.fakes), comparison.statistics.gaussian)
         return self.distance(*self._sides(comparison, measured))
 
     def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
         return self.resampler(*self._sides(comparison, measured), resamples)
 
 
+class MeanMetric(Metric):
+    """A mean over the outputs, each of which has a value."""
+
+    @abstractmethod
+    def per_picture(self, comparison: Comparison, measured: Measurements) -> Values:
+        """(n,) its values of the single outputs, in their order."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class PairMetric(Metric):
+class PairMetric(MeanMetric):
     """A mean over (output, its target), or (output, its input). function: of two pictures, None for LPIPS."""
 
     function: pixels.PixelFunction | None = None
@@ -120,14 +134,17 @@ class PairMetric(Metric):
         return [PairValue(self.flag, pair, self.function) for pair in pairs]
 
     def value(self, comparison: Comparison, measured: Measurements) -> float:
-        return float(np.mean(measured.numbers(self.quantities(comparison))))
+        return float(np.mean(self.per_picture(comparison, measured)))
 
     def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
-        return of_mean(measured.numbers(self.quantities(comparison)), resamples)
+        return of_mean(self.per_picture(comparison, measured), resamples)
+
+    def per_picture(self, comparison: Comparison, measured: Measurements) -> Values:
+        return measured.numbers(self.quantities(comparison))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllPairsLpips(Metric):
+class AllPairsLpips(MeanMetric):
     """The mean LPIPS over every (output, real picture)."""
 
     def quantities(self, comparison: Comparison) -> Sequence[Quantity]:
@@ -141,13 +158,22 @@ class AllPairsLpips(Metric):
         )
 
     def resampled(self, comparison: Comparison, measured: Measurements, resamples: int) -> Values:
-        fakes, reals = comparison.fakes, comparison.reals
-        fake_sum, fake_hash = measured.lpips_sum(fakes), set_hash(fakes)
-        real_sum, real_hash = measured.lpips_sum(reals), set_hash(reals)
-        to_reals = [LpipsToSet(picture, real_sum, real_hash) for picture in fakes]
-        to_fakes = [LpipsToSet(picture, fake_sum, fake_hash) for picture in reals]
+        to_reals = self._to_set(comparison.fakes, comparison.reals, measured)
+        to_fakes = self._to_set(comparison.reals, comparison.fakes, measured)
         measured.compute([*to_reals, *to_fakes])
         return of_all_pairs(measured.numbers(to_reals), measured.numbers(to_fakes), resamples)
+
+    def per_picture(self, comparison: Comparison, measured: Measurements) -> Values:
+        to_reals = self._to_set(comparison.fakes, comparison.reals, measured)
+        measured.compute(to_reals)
+        return measured.numbers(to_reals)
+
+    def _to_set(
+        self, pictures: Sequence[Picture], others: Sequence[Picture], measured: Measurements
+    ) -> list[LpipsToSet]:
+        """The mean distance of each picture to all others."""
+        total, key = measured.lpips_sum(others), set_hash(others)
+        return [LpipsToSet(picture, total, key) for picture in pictures]
 
 
 LPIPS = ("alexnet", "heads")
@@ -185,7 +211,7 @@ def _neighbour_metric(
 
 METRICS: tuple[Metric, ...] = (
     SetMetric(
-        name="fid", flag="fid", title="FID", digits=2, features="fid", distance=fid,
+        name="fid", flag="fid", title="FID", digits=2, features="fid", distance=fid, needs_reals=False,
         resampler=of_distance(fid),
         definition="TF-2015 Inception pool features, torch bilinear resize to 299 without antialiasing, "
         "float64 statistics",
@@ -227,7 +253,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     PairMetric(
         name="lpips_input", flag="lpips", title="LPIPS (to input)", digits=4, networks=LPIPS,
-        least_side=SMALLEST_SIDE, needs="inputs",
+        least_side=SMALLEST_SIDE, needs="inputs", needs_reals=False,
         definition="LPIPS v0.1, AlexNet, mean over (output, its input)",
     ),
     PairMetric(
@@ -293,12 +319,17 @@ def problems_of(
         if networks_of([flag]):
             reason = f"is defined for pictures of 1 or 3 channels, and these have {odd[0]}"
             problems[flag] = UserError(flag, reason, "psnr, ssim and l1 measure the bands of --show_bands")
-    fewest = min(min(len(comparison.fakes), len(comparison.reals)) for comparison in comparisons)
+    sides = [side for row in comparisons for side in (row.fakes, row.reals) if side or not row.statistics]
+    fewest = min(map(len, sides))
     for flag in (flag for flag in flags if flag not in problems):
         columns = [metric for metric in METRICS if metric.flag == flag]
         least_side = max(metric.least_side for metric in columns)
         least_count = max(metric.least_count for metric in columns)
         if not any(metrics_of(comparison, [flag]) for comparison in comparisons):
+            if comparisons[0].statistics:
+                reason = "needs pictures that are not given, as --real is a file of statistics"
+                problems[flag] = UserError(f"--metrics {flag}", reason, "use --metrics fid")
+                continue
             problems[flag] = UserError(f"--metrics {flag}", "outputs have no targets", "folders: --paired")
         elif side < least_side:
             problems[flag] = UserError(flag, f"needs {least_side}x{least_side} pixels, not {side}")
@@ -310,14 +341,22 @@ def problems_of(
 
 @dataclass(frozen=True)
 class MeasuredValues:
-    """The numbers of one comparison by metric name; widths: half of the 95 % intervals, without infinite ones."""
+    """The numbers of one comparison by metric name; widths: half of the 95 % intervals, without infinite ones.
+
+    per_picture: the values of its outputs, where they are asked for.
+    """
 
     values: Mapping[str, float]
     widths: Mapping[str, float]
+    per_picture: Mapping[str, Values] = field(default_factory=dict)
 
 
 def measure(
-    comparisons: Sequence[Comparison], flags: Sequence[str], measurements: Measurements, resamples: int = 0
+    comparisons: Sequence[Comparison],
+    flags: Sequence[str],
+    measurements: Measurements,
+    resamples: int = 0,
+    per_image: bool = False,
 ) -> list[MeasuredValues]:
     """All numbers of these comparisons, after one pass over their pictures.
 
@@ -338,5 +377,10 @@ def measure(
         if resamples and comparison.only is None:  # baselines are bounds: no intervals
             drawn = {m.name: half_width(m.resampled(comparison, measurements, resamples)) for m in metrics}
             widths = {name: width for name, width in drawn.items() if width is not None}
-        found.append(MeasuredValues(values, widths))
+        singles = {
+            metric.name: metric.per_picture(comparison, measurements)
+            for metric in metrics
+            if per_image and isinstance(metric, MeanMetric)
+        }
+        found.append(MeasuredValues(values, widths, singles))
     return found

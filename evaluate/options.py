@@ -40,7 +40,7 @@ class EvaluateOptions(NetworkOptions):
     fake: Path | None = None
     """Folder of generated pictures, instead of runs."""
     real: Path | None = None
-    """Folder of real pictures of the same domain."""
+    """Folder of real pictures of the same domain, or a file of their Fréchet statistics (.npz), for FID alone."""
     input: Path | None = None
     """Folder of the inputs of the generated pictures, matched by equal stem."""
     paired: bool = False
@@ -74,6 +74,11 @@ class EvaluateOptions(NetworkOptions):
     """Number of resamples for the 95 % interval of every metric. 0: no interval. 200 are enough."""
     output: Path | None = None
     """Folder of the report. Default: RUN/evaluation for one run, otherwise a folder in results/evaluation."""
+    save_stats: Path | None = None
+    """Also write the Fréchet statistics of the real pictures as .npz, in pytorch-fid's layout, for --real."""
+    per_image: bool = False
+    """Also write the metrics of every single output (per_image.csv, per_image.json), and report.html with the ten
+    worst and best of each metric."""
     latex: bool = False
     """Also write report.tex."""
     checkpoints_dir: Path = Path("checkpoints")
@@ -105,7 +110,18 @@ class EvaluateOptions(NetworkOptions):
             raise UserError("--show_bands", "is for runs, not for folders", "leave it out")
         if self.baselines and not self.runs:
             raise UserError("--baselines", "needs a run, for its training pairs", "leave it out")
+        if self.has_statistics:
+            for flag in ("paired", "bootstrap", "save_stats"):
+                if getattr(self, flag):
+                    raise UserError(
+                        f"--{flag}", f"needs the real pictures, and --real is {self.real}", "leave it out"
+                    )
         self.epochs()
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether --real is a file of statistics instead of a folder."""
+        return self.real is not None and self.real.suffix == ".npz" and not self.real.is_dir()
 
     def epochs(self) -> list[str]:
         """--epoch as a list without repetitions: "last", "best" or digits. UserError for anything else."""
@@ -172,6 +188,11 @@ class Protocol:
         parts += [LITE0] if self.lite0 else []
         parts += [] if self.verified else ["unverified-weights"]
         return "/".join(parts)
+
+    @property
+    def pictures(self) -> str:
+        """What a file of statistics has to have in common with the pictures: version, size, colours."""
+        return f"{VERSION}/{self.size}/{self.colours}"
 
     @property
     def smallest_side(self) -> int:

@@ -20,7 +20,9 @@ from datasets.files import read_json, write_atomically
 from evaluate.comparisons import JSON_LIMIT, Comparison
 from evaluate.metrics import METRICS, SEED, MeasuredValues, Metric, metrics_of
 from evaluate.options import Protocol
+from evaluate.per_image import HEADS, PerImage
 from evaluate.pictures import FilePicture, set_hash
+from gan.viewers.report_page import Table, make_report_page
 
 SINGULAR = {"fid": ("FID", "KID", 2048), "fd_lite0": ("FD (EfficientNet-Lite0)", "KD", 1280)}
 """By metric: title, what to use instead, and number of features: with fewer images the covariances are singular."""
@@ -82,7 +84,7 @@ def rows_of(
     """The table: a row for each comparison, and for configurations with several seeds their mean and spread."""
     rows = [
         Row(
-            row.label, row.direction, row.checkpoint, len(row.fakes), len(row.reals), found.values, found.widths,
+            row.label, row.direction, row.checkpoint, len(row.fakes), row.n_real, found.values, found.widths,
             file_list_hashes=file_list_hashes(row),
             missing=[metric.name for metric in metrics_of(row, not_computed)],
             details={**row.details, **row.made_by},
@@ -96,7 +98,7 @@ def file_list_hashes(row: Comparison) -> dict[str, str]:
     """Of the lists of files that are compared; none for predictions, which are no files."""
     if not isinstance(row.fakes[0], FilePicture):
         return {}
-    sides = {"fake": row.fakes, "real": row.reals, "input": row.inputs}
+    sides = {"fake": row.fakes, "real": row.reals or None, "input": row.inputs}
     return {name: set_hash(pictures) for name, pictures in sides.items() if pictures is not None}
 
 
@@ -150,6 +152,7 @@ class Report:
     weights: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     seconds: float = 0.0
     notes: Sequence[str] = ()  # more remarks, of how the numbers were made
+    per_image: PerImage | None = None
 
     @property
     def columns(self) -> list[Metric]:
@@ -165,7 +168,7 @@ class Report:
             by_reason.setdefault(reason, []).append(flag)
         remarks = [f"{', '.join(flags)} not computed: {reason}" for reason, flags in by_reason.items()]
         for name, (title, other, features) in SINGULAR.items():
-            counts = [min(row.n_fake, row.n_real) for row in self.rows if name in row.values]
+            counts = [min(row.n_fake, row.n_real or row.n_fake) for row in self.rows if name in row.values]
             if counts and min(counts) < features:
                 fix = f"compare it at equal counts only, or use {other}"
                 remarks.append(f"{title} of {min(counts)} images is biased upwards: {fix}")
@@ -173,13 +176,36 @@ class Report:
         return [*remarks, *self.notes]
 
     def write(self, folder: Path, latex: bool = False) -> list[Path]:
-        """Write report.json, .md, .csv (and .tex) and return their paths. OSError if the folder cannot be written."""
+        """Write report.json, .md, .csv (and .tex, and what belongs to single pictures) and return their paths.
+
+        Raises OSError if the folder cannot be written.
+        """
         texts = {"report.json": self.json(), "report.md": self.markdown(), "report.csv": self.csv()}
         if latex:
             texts["report.tex"] = f"% protocol {self.protocol.id}\n{self.table('latex_booktabs')}\n"
+        if self.per_image:
+            rows = list(self.per_image.rows(self.protocol.id))
+            texts["per_image.csv"] = as_csv([HEADS, *rows])
+            texts["per_image.json"] = self.per_image.json(self.protocol.id)
         for name, text in texts.items():
             write_atomically(folder / name, text.encode())
-        return [folder / name for name in texts]
+        pages = [self._write_page(folder / "report.html", self.per_image)] if self.per_image else []
+        return [*(folder / name for name in texts), *pages]
+
+    def _write_page(self, path: Path, per_image: PerImage) -> Path:
+        """One HTML file with the table, the worst pictures and the best ones."""
+        heads, lines, texts = _with_content(*self._cells())
+        table = Table("Results", heads, lines, " ".join(f"{remark}." for remark in self.remarks), texts)
+        title = f"Evaluation, protocol {self.protocol.id}"
+        return make_report_page(path, title, [], [table], list(per_image.figures()))
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and lines of the table, empty columns too."""
+        lines = []
+        for row in self.rows:
+            fixed = [row.label, row.direction, row.checkpoint, str(row.n_fake or ""), str(row.n_real or "")]
+            lines.append([*fixed, *(row.cell(metric) for metric in self.columns)])
+        return [*FIXED, *(metric.title for metric in self.columns)], lines
 
     def table(self, form: str, narrow: bool = False, columns: Sequence[Metric] | None = None) -> str:
         """The rows as a table of `tabulate`: "simple" for a terminal, "pipe" (Markdown), "latex_booktabs".
@@ -252,6 +278,14 @@ class Report:
             "seconds": round(self.seconds, 3),
         }
         return json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"
+
+
+def _with_content(
+    heads: Sequence[str], lines: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]], int]:
+    """The columns that are not empty, and how many of them are text, on the left."""
+    used = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+    return [heads[i] for i in used], [[line[i] for i in used] for line in lines], sum(i < TEXTS for i in used)
 
 
 def _in_several_lines(cells: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -275,12 +276,18 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
     if "@" in flat["visdom_server"]:  # only a login holds one; options are stored and shown
         fix = "use --visdom_username and the environment variable VISDOM_PASSWORD"
         raise UserError("--visdom_server", "holds a login", fix)
+    if flat["tensorboard"] == "on" and find_spec("tensorboard") is None:
+        raise UserError(
+            "--tensorboard", "the package tensorboard is not installed", "pip install tensorboard"
+        )
     if flat["n_epochs"] + flat["n_epochs_decay"] < 1:
         fix = "--n_epochs plus --n_epochs_decay must be at least 1"
         raise UserError("--n_epochs", "no epoch to train", fix)
     if flat["preprocess"] == "resize_and_crop" and flat["load_size"] < flat["crop_size"]:
         reason = f"{flat['crop_size']} is larger than --load_size {flat['load_size']}"
         raise UserError("--crop_size", reason, f"allowed: up to {flat['load_size']}, or a larger --load_size")
+    if flat["compile"] and flat["grad_checkpoint"]:
+        raise UserError("--compile", "does not go with --grad_checkpoint", "leave one of them out")
     if flat["compile"] and flat["gan_mode"] == "wgangp":
         reason = "the gradient penalty of wgangp cannot be compiled"
         raise UserError("--compile", reason, "leave one of them out")

@@ -212,6 +212,8 @@ class DeviceGroup:
     """bf16 uses autocast. Patch statistics and losses stay float32."""
     channels_last: bool = False
     """Channels-last memory format (often faster on a GPU)."""
+    grad_checkpoint: bool = False
+    """Take less memory: the generators compute their activations again in the backward pass (about a third slower)."""
     compile: bool = False
     """Compile the networks with torch.compile (takes minutes at the start)."""
     graph: Literal["auto", "on", "off"] = "auto"
@@ -246,7 +248,7 @@ class OutputGroup:
 
 @dataclass(frozen=True)
 class ViewerGroup:
-    """Samples and the live view. The page index.html in the run's folder is written in any case."""
+    """Samples, Visdom and TensorBoard. The page index.html in the run's folder is written in any case."""
 
     show_bands: str = ""
     """Bands that samples of more than three bands show, and metrics measure, as red, green and blue: 4,3,2. Or one, in
@@ -270,6 +272,8 @@ class ViewerGroup:
     """Show the buttons also on a server that this run has not started. Whoever reaches that server can press them."""
     visdom_keep: bool = False
     """Keep the server that this run started."""
+    tensorboard: Literal["on", "off"] = "off"
+    """Also write curves and samples to RUN/tensorboard, for TensorBoard. Needs `pip install tensorboard`."""
 
 
 @dataclass(frozen=True)

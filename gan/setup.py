@@ -166,7 +166,11 @@ def generators(options: TrainOptions) -> dict[str, nn.Module]:
     if model.model == "cycle_gan":
         channels = {"G_A": (model.input_nc, model.output_nc), "G_B": (model.output_nc, model.input_nc)}
     return {
-        name: build_generator(**generator_arguments(options, *of_both), nc_backend=model.nc_backend)
+        name: build_generator(
+            **generator_arguments(options, *of_both),
+            nc_backend=model.nc_backend,
+            grad_checkpoint=options.device.grad_checkpoint,
+        )
         for name, of_both in channels.items()
     }
 

@@ -193,7 +193,7 @@ def open_viewers(training: Training, saved: Mapping[str, Any] | None) -> Viewers
 
 
 def choose_viewers(options: TrainOptions, steps_per_epoch: int, more_steps: int) -> list[Viewer]:
-    """The page, the terminal and, unless it is off, Visdom."""
+    """The page, the terminal, unless it is off Visdom, and TensorBoard where it is on."""
     viewers: list[Viewer] = [
         Page(),
         Console(options.schedule.epochs, steps_per_epoch, more_steps=more_steps),
@@ -215,6 +215,10 @@ def choose_viewers(options: TrainOptions, steps_per_epoch: int, more_steps: int)
                 controls=wanted.visdom_controls,
             )
         )
+    if wanted.tensorboard == "on":
+        from gan.viewers.tensorboard import TensorBoard
+
+        viewers.append(TensorBoard())
     return viewers
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
@@ -155,8 +156,8 @@ class Translator:
         """
         state, path = read_pretrained(find_pretrained(source), epoch)
         check_format(state, str(path))
-        # this machine's, not the one it was trained on
-        options = from_dict({"direction": direction or "AtoB"} | state["options"] | {"nc_backend": "auto"})
+        on_this_machine = {"nc_backend": "auto", "grad_checkpoint": False}
+        options = from_dict({"direction": direction or "AtoB"} | state["options"] | on_this_machine)
         direction = direction or options.data.direction
         is_average = weights == "ema" and "averages" in state
         name, networks = _generator_name(options, direction), state["averages" if is_average else "networks"]
@@ -247,9 +248,7 @@ def translate_pictures(
 
     pictures = processes.from_first(partial(list, pictures))
     rank, world = processes.rank, processes.world
-    if (
-        batch_size == 1 or size
-    ):  # the batches are known before a picture is read: this process reads its own only
+    if batch_size == 1 or size:  # the batches are known: this process reads no others' pictures
         pictures = [one for i, one in enumerate(pictures) if i // batch_size % world == rank]
         rank, world = 0, 1
     waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one

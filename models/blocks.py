@@ -1,9 +1,13 @@
-"""The two blocks that the networks are made of, down (or level) and up, and the check of input sizes."""
+"""The two blocks that the networks are made of, down (or level) and up; how they run; the check of input sizes."""
 
-from typing import Literal
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cuda_ops import Activation, Moments, activate
 from cuda_ops.layer import NormalizedConv2d
@@ -136,6 +140,29 @@ class UpBlock(nn.Module):
         if self.dms is not None:
             y = self.dms(y, moments)  # (N, O, 2H, 2W)
         return F.relu(self.dropout(y))  # (N, O, 2H, 2W)
+
+
+def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
+    """`block(*inputs)`; with `recompute`, the backward pass computes what it needs again instead of keeping it.
+
+    Outputs, gradients, random numbers and running statistics stay the same. Source: Chen et al. 2016, "Training Deep
+    Nets with Sublinear Memory Cost".
+    """
+    if not recompute or not torch.is_grad_enabled():
+        return block(*inputs)
+    contexts = lambda: (contextlib.nullcontext(), _keeping_buffers(block))
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextlib.contextmanager
+def _keeping_buffers(block: nn.Module) -> Iterator[None]:
+    """Afterwards the running statistics are what they were: the second pass over a batch does not count."""
+    buffers = [(buffer, buffer.clone()) for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def check_size(network: nn.Module, x: Tensor, multiple: int, minimum: int) -> None:

@@ -32,16 +32,20 @@ DISCRIMINATORS: dict[DiscriminatorName, Callable[..., Discriminator]] = {
 }
 
 
-def build_generator(name: GeneratorName, *, nc_backend: Backend = "auto", **named: Any) -> Generator:
+def build_generator(
+    name: GeneratorName, *, nc_backend: Backend = "auto", grad_checkpoint: bool = False, **named: Any
+) -> Generator:
     """A generator with PyTorch's own initial weights; see `initialize`.
 
     Named arguments: input_nc, output_nc, ngf, norm, base_norm, dropout, upsample. nc_backend: that of every normalized
-    convolution in it. Raises ValueError for a norm that does not go with its base norm.
+    convolution in it. grad_checkpoint: see `run_block`. Raises ValueError for a norm that does not go with its base
+    norm.
 
     >>> build_generator("resnet_6blocks", ngf=8, norm="nc_ms").size_multiple
     4
     """
     network = GENERATORS[name](**named)
+    network.grad_checkpoint = grad_checkpoint
     for layer in network.modules():
         if isinstance(layer, NormalizedConv2d):
             layer.backend = nc_backend

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda_ops import Moments
-from models.blocks import ConvBlock, PlainConv2d, UpBlock, check_size
+from models.blocks import ConvBlock, PlainConv2d, UpBlock, check_size, run_block
 from models.names import BaseNormName, NormName, UpsampleName
 from models.norms import MomentShortcut, Positional, plan_norms
 
@@ -56,6 +56,7 @@ class ResnetGenerator(nn.Module):
 
     size_multiple = 4
     min_size = 8
+    grad_checkpoint = False  # see `run_block`
 
     def __init__(
         self,
@@ -114,15 +115,16 @@ class ResnetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_size(self, x, self.size_multiple, self.min_size)
-        x, _ = self.stem(x)  # (N, ngf, H, W)
+        run = partial(run_block, recompute=self.grad_checkpoint)
+        x, _ = run(self.stem, x)  # (N, ngf, H, W)
         kept: list[Moments | None] = []
         for down in self.downs:
-            x, moments = down(x)  # (N, 2 ngf, H/2, W/2), then (N, 4 ngf, H/4, W/4)
+            x, moments = run(down, x)  # (N, 2 ngf, H/2, W/2), then (N, 4 ngf, H/4, W/4)
             kept.append(moments)  # (N, 1, H/2, W/2), then (N, 1, H/4, W/4)
         for block in self.blocks:
-            x = block(x)  # (N, 4 ngf, H/4, W/4)
+            x = run(block, x)  # (N, 4 ngf, H/4, W/4)
         for up, moments in zip(self.ups, reversed(kept), strict=True):
             if self.ms is not None:
                 x = self.ms(x, moments)  # (N, 4 ngf, H/4, W/4), then (N, 2 ngf, H/2, W/2)
-            x = up(x, moments)  # (N, 2 ngf, H/2, W/2), then (N, ngf, H, W)
+            x = run(up, x, moments)  # (N, 2 ngf, H/2, W/2), then (N, ngf, H, W)
         return torch.tanh(self.out(x))  # (N, output_nc, H, W)

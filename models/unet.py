@@ -1,11 +1,13 @@
 """The U-Net generator: stride-2 convs down to 1x1, up convs back, skips between equal resolutions."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ops import Moments
-from models.blocks import ConvBlock, UpBlock, check_size, up_conv
+from models.blocks import ConvBlock, UpBlock, check_size, run_block, up_conv
 from models.names import BaseNormName, NormName, UpsampleName
 from models.norms import BASE_NORMS, MomentShortcut, plan_norms
 
@@ -29,6 +31,8 @@ class UnetGenerator(nn.Module):
     H and W must be multiples of 2^num_downs (`size_multiple`, `min_size`; ValueError otherwise).
     54,413,955 parameters for 8 downs, ngf 64, batch norm. Source: Isola et al. 2017 (pix2pix), appendix 6.1.
     """
+
+    grad_checkpoint = False  # see `run_block`
 
     def __init__(
         self,
@@ -83,16 +87,17 @@ class UnetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_size(self, x, self.size_multiple, self.min_size)
+        run = partial(run_block, recompute=self.grad_checkpoint)
         skips: list[Tensor] = []
         kept: list[Moments | None] = []
         for down in self.downs:
-            x, moments = down(x)  # (N, c_i, H/2^(i+1), W/2^(i+1)), activated
+            x, moments = run(down, x)  # (N, c_i, H/2^(i+1), W/2^(i+1)), activated
             skips.append(x)
             kept.append(moments)  # (N, 1, H/2^(i+1), W/2^(i+1))
-        x = self.ups[-1](x)  # (N, c_i, H/2^(i+1), W/2^(i+1)) for i = num_downs - 2
+        x = run(self.ups[-1], x)  # (N, c_i, H/2^(i+1), W/2^(i+1)) for i = num_downs - 2
         for level in reversed(range(1, len(skips) - 1)):
             x = self.join(x, skips[level], kept[level])  # (N, 2 c_i, H/2^(i+1), W/2^(i+1))
-            x = self.ups[level - 1](x, kept[level])  # (N, c_(i-1), H/2^i, W/2^i)
+            x = run(self.ups[level - 1], x, kept[level])  # (N, c_(i-1), H/2^i, W/2^i)
         x = self.join(x, skips[0], None)  # (N, 2 ngf, H/2, W/2)
         return torch.tanh(self.out(x))  # (N, output_nc, H, W)
 

@@ -134,6 +134,18 @@ def test_two_processes(folder: Path) -> None:
     assert "done: 2 steps" in run(f"{command} {SMALL} --device cpu", folder)
 
 
+def test_curves_and_tensorboard(folder: Path) -> None:
+    train, *writers = (c for c in commands() if "LOGGED" in c)
+    run(f"{train} {SMALL}", folder)
+    assert list((folder / "checkpoints/LOGGED/tensorboard").glob("events.out.tfevents.*"))
+    assert [run(writer, folder) for writer in writers] == ["curves.png\n", "curves.csv\n"]
+
+
+def test_less_memory(folder: Path) -> None:
+    (command,) = (c for c in commands() if "SAVING" in c)
+    assert "done: 4 steps" in run(f"{command} {SMALL}", folder)
+
+
 def test_two_folders_are_compared(folder: Path) -> None:
     (command,) = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
@@ -166,18 +178,9 @@ def test_make_targets_exist() -> None:
 def test_no_command_is_left_out() -> None:
     """A new line in the README needs a test here."""
     tested = (
-        "make ",
-        "NAME",
-        "AVERAGED",
-        "LOCAL",
-        "BANDS",
-        "SHARED",
-        "TUNED",
-        "latest_net",
-        "--fake",
-        "--dataroot data/",
+        "make ", "NAME", "AVERAGED", "LOCAL", "BANDS", "SHARED", "TUNED", "latest_net", "SAVING", "LOGGED", "--fake", "--dataroot data/",
         "evaluate.table3",
-    )
+    )  # fmt: skip
     assert [c for c in commands() if not any(mark in c for mark in tested)] == []
 
 

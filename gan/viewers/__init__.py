@@ -110,6 +110,16 @@ class Viewers:
                     viewer.close()
 
 
+def find_run(name: str, checkpoints: Path) -> Path:
+    """The folder of a run: a path, or a name under the folder of all runs. Raises UserError if there is none."""
+    for folder in (Path(name), checkpoints / name):
+        if (folder / "metrics.jsonl").is_file():
+            return folder.resolve()
+    raise UserError(
+        name, f"is no run: no metrics.jsonl in it, nor in {checkpoints / name}", "name a run's folder"
+    )
+
+
 KEYS = {"train": "losses", "samples": "pictures", "metrics": "metrics", "event": "message"}
 """Kind of record -> the key it must have to be shown."""
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.errors import RunError, UserError, run_command, warn
-from gan.viewers import Record, RunInfo, shown_options, shown_records
+from gan.viewers import Record, RunInfo, find_run, shown_options, shown_records
 from gan.viewers.page import Page, about_run
 from gan.viewers.visdom import environment_name, login_of
 from gan.viewers.visdom_panes import Board
@@ -79,16 +79,6 @@ def _play(arguments: argparse.Namespace, run: RunInfo, records: list[Record]) ->
         fix = "start one with: python -m gan.viewers.visdom_server --keep -bind_local"
         raise RunError(address.page(), f"no Visdom server: {error}", fix) from error
     return address.page(env)
-
-
-def find_run(name: str, checkpoints: Path) -> Path:
-    """The folder of a run: a path, or a name under the folder of all runs. Raises UserError if there is none."""
-    for folder in (Path(name), checkpoints / name):
-        if (folder / "metrics.jsonl").is_file():
-            return folder.resolve()
-    raise UserError(
-        name, f"is no run: no metrics.jsonl in it, nor in {checkpoints / name}", "name a run's folder"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

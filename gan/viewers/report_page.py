@@ -38,10 +38,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture file with its caption."""
+    """One picture with its caption."""
 
     caption: str
-    path: Path
+    picture: Path | Image.Image
 
 
 def make_report_page(
@@ -83,7 +83,7 @@ def _table(table: Table) -> str:
 
 def _figure(figure: Figure) -> str:
     caption = escape(figure.caption)
-    picture = f'<img alt="{caption}" src="{data_address(figure.path)}">'
+    picture = f'<img alt="{caption}" src="{data_address(figure.picture)}">'
     return f'<figure class="card figure"><figcaption>{caption}</figcaption>{picture}</figure>'
 
 
@@ -119,12 +119,17 @@ def thinned(records: Sequence[Record]) -> list[Record]:
     return kept
 
 
-def data_address(path: Path) -> str:
-    """A picture file as a `data:` address; a large PNG becomes a JPEG of quality 90."""
-    data, kind = path.read_bytes(), "png"
+def data_address(picture: Path | Image.Image) -> str:
+    """A picture, or a file of one, as a `data:` address; a large PNG becomes a JPEG of quality 90."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(buffer, "PNG")
+    else:
+        buffer.write(picture.read_bytes())
+    data, kind = buffer.getvalue(), "png"
     if len(data) > PNG_LIMIT:
         buffer = io.BytesIO()
-        with Image.open(path) as picture:
-            picture.convert("RGB").save(buffer, "JPEG", quality=90)
+        with Image.open(io.BytesIO(data)) as large:
+            large.convert("RGB").save(buffer, "JPEG", quality=90)
         data, kind = buffer.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
