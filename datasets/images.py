@@ -27,14 +27,14 @@ clipped. It applies to all colours of a picture, not to its alpha.
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.decoding import IMAGE_EXTENSIONS, decoded, naming_problems
+from datasets.decoding import IMAGE_EXTENSIONS, Received, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
 from datasets.tiff import MAGIC, read_tiff
@@ -102,6 +102,12 @@ def load_image(path: Path, channels: int = 3, value_range: WantedRange = None) -
         picture = _to_channels(picture, channels)
     picture.info = {}  # a colour profile or comment must not follow into files written later
     return picture
+
+
+def load_received(name: str, content: bytes, channels: int, value_range: WantedRange = None) -> Image.Image:
+    """As load_image, of the content of a file that is not on this machine. Raises UserError with the name."""
+    # it has all that is used of a path
+    return load_image(cast(Path, Received(name, content)), channels, value_range)
 
 
 def inspect_image(path: Path, wanted: WantedRange = None) -> ImageInfo:

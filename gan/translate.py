@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -76,12 +76,38 @@ class Translator:
         """The options of the training, as a checkpoint stores them."""
         return stored_dict(self.options)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> translations of the same size, float32 on the CPU.
+    @property
+    def scale(self) -> tuple[float, float]:
+        """At which pictures are translated, across and down: `trained_scale`, or 1 where it differs by up to 1.25."""
+        factors = self.trained_scale
+        return (1.0, 1.0) if all(1 / 1.25 <= factor <= 1.25 for factor in factors) else factors
 
-        A size the network cannot take is padded (by reflection where the picture is large enough, else by its
-        edge) and cropped back.
+    @overload
+    def __call__(self, picture: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, picture: Image.Image) -> Image.Image: ...
+
+    def __call__(self, picture: Any) -> Any:
+        """The translation of a picture, of the same size, and of the same kind as the picture.
+
+        A tensor is (N, C, H, W) in [-1, 1], and so is its translation, float32 on the CPU. A size that the network
+        cannot take is padded (by reflection where the picture is large enough, else by its edge) and cropped back.
+        For a Pillow picture with the channels of the network there is what test.py writes.
         """
+        if isinstance(picture, Tensor):
+            return self._translated(picture)
+        width, height = (
+            max(2, round(n * factor)) for n, factor in zip(picture.size, self.scale, strict=True)
+        )
+        seen = picture if self.scale == (1, 1) else picture.resize((width, height), Image.Resampling.BICUBIC)
+        if side := Tiling("auto").side(self.network, seen.size):
+            pixels = joined(translate_tiles(self, self.network, seen, side), seen.size)
+        else:
+            pixels = to_pixels(self._translated(to_tensor(seen)[None])[0])
+        made = as_picture(pixels)
+        return made if made.size == picture.size else made.resize(picture.size, Image.Resampling.BICUBIC)
+
+    def _translated(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         with torch.inference_mode(), self.placement.autocast():
             output = self.network(pad_to_fit(self.placement.put(images), self.network))

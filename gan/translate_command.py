@@ -89,8 +89,8 @@ def choose_scale(translator: Translator, scale: str, size: int | None) -> tuple[
         return (factor, factor), f"translated at {factor:g} times the pictures' size, then resized back"
     if translator.median_size is None:
         return unchanged, f"{own}: the size of the training pictures is not known"
-    across, down = factors = translator.trained_scale
-    if all(1 / 1.25 <= factor <= 1.25 for factor in factors):
+    across, down = factors = translator.scale
+    if factors == unchanged:
         return unchanged, f"{own}, which is near the size in training"
     how = f"{across:.3g} x {down:.3g}, then resized back (--scale native: not)"
     return factors, f"translated at the scale of training, {how}"
