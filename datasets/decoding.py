@@ -1,9 +1,11 @@
 """A file is opened and decoded, or refused by name: other formats, bombs, damage, things that are no files."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -43,11 +45,30 @@ def pixels_allowed(most: int) -> Iterator[None]:
         _pixel_limit, Image.MAX_IMAGE_PIXELS = before
 
 
+class Received(NamedTuple):
+    """A file that came over a connection and is never written, in the place of a path."""
+
+    name: str
+    content: bytes
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def readable(path: Path) -> Path | BinaryIO:
+    """What other readers take: the path itself, or the content of a `Received`."""
+    return path.open("rb") if isinstance(path, Received) else path
+
+
 @contextlib.contextmanager
 def naming_problems(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file in the block is a UserError that names it; too little memory is a RunError."""
     try:
-        require_file(path)
+        if not isinstance(path, Received):
+            require_file(path)
         yield
     except UserError:
         raise
@@ -70,7 +91,7 @@ def naming_problems(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def decoded(path: Path) -> Iterator[Image.Image]:
     """The first frame as Pillow decodes it. Raises UserError for a picture that is too large, else Pillow's errors."""
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(readable(path), formats=FORMATS) as image:
         refuse_too_large(path, *image.size)
         _scale_transparent_colour(image)
         image.load()

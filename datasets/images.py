@@ -28,7 +28,7 @@ clipped. It applies to all colours of a picture, not to its alpha.
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datasets.bands import Bands, Picture
-from datasets.decoding import IMAGE_EXTENSIONS, decoded, naming_problems
+from datasets.decoding import IMAGE_EXTENSIONS, Received, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
 from datasets.tiff import MAGIC, read_tiff
@@ -142,6 +142,12 @@ def converted(picture: Image.Image | np.ndarray, channels: int) -> Picture:
     if values.shape[2] != channels:
         raise UserError("picture", f"holds {values.shape[2]} bands, not {channels}", "give as many")
     return Bands.of(values)
+
+
+def load_received(name: str, content: bytes, channels: int, value_range: WantedRange = None) -> Picture:
+    """As load_image, of the content of a file that is not on this machine. Raises UserError with the name."""
+    # it has all that is used of a path
+    return load_image(cast(Path, Received(name, content)), channels, value_range)
 
 
 def inspect_image(path: Path, wanted: WantedRange = None, channels: int | None = 3) -> ImageInfo:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
-from datasets.decoding import PIXEL_LIMIT, pixel_limit, refuse_too_large
+from datasets.decoding import PIXEL_LIMIT, pixel_limit, readable, refuse_too_large
 from datasets.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_tiff(path: Path, as_bands: bool = False) -> TiffContent | None:
     """
     from tifffile import TIFF, TiffFile  # a fifth of a second, only for those who have TIFFs
 
-    with TiffFile(path, _multifile=False) as file:
+    with TiffFile(readable(path), _multifile=False) as file:
         page: Any = file.pages.first
         compression = int(page.compression)
         is_two_dimensional = compression == _FAX_3 and page.tags.valueof("T4Options", 0) & 1

@@ -10,13 +10,12 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 from datasets.errors import UserError
 from datasets.files import write_atomically
 from gan.translate import Translator
-from gan.viewers.page import WEB, embed, fill, subtitle
+from gan.viewers.page import WEB, translate_page
 
 MODEL = "model.onnx"
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -86,13 +85,6 @@ def write_page(translator: Translator, folder: Path, runtime: dict[str, Path]) -
         "trained_scale": translator.trained_scale,
     }  # fmt: skip
     words = {**translator.stored_options, "dataroot": "", "direction": translator.direction}
-    page = fill(
-        "translate.html",
-        "translate.js",
-        shared=(),
-        title=escape(name),
-        subtitle=escape(f"{subtitle(words)} · {translator.position}"),
-        model=embed(about),
-        own_style=(WEB / "translate.css").read_text(encoding="utf-8"),
-    )
+    promise = "It stays in this browser."
+    page = translate_page(name, words, translator.position, "by_worker.js", about, promise)
     write_atomically(folder / "index.html", page.encode())

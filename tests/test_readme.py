@@ -178,8 +178,8 @@ def test_make_targets_exist() -> None:
 def test_no_command_is_left_out() -> None:
     """A new line in the README needs a test here."""
     tested = (
-        "make ", "NAME", "AVERAGED", "LOCAL", "BANDS", "SHARED", "TUNED", "latest_net", "SAVING", "LOGGED", "--fake", "--dataroot data/",
-        "evaluate.table3",
+        "make ", "NAME", "AVERAGED", "LOCAL", "BANDS", "SHARED", "TUNED", "latest_net", "SAVING", "LOGGED", "--fake",
+        "--dataroot data/", "evaluate.table3",
     )  # fmt: skip
     assert [c for c in commands() if not any(mark in c for mark in tested)] == []
 

@@ -165,6 +165,25 @@ def fill(template: str, script: str, shared: Iterable[str] = _SHARED_SCRIPTS, **
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part(template))
 
 
+def translate_page(
+    name: str, words: Mapping[str, Any], position: str, script: str, about: Mapping[str, Any], promise: str
+) -> str:
+    """The page that translates a dropped picture, by `script`, which finds `about` in `model`.
+
+    words: options that the line below the name shows; position: where in the training; promise: where pictures go.
+    """
+    return fill(
+        "translate.html",
+        script,
+        shared=("translate.js",),
+        title=escape(name),
+        subtitle=escape(f"{subtitle(words)} · {position}"),
+        model=embed(about),
+        promise=escape(promise),
+        own_style=(WEB / "translate.css").read_text(encoding="utf-8"),
+    )
+
+
 def embed(data: Any) -> str:
     """JSON that cannot end the script element it stands in. Values JSON does not know become text."""
     return json.dumps(data, default=str).replace("<", "\\u003c")

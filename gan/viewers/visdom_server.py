@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -320,17 +321,18 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
-def refuse_foreign(handler: Any) -> None:
+def refuse_foreign(handler: Any, names: Collection[str] = LOOPBACK_NAMES) -> None:
     """Answer 403 to a page of another origin, which could stop the training and run scripts in Visdom's page.
 
-    handler: tornado's, of a page, a request or a socket. The name in Host must be this machine's (a page elsewhere may
-    have a name that leads here), the port may be a tunnel's. An Origin must equal Host; programs send none.
+    handler: tornado's, of a page, a request or a socket. The name in Host must be one of this machine's `names` (a page
+    elsewhere may have a name that leads here), the port may be a tunnel's. An Origin must equal Host; programs send
+    none.
     """
     import tornado.web
 
     host, origin = handler.request.host, handler.request.headers.get("Origin")
     try:
-        is_ours = urlsplit(f"//{host}").hostname in LOOPBACK_NAMES
+        is_ours = urlsplit(f"//{host}").hostname in names
     except ValueError:
         is_ours = False
     if not is_ours or (origin is not None and urlsplit(origin).netloc != host):

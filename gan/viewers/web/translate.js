@@ -1,14 +1,16 @@
-// The page that translates a dropped picture. The worker runs the model; here pictures become bytes and back, as in
-// datasets/images.py: colour profiles are ignored, transparency is laid on white, grey is the luma.
-
-const page = (() => {
-  const model = JSON.parse(document.getElementById("model").textContent);
+/**
+ * The page that translates a dropped picture, around what does the work:
+ *   choices                    [[name, value]] of the menu of scales; empty for no menu
+ *   read(file)                 -> {bitmap, ...}: the picture as it is shown before
+ *   translate(picture, value)  -> {after, words, png}: what is shown after, what is told, and the file to save (or none)
+ * Both fail with an Error whose message is the one line to show.
+ */
+function translatePage(by) {
   const at = (id) => document.getElementById(id);
   const [drop, file, problem, result, before, after, scale, told, save] =
     ["drop", "file", "error", "result", "before", "after", "scale", "told", "save"].map(at);
   const stage = document.querySelector(".stage"), split = document.querySelector(".split");
-  const waiting = new Map();  // by the number of the message
-  let worker = null, loaded = null, source = null, saved = "", asked = 0, turn = 0;
+  let source = null, saved = "", turn = 0;
 
   function status(name, text = name) {
     at("status").dataset.status = name;
@@ -19,71 +21,6 @@ const page = (() => {
     problem.textContent = reason;
     problem.hidden = false;
     status("failed");
-  }
-
-  /** A worker with the model in it; a failed one is replaced, because its memory may be full. */
-  function start() {
-    worker?.terminate();
-    worker = new Worker("worker.js", { type: "module" });
-    worker.onmessage = ({ data }) => settle(data.id, data);
-    worker.onerror = (event) => {
-      for (const id of waiting.keys()) settle(id, { failed: event.message || "a file of this page is missing" });
-    };
-    return loaded = ask({ load: model.file });
-  }
-
-  function ask(message, transfer = []) {
-    return new Promise((resolve, reject) => {
-      waiting.set(++asked, { resolve, reject });
-      worker.postMessage({ id: asked, ...message }, transfer);
-    });
-  }
-
-  function settle(id, answer) {
-    const { resolve, reject } = waiting.get(id);
-    waiting.delete(id);
-    if (answer.failed) reject(new Error(answer.failed));
-    else resolve(answer);
-  }
-
-  /** (C, H, W) bytes, as the network sees the picture, from RGBA. */
-  function toBytes({ data }) {
-    const count = data.length / 4, planes = new Uint8Array(model.input_nc * count);
-    const level = Uint8Array.from({ length: 256 }, (_, value) => {
-      if (!model.value_range) return value;
-      const [low, high] = model.value_range, scaled = Math.min(255, Math.max(0, (value - low) / (high - low) * 255));
-      const below = Math.floor(scaled), rest = scaled - below;
-      return rest === 0.5 ? below + below % 2 : Math.round(scaled);  // to even, as there
-    });
-    for (let i = 0; i < count; i++) {
-      const opaque = data[4 * i + 3] / 255, seen = (value) => Math.round(255 + (level[value] - 255) * opaque);
-      const r = seen(data[4 * i]), g = seen(data[4 * i + 1]), b = seen(data[4 * i + 2]);
-      if (model.input_nc === 1) {
-        planes[i] = (19595 * r + 38470 * g + 7471 * b + 32768) >> 16;
-      } else {
-        planes[i] = r; planes[count + i] = g; planes[2 * count + i] = b;
-      }
-    }
-    return planes;
-  }
-
-  /** RGBA from (C, H, W) bytes. */
-  function toImage(planes, width, height) {
-    const image = new ImageData(width, height), count = width * height;
-    for (let i = 0; i < count; i++) {
-      for (let channel = 0; channel < 3; channel++) {
-        image.data[4 * i + channel] = planes[(model.output_nc === 1 ? 0 : channel * count) + i];
-      }
-      image.data[4 * i + 3] = 255;
-    }
-    return image;
-  }
-
-  function canvasOf(width, height) {
-    const canvas = document.createElement("canvas");
-    canvas.width = width;
-    canvas.height = height;
-    return canvas;
   }
 
   function draw(canvas, picture, width, height, ground = "#fff") {
@@ -99,21 +36,25 @@ const page = (() => {
 
   async function open(chosen) {
     if (!chosen) return;
+    const mine = ++turn;  // only the newest question is answered
     problem.hidden = true;
+    status("working", "translating");
     try {
-      source = await createImageBitmap(chosen, { colorSpaceConversion: "none", imageOrientation: "from-image" });
-    } catch {
-      return fail(`${chosen.name}: is no picture that this browser can read`);
+      const picture = await by.read(chosen);
+      if (mine !== turn) return;
+      source = picture;
+    } catch (error) {
+      if (mine === turn) fail(error.message);
+      return;
     }
     saved = `${chosen.name.replace(/\.[^.]*$/, "")}.png`;
     await translate();
   }
 
   async function translate() {
-    const mine = ++turn;  // only the newest question is answered
-    const { width, height } = source, [across, down] = scale.value.split(",").map(Number);
-    const [wide, high] = [[width, across], [height, down]].map(([side, factor]) => Math.max(2, Math.round(side * factor)));
+    const mine = ++turn, { width, height } = source.bitmap;
     problem.hidden = true;
+    URL.revokeObjectURL(save.href);
     save.removeAttribute("href");
     stage.style.setProperty("--wide", width);
     stage.style.setProperty("--ratio", width / height);
@@ -124,36 +65,26 @@ const page = (() => {
     try {
       status("working", "translating");
       told.textContent = "";
-      draw(before, source, width, height);
-      if (!after.width || stage.dataset.of !== saved) draw(after, source, width, height);
+      draw(before, source.bitmap, width, height);
+      if (!after.width || stage.dataset.of !== saved) draw(after, source.bitmap, width, height);
       stage.dataset.of = saved;
-      const pixels = toBytes(draw(canvasOf(1, 1), source, wide, high, "transparent").getImageData(0, 0, wide, high));
-      await loaded;
-      const answer = await ask({ pixels, shape: [1, model.input_nc, high, wide] }, [pixels.buffer]);
+      const made = await by.translate(source, scale.value);
       if (mine !== turn) return;
-      const sheet = canvasOf(wide, high);
-      sheet.getContext("2d").putImageData(toImage(answer.pixels, wide, high), 0, 0);
-      draw(after, sheet, width, height);
+      draw(after, made.after, width, height);
       stage.classList.remove("stale");
-      told.textContent = `${wide} × ${high} pixels in ${answer.seconds.toFixed(1)} s`;
-      after.toBlob((blob) => {
-        URL.revokeObjectURL(save.href);
-        save.href = URL.createObjectURL(blob);
-        save.download = saved;
-      });
+      told.textContent = made.words;
+      const png = made.png ?? await new Promise((resolve) => after.toBlob(resolve));
+      if (mine !== turn) return;
+      save.href = URL.createObjectURL(png);
+      save.download = saved;
       status("done");
     } catch (error) {
-      if (mine !== turn) return;
-      fail(`${wide} × ${high} pixels cannot be translated here, try a smaller scale (${String(error.message).slice(0, 120)})`);
-      start().catch(() => {});  // the next picture tells why
+      if (mine === turn) fail(error.message);
     }
   }
 
-  const native = [1, 1], trained = model.trained_scale;
-  const choices = [["the picture's size", native], ["a half of it", [0.5, 0.5]], ["a quarter of it", [0.25, 0.25]]];
-  if (trained.some((factor) => factor > 1.25 || factor < 0.8)) choices.unshift(["the scale of training", trained]);  // as test.py
-  for (const [name, factors] of choices) scale.append(new Option(name, factors.join()));
-
+  for (const [name, value] of by.choices) scale.append(new Option(name, value));
+  at("scales").hidden = !by.choices.length;
   scale.onchange = translate;
   file.onchange = () => open(file.files[0]);
   split.oninput = () => stage.style.setProperty("--split", `${split.value}%`);
@@ -165,10 +96,8 @@ const page = (() => {
       if (kind === "drop") open(event.dataTransfer.files[0]);
     });
   }
-  if (location.protocol === "file:") {
-    fail("A browser loads no model from a file: run `python -m http.server` in this folder and open http://localhost:8000");
-  } else {
-    start().then(() => source || status("ready"), (error) => fail(`The model cannot be loaded: ${error.message}`));
-  }
-  return { open };
-})();
+  return { draw, fail, ready: () => turn || status("ready") };
+}
+
+const model = JSON.parse(document.getElementById("model").textContent);
+const toBitmap = (blob) => createImageBitmap(blob, { colorSpaceConversion: "none", imageOrientation: "from-image" });
