@@ -8,6 +8,7 @@ our plain step).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -94,11 +95,9 @@ class Worker:
         if self.failure:
             return ""
         assert self._process.stdin
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: the answer says so
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
         return self._answer()
 
     def _answer(self) -> str:
