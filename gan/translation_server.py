@@ -18,13 +18,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tornado.web
 from PIL import Image
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from datasets.bands import Bands
 from datasets.errors import RunError, UserError, as_user_error, say, warn
-from datasets.images import load_received
+from datasets.images import as_picture, load_received
 from gan.pretrained import find_pretrained
 from gan.serve import ServeOptions
 from gan.translate import Translator
@@ -93,7 +95,9 @@ class _Site:
         translator = self._translator
         wanted = translator.options.data.value_ranges["AB".index(translator.direction[0])]
         picture = load_received(name, content, translator.input_nc, None if wanted == "auto" else wanted)
-        assert isinstance(picture, Image.Image), "channels that a PNG holds"
+        if isinstance(picture, Bands):
+            pixels = np.asarray(picture)
+            return _png(as_picture(pixels)), _png(as_picture(translator(pixels)))
         return _png(picture), _png(translator(picture))
 
 
