@@ -101,8 +101,6 @@ class Training:
             try:
                 processes.begin_step(self.options.run.seed, step)
                 losses = self._step(batch, step, must_look=is_recorded)
-                if processes.world > 1:
-                    self.stop.requested = processes.agree()
                 self.trainer.update_averages()
             except RuntimeError as error:
                 if is_out_of_memory(error):
@@ -130,7 +128,10 @@ class Training:
         Raises RunError for a loss that is not finite.
         """
         if self._static is None:
-            return finite_losses(self.trainer.step(batch).losses, step, self.run)
+            losses = self.trainer.step(batch).losses
+            if self.trainer.processes.world > 1:
+                self.stop.requested = self.trainer.processes.agree()
+            return finite_losses(losses, step, self.run)
         losses = self._static(batch, step)
         if not must_look:
             return {}

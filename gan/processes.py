@@ -173,20 +173,27 @@ class Processes:
         signals = flat.new_tensor([number == StopRequest.latest for number in STOP_SIGNALS])
         share = counts[self.rank] / sum(counts)
         flat = flat.mul_(share) if share else flat.zero_()
-        bucket = torch.cat([flat, signals, (~is_finite).to(flat.dtype)[None]])
+        is_bad = (~is_finite).to(flat.dtype)[None]
+        bucket = torch.cat([flat, signals, is_bad])
         with _collective():
             dist.all_reduce(bucket, group=self.group)
         _put_back(bucket[: len(flat)], tensors)
-        self._flags.append(bucket[len(flat) :])
+        self._flags.append(torch.cat([bucket[len(flat) :], is_bad]))
 
     def agree(self) -> int | None:
-        """The signal that any process has received by this step. Raises PeerFailed for another's non-finite loss."""
+        """The signal that any process has received by this step.
+
+        Raises PeerFailed if a loss of another process is not finite, and none of this one's was before.
+        """
         import torch
 
-        *signals, failed = torch.stack(self._flags).sum(0).tolist()
+        rows = torch.stack(self._flags).tolist()
         self._flags.clear()
-        if failed:
-            raise PeerFailed
+        if bad := next((row for row in rows if row[-2]), None):
+            if not bad[-1]:
+                raise PeerFailed
+            return None  # this process will say so
+        signals = [sum(counts) for counts in zip(*rows, strict=True)][:-2]
         return next((number for number, count in zip(STOP_SIGNALS, signals, strict=True) if count), None)
 
     def gather_images(self, batches: "Sequence[Tensor]", counts: Sequence[int]) -> "list[Tensor]":

@@ -3,7 +3,6 @@
 Every test starts real processes. gloo on CPUs serves two or three of them; on GPUs the same code runs with NCCL.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -313,22 +312,39 @@ def test_a_slurm_job_is_requeued_and_resumes(
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(data: Path, tmp_path: Path, undisturbed: tuple[Path, Ended]) -> None:
-    """kill -9 of any process of the job, 30 times in all: at the start, in a step, in a save."""
-    random.seed(12)
-    for number in range(6):
-        runs = tmp_path / str(number)
-        words = torchrun("train.py", *flags(data, runs), restarts=30)
-        with (runs.with_suffix(".log")).open("w") as log:
-            job = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log)
-            for _ in range(5):
-                time.sleep(random.uniform(0.5, 12))
+def test_kills_at_random_moments(data: Path, tmp_path: Path) -> None:
+    """kill -9 of a process, 30 times: while they start, in a step, in a save."""
+    epochs, draw = ["--n_epochs", 12], random.Random(12)
+    undisturbed = (
+        tmp_path / "undisturbed" / "r",
+        run("train.py", *flags(data, tmp_path / "undisturbed", *epochs)),
+    )
+    kills, in_training = 0, 0
+    for number in range(3):
+        runs, log = tmp_path / str(number), tmp_path / f"{number}.log"
+        with log.open("w") as output:
+            words = torchrun("train.py", *flags(data, runs, *epochs), restarts=30)
+            job = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=output, stderr=output)
+            for _ in range(10):
+                steps, wanted, at_start = steps_of(log), draw.randrange(1, 5), draw.random() < 0.3
+                moment = time.monotonic() + draw.uniform(0, 8)
+                while job.poll() is None and (
+                    time.monotonic() < moment if at_start else steps_of(log) < steps + wanted
+                ):
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0, 0.1))
                 listed = subprocess.run(
                     ["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=False
                 )
                 if workers := [int(pid) for pid in listed.stdout.split()]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(random.choice(workers), signal.SIGKILL)
-            assert job.wait(timeout=LIMIT) == 0, runs.with_suffix(".log").read_text()
-        assert "Traceback" not in runs.with_suffix(".log").read_text()
+                    os.kill(draw.choice(workers), signal.SIGKILL)
+                    kills, in_training = kills + 1, in_training + (not at_start)
+            assert job.wait(timeout=LIMIT) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
         assert_as_undisturbed(runs / "r", undisturbed)
+    print(f"{kills} kills, {in_training} of them while steps were made")
+    assert kills >= 25 and in_training >= 15
+
+
+def steps_of(log: Path) -> int:
+    return log.read_text().count("  step ")
