@@ -21,7 +21,7 @@ from datasets.images import to_unit_range
 from gan.export import ExportOptions
 from gan.export_graph import INPUT, export_graph, read_pt2, size_rule, write_onnx, write_pt2
 from gan.export_hub import CONFIG, write_hub
-from gan.export_web import MODEL, find_runtime, write_page
+from gan.export_web import MODEL, write_page
 from gan.generator_file import FILE_NAME, describe, write_generator
 from gan.pretrained import find_pretrained
 from gan.translate import Translator
@@ -120,8 +120,7 @@ def _write_hub(translator: Translator, place: Path, _: ExportOptions) -> None:
 
 
 def _write_web(translator: Translator, place: Path, options: ExportOptions) -> None:
-    with find_runtime(options.ort) as runtime:  # first: it fails sooner than a graph is made
-        write_page(translator, place, runtime)
+    write_page(translator, place, options.ort)  # first: it fails sooner than a graph is made
     _write_graph(write_onnx, translator, place / MODEL, options)
 
 

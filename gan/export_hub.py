@@ -42,7 +42,10 @@ def _card(translator: Translator, records: list[Record], has_samples: bool) -> s
     options: dict[str, Any] = json.loads(about["options"])
     kind = {"cycle_gan": "CycleGAN", "pix2pix": "Pix2Pix"}[options["model"]]
     source, target = translator.direction.split("to")
-    across, down = translator.trained_scale
+    scale = "It is not known by how much the training resized its pictures."
+    if translator.median_size:
+        across, down = translator.trained_scale
+        scale = f"The training resized its pictures by {across:.3g} across and {down:.3g} down. That scale fits best."
     taught = (
         f"{translator.epoch} epochs, {translator.step} steps"
         if translator.step
@@ -74,7 +77,7 @@ from gan.translate import Translator
 translator = Translator.load("FOLDER")
 ```
 
-Without its files of runs, as a network that takes (N, {translator.input_nc}, H, W) in
+As a network alone, with the program's folders `models` and `cuda_ops`. It takes (N, {translator.input_nc}, H, W) in
 [-1, 1]. H and W are multiples of {about["size_multiple"]}, and at least {about["min_size"]}:
 
 ```python
@@ -87,7 +90,7 @@ network.load_state_dict(load_file("{FILE_NAME}"))
 network.eval()
 ```
 
-The training resized its pictures by {across:.3g} across and {down:.3g} down. Pictures translate best at that scale.
+{scale}
 
 ## Training
 
@@ -132,7 +135,7 @@ def _results(translator: Translator, records: list[Record]) -> Iterator[str]:
             ]
             protocol, meaning = report["protocol"]["id"], report["protocol"]["metrics"]
             lines = [
-                f"| {name} | {value:.4g} | {row['n_fake']} / {row['n_real']} | {meaning.get(name, '')} |"
+                f"| {name} | {float(value):.4g} | {row['n_fake']} / {row['n_real']} | {meaning.get(name, '')} |"
                 for row in rows[:1]
                 for name, value in row["values"].items()
             ]

@@ -68,17 +68,22 @@ def _fetched(folder: Path) -> Path:
     return folder
 
 
-def write_page(translator: Translator, folder: Path, runtime: dict[str, Path]) -> None:
-    """Fill a folder with all but the model. Raises UserError for a model of other than 1 or 3 channels; OSError."""
+def write_page(translator: Translator, folder: Path, ort: str) -> None:
+    """Fill a folder with all but the model; ort: see `find_runtime`.
+
+    Raises UserError for a model of other than 1 or 3 channels, and where the runtime cannot be had; OSError.
+    """
     of_input, of_output = translator.input_nc, translator.output_nc
     if not {of_input, of_output} <= {1, 3}:
         reason = f"a browser shows 1 or 3 channels, and this model has {of_input} and {of_output}"
         raise UserError("--format web", reason, "use --format onnx")
     (folder / "ort").mkdir()
-    for name, file in runtime.items():
-        shutil.copyfile(file, folder / "ort" / name)
+    with find_runtime(ort) as runtime:
+        for name, file in runtime.items():
+            shutil.copyfile(file, folder / "ort" / name)
     shutil.copyfile(WEB / "worker.js", folder / "worker.js")
     value_range = translator.options.data.value_ranges["AB".index(translator.direction[0])]
+    value_range = None if value_range == "auto" else value_range
     name = f"{translator.options.run.name} {translator.direction}"
     about = {
         "file": MODEL, "input_nc": of_input, "output_nc": of_output, "value_range": value_range,

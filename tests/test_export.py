@@ -185,7 +185,7 @@ def test_hub_as_others_read_it(exported: Path, run: Path) -> None:
         assert torch.equal(network(x), translator(x))
     again = Translator.load(exported / "hub", device="cpu")
     assert torch.equal(again(x), translator(x)) and again.trained_scale == translator.trained_scale
-    assert "not evaluated" in card and "is not known" not in card
+    assert "not evaluated" in card and f"by {translator.trained_scale[0]:.3g} across" in card
     assert (
         load_file(exported / "hub" / "model.safetensors").keys() == load_file(exported / "safetensors").keys()
     )
@@ -235,7 +235,15 @@ def test_both_directions_and_the_name_of_a_run(resnet: Path, tmp_path: Path) -> 
     assert Translator.load(tmp_path / "new" / "b.safetensors", device="cpu").direction == "BtoA"
     again = export(tmp_path / "new" / "b.safetensors", "hub", tmp_path / "hub")  # a file is as good as a run
     assert again.code == 0, again.err
-    assert "Data: not known" in (tmp_path / "hub" / "README.md").read_text()
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "Data: not known" in card and "not known by how much" in card
+
+
+def test_the_average_or_the_trained_weights(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path / "runs", "--ema", "0.9")
+    for which, position in (("ema", "(epoch 3, ema)"), ("raw", "(epoch 3)")):
+        done = export(run, "safetensors", tmp_path / which, "--which", which)
+        assert done.code == 0 and position in done.out
 
 
 # --- refused
