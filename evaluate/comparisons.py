@@ -19,7 +19,7 @@ import torch
 from datasets.errors import UserError
 from datasets.files import read_json, require_writable, write_atomically
 from datasets.layouts import Sources, Split, find_sources
-from evaluate.features import Networks
+from evaluate.features import FEATURES
 from evaluate.options import EvaluateOptions, Protocol
 from evaluate.pictures import (
     FilePicture,
@@ -257,7 +257,7 @@ def compare_folders(options: EvaluateOptions, fake: Path, real: Path) -> tuple[l
 
     fakes = pictures(fake, "fake_A", "fake_B", "synthesized_image")
     to_b = role_of(fakes[0].path)[1].endswith("B")
-    statistics = load_statistics(real, Networks.width) if options.has_statistics else None
+    statistics = load_statistics(real, FEATURES["fid"].width) if options.has_statistics else None
     reals = [] if statistics else pictures(real, "real_B" if to_b else "real_A", "real_image")
     targets = match_by_stem(fakes, reals, fake, real) if options.paired else None
     inputs = None
