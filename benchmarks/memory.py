@@ -43,12 +43,12 @@ HEADING = """# Memory of a training
 
 Measured on a **CPU** ({date}, {machine}, Python {python}, torch {torch}) by
 `python -m benchmarks.memory`: the highest resident memory of a process that makes two training steps, less what it had
-after its imports. A GPU takes about as much for weights, gradients, Adam's moments and activations; its libraries'
-workspaces come on top. Data loading is not in these figures.
+after its imports. Seconds are the CPU time of one step, on one thread. Data loading is not in these figures, and no GPU
+has been measured.
 
 `--grad_checkpoint` computes the activations of the generators' blocks again in the backward pass instead of keeping
-them. On a CPU the training has the same bits. The seconds are the CPU's
-for one step, on one thread.
+them. On a CPU the training has the same bits. It saves little where weights, gradients and Adam's moments take most of
+the memory, as in the U-Net of Pix2Pix at batch size 1.
 
 | flags | size | batch | precision | MiB | s | MiB with `--grad_checkpoint` | s |
 |---|---|---|---|---|---|---|---|

@@ -7,6 +7,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from training_support import ROOT, environment
 
 from datasets.errors import UserError
 from evaluate.command import run_evaluation
-from evaluate.features import Networks
+from evaluate.features import FEATURES, Networks
 from evaluate.fid import FeatureRows, Gaussian, fid
 from evaluate.statistics import load_statistics, save_statistics
 
@@ -54,7 +55,7 @@ class SmallNetworks:
 
 @pytest.fixture
 def few_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Networks, "width", 8)
+    monkeypatch.setitem(FEATURES, "fid", replace(FEATURES["fid"], width=8))
     monkeypatch.setattr(Networks, "features", lambda self, kind, images: SmallNetworks.of(images))
 
 

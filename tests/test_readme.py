@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from evaluate_support import random_inception_state
 from foreign_support import resnet, save
 from PIL import Image
 from tifffile import imread, imwrite
@@ -147,12 +149,18 @@ def test_less_memory(folder: Path) -> None:
 
 
 def test_two_folders_are_compared(folder: Path) -> None:
-    (command,) = (c for c in commands() if "--fake" in c)
+    command, each, save, later = (c for c in commands() if "--fake" in c)
     for split, name in (("testA", "OUTPUTS"), ("testB", "TARGETS")):
         shutil.copytree(folder / "data" / "horse2zebra" / split, folder / name)
         for number, path in enumerate(sorted((folder / name).iterdir())):
             path.rename(path.with_name(f"{number}{path.suffix}"))
     assert "PSNR" in run(command, folder)
+    assert "per_image.csv, per_image.json, report.html" in run(each, folder)
+    torch.save(random_inception_state(), folder / "inception.pth")
+    weights = "--inception_weights inception.pth --allow_unverified"
+    assert "FID" in run(f"{save} {weights} --output saved", folder)
+    shutil.rmtree(folder / "TARGETS")
+    assert "only FID can be computed from it" in run(f"{later} {weights}", folder)
 
 
 def test_commands_for_table_3_as_dry_runs(folder: Path) -> None:
