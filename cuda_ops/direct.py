@@ -11,7 +11,8 @@ window (Chan et al. 1979):
 
     mu_p = mean of m        (n - correction) var_p = sum of q + C/G * sum of (m - mu_p)^2
 
-On a CPU the pivot is left out where the image mean is small against its spread, which saves a copy of x.
+On a CPU the pivot is left out where the image mean is small against its spread, which saves a copy of x. Where besides
+the weight is much larger than x, its product is centred in its place:  W~ * x = W * x - (sum W) mu.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def normalized_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv
     """(y, mean, std) as in `cuda_ops.normalized_conv.reference`; memory does not grow with the kernel size."""
     # the compiler of torch 2.11 gets the gradients of the Function below wrong
     if torch.compiler.is_compiling() or is_transformed():
-        y, _, pivot, mean, std = _forward(x, weight, bias, conv)
+        y, _, _, pivot, mean, std = _forward(x, weight, bias, conv)
         return y, mean if pivot is None else mean + pivot, std
     y, mean, std = _NormalizedConv2d.apply(x, weight, bias, conv)
     return y, mean, std
@@ -103,14 +104,15 @@ class _NormalizedConv2d(torch.autograd.Function):
     t_p = d_s - r^2 sum_o(dy z)        a_p = t_p r / (n - correction)
     dx = conv input gradient of (W~, dz) + x A - B        A = T(a)        B = T(a mu - d_mu / n)
 
-    x and mu may both lack the pivot: x A - B does not change.
+    x and mu may both lack the pivot: x A - B does not change. Where z was centred and not W, W takes the place of W~,
+    B gains T(sum_o(mean(W_o) dz)), and the mean of dW_o is sum_p(dz mu).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams) -> Outputs:
-        y, z, pivot, mean, std = _forward(x, weight, bias, conv)
+        y, z, filter_sums, pivot, mean, std = _forward(x, weight, bias, conv)
         mask = y if conv.activation != "none" else None  # its sign: the side of the activation that was taken
-        ctx.save_for_backward(x, weight, bias, z, pivot, mean, std, mask)
+        ctx.save_for_backward(x, weight, bias, z, filter_sums, pivot, mean, std, mask)
         ctx.conv = conv
         ctx.set_materialize_grads(False)
         return y, mean.clone() if pivot is None else mean + pivot, std
@@ -120,7 +122,7 @@ class _NormalizedConv2d(torch.autograd.Function):
         ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         conv: ConvParams = ctx.conv
-        x, weight, bias, z, pivot, mean, std, mask = ctx.saved_tensors
+        x, weight, bias, z, filter_sums, pivot, mean, std, mask = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed(dy, dmean, dstd):  # create_graph=True, or see there
             outputs = (dy, dmean, dstd)
             return *differentiable_backward(ctx.needs_input_grad, x, weight, bias, conv, outputs), None
@@ -144,6 +146,8 @@ class _NormalizedConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             a = torch.zeros_like(std) if t is None else t * r / (entries - conv.correction)
             b = a * mean if dmean is None else a * mean - dmean / entries
+            if filter_sums is not None and dz is not None:
+                b.add_((_per_group(dz, conv.groups) * filter_sums).sum(2), alpha=1 / entries)
             spread = _window_sum_transpose(torch.cat([a, b], 1), kernel, conv.padded_size(x.shape), conv)
             # a border of zeros takes no gradient; one of mirrored pixels hands it back to them at the end
             source, border = (base, (0, 0)) if conv.reflect else (x, conv.padding)
@@ -153,7 +157,7 @@ class _NormalizedConv2d(torch.autograd.Function):
             if dz is None:
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
-                filters = _centre(weight, conv.tf32).to(conv.compute)
+                filters = _centre(weight, conv.tf32).to(conv.compute) if filter_sums is None else weight
                 dx = _convolution_backward(dz, source, filters, conv, border, (True, False))[0].to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
             if conv.reflect:
@@ -161,19 +165,29 @@ class _NormalizedConv2d(torch.autograd.Function):
             dx = dx.to(x.dtype, copy=conv.reflect)  # what is returned holds no border in memory
         if dz is not None and ctx.needs_input_grad[1]:
             dw = _convolution_backward(dz, base, weight, conv, padding, (False, True))[1].to(wide)
-            dw = dw.sub_(dw.mean((1, 2, 3), keepdim=True)).to(weight.dtype)
+            if filter_sums is None:
+                dw_mean = dw.mean((1, 2, 3), keepdim=True)
+            else:
+                dw_mean = (_per_group(dz, conv.groups) * mean.unsqueeze(2)).sum((0, 3, 4)).view(-1, 1, 1, 1)
+            dw = dw.sub_(dw_mean).to(weight.dtype)
         return dx, dw, db, None
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvParams
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """(y, z, pivot, mean - pivot, std); plain differentiable torch, shapes (N, O, H', W') and (N, G, ., .)."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """(y, z, filter sums, pivot, mean - pivot, std); plain differentiable torch, (N, O, H', W') and (N, G, ., .).
+
+    Filter sums (1, G, O/G, 1, 1) are there where z was centred in the place of the weight.
+    """
     kernel, out = (weight.shape[2], weight.shape[3]), conv.output_size(x.shape, weight.shape)
     entries, positions = weight[0].numel(), kernel[0] * kernel[1]
     base, padding, m, q, pivot = _base_with_statistics(x, conv)
-    filters = _centre(weight, conv.tf32).to(conv.compute)
-    z = F.conv2d(base.to(conv.compute), filters, None, conv.stride, padding, conv.dilation, conv.groups)
+
+    def convolve(filters: Tensor) -> Tensor:
+        return F.conv2d(
+            base.to(conv.compute), filters, None, conv.stride, padding, conv.dilation, conv.groups
+        )
 
     sums = _window_sum(torch.cat([m, m.square(), q], 1), kernel, out, conv)
     sum_m, sum_m2, sum_q = sums.chunk(3, 1)  # (N, G, H', W') each
@@ -183,6 +197,16 @@ def _forward(
     std = (sum_q / (entries - conv.correction) + conv.eps).sqrt()
     mean, std = _cast(mean, statistics_dtype(x)), _cast(std, statistics_dtype(x))
 
+    filter_sums = None
+    if pivot is None and weight.dtype == conv.compute == mean.dtype and weight.numel() > 4 * x.numel():
+        filter_sums = _per_group(weight.sum((1, 2, 3)).view(1, -1, 1, 1), conv.groups)
+        z, part = convolve(weight), (filter_sums * mean.unsqueeze(2)).flatten(1, 2)
+        z.sub_(part)
+        if part.norm() > 4 * z.norm():  # its digits are lost
+            filter_sums = None
+    if filter_sums is None:
+        z = convolve(_centre(weight, conv.tf32).to(conv.compute))
+
     # no view of z per group: what a Function returns as a view takes no in-place ReLU
     scale = std.reciprocal()
     y = z * (scale if conv.groups == 1 else scale.repeat_interleave(z.shape[1] // conv.groups, 1))
@@ -190,7 +214,7 @@ def _forward(
         shift = bias.to(y.dtype).view(-1, 1, 1)
         y = y + shift if torch.is_grad_enabled() else y.add_(shift)
     y = activate(y, conv.activation, conv.negative_slope)
-    return _cast(y, conv.compute), z, pivot, mean, std
+    return _cast(y, conv.compute), z, filter_sums, pivot, mean, std
 
 
 def differentiable_backward(
@@ -204,7 +228,7 @@ def differentiable_backward(
     """The gradients by autograd's own rules, so that they can be differentiated again, or batched."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        y, _, pivot, mean, std = _forward(x, weight, bias, conv)
+        y, _, _, pivot, mean, std = _forward(x, weight, bias, conv)
     outputs = (y, mean if pivot is None else mean + pivot, std)
     pairs = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
     used, given = zip(*pairs, strict=True)

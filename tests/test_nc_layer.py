@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
-from cuda_ops import normalized_conv2d
+from cuda_ops import direct, normalized_conv2d
 
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -139,6 +139,28 @@ def test_float32_keeps_its_digits_at_every_offset(channels: int, offset: float) 
     for name, a, t in zip(OUTPUTS, ours, truth, strict=True):
         limit = 2e-6 if name in ("y", "mean", "std") else 5e-6
         assert relative(a, t) <= limit, f"{name} at offset {offset}: {relative(a, t):.1e}"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weight_much_larger_than_x_is_not_centred(
+    dtype: torch.dtype, mode: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its product is. Not where the filters' sums outweigh all else in it, nor with a pivot."""
+    torch.manual_seed(6)
+    x = (torch.randn(2, 32, 5, 4) + 0.5).to(dtype)
+    w, b = torch.randn(64, 32 // groups, 3, 4).to(dtype), torch.randn(64).to(dtype)
+    geometry = {"stride": (1, 2), "padding": (2, 1), "groups": groups, "padding_mode": mode}
+    centred: list[Tensor] = []
+    centre = direct._centre
+    monkeypatch.setattr(direct, "_centre", lambda w, tf32: centred.append(w) or centre(w, tf32))
+    for offset, more, times in ((0.0, 0.0, 0), (0.0, 5.0, 2), (10.0, 0.0, 2)):
+        centred.clear()
+        ours = everything("direct", x + offset, w + more, b, **geometry)
+        assert len(centred) == times
+        truth = everything("reference", (x + offset).double(), (w + more).double(), b.double(), **geometry)
+        assert_all_close(ours, truth, 5e-6 if dtype == torch.float32 else 1e-13)
 
 
 def degenerate(kind: str) -> Tensor:
