@@ -25,7 +25,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from datasets.bands import Bands
-from datasets.errors import RunError, UserError, as_user_error, say, warn
+from datasets.errors import RunError, UserError, as_user_error, printable, say, warn
 from datasets.images import as_picture, load_received
 from gan.pretrained import find_pretrained
 from gan.serve import ServeOptions
@@ -70,8 +70,6 @@ def serve(options: ServeOptions) -> None:
         raise UserError(options.run, reason, "use test.py")
     names = frozenset({*LOOPBACK_NAMES, options.host.lower(), socket.gethostname().lower()})
     asyncio.run(_serve(_Site(translator, names), options.host, sockets))
-    sys.stdout.flush()
-    os._exit(0)  # a translation that is under way is not waited for
 
 
 class _Site:
@@ -80,7 +78,8 @@ class _Site:
     def __init__(self, translator: Translator, names: frozenset[str]) -> None:
         self.names, self._translator = names, translator
         self.worker = ThreadPoolExecutor(1)
-        about = {"limit": UPLOAD_LIMIT, "told": choose_scale(translator, "trained", None)[1]}
+        told = choose_scale(translator, "trained", None)[1]
+        about = {"limit": UPLOAD_LIMIT, "told": f"as test.py: {told}"}
         words = {**translator.stored_options, "dataroot": "", "direction": translator.direction}
         name = f"{translator.options.run.name} {translator.direction}"
         promise = "The server of this page translates it and keeps nothing."
@@ -139,17 +138,20 @@ class _Translation(_Page):
         length = self.request.headers.get("Content-Length", "")
         if not length.isdecimal():
             return self.refuse(411, "request: does not say how long it is")
-        if int(length) > UPLOAD_LIMIT:
-            # the rest is read and dropped: a browser takes no answer before it has sent all
+        self.is_too_large = int(length) > UPLOAD_LIMIT
+        if self.is_too_large:
+            # read and dropped: a client that is still sending takes no answer
             self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
-            return self.refuse(413, f"request: is larger than {UPLOAD_LIMIT / 1e6:.0f} MB")
         return None
 
     def data_received(self, chunk: bytes) -> None:
-        self.content += chunk
+        if not self.is_too_large:
+            self.content += chunk
 
     async def post(self) -> None:
         name = self.get_query_argument("name", "picture")
+        if self.is_too_large:
+            return self.refuse(413, f"{printable(name)}: is larger than {UPLOAD_LIMIT / 1e6:.0f} MB")
         content, self.content = bytes(self.content), bytearray()
         loop, site = asyncio.get_running_loop(), self.site
         try:
@@ -160,12 +162,12 @@ class _Translation(_Page):
                 traceback.print_exception(error)
                 known = RunError("internal error", f"{type(error).__name__}: {error}", "please report it")
             say(f"error: {known}")
-            self.refuse(400 if known.exit_code == 2 else 500, str(known))
-            return
+            return self.refuse(400 if known.exit_code == 2 else 500, str(known))
         self.set_header("Content-Type", "application/octet-stream")
         self.set_header("Input-Length", str(len(before)))
         self.write(before)
         self.finish(after)
+        return None
 
     def refuse(self, status: int, line: str) -> None:
         self.set_status(status)
@@ -183,3 +185,4 @@ async def _serve(site: _Site, host: str, sockets: list[socket.socket]) -> None:
     name = f"[{host}]" if ":" in host else host
     print(f"http://{name}:{sockets[0].getsockname()[1]} translates pictures, Ctrl-C ends it", flush=True)
     await stop.wait()
+    os._exit(0)  # what is under way is not waited for

@@ -20,7 +20,8 @@ from browser_support import PATIENCE, chromium, screenshot
 from PIL import Image
 from training_support import ROOT, call, environment, picture, translate, untrained_run
 
-from gan.translation_server import UPLOAD_LIMIT
+from gan.translate import Translator
+from gan.translation_server import UPLOAD_LIMIT, _Site
 
 
 class Server(NamedTuple):
@@ -123,6 +124,19 @@ def test_a_program_gets_what_test_py_writes(server: Server, runs: Path, tmp_path
     assert before == sorted(path for path in runs.rglob("*") if path.is_file())  # nothing is written
 
 
+def test_four_channels(tmp_path: Path) -> None:
+    untrained_run(tmp_path, "--input_nc", 4, "--output_nc", 4, "--init_gain", 0.3)
+    file = tmp_path / "four.png"
+    transparent = picture(31, 22, 7)
+    transparent.putalpha(picture(31, 22, 8, "L"))
+    transparent.save(file)
+    site = _Site(Translator.load(tmp_path / "r", device="cpu"), frozenset())
+    parts = site.translate("four.png", file.read_bytes())
+    shown, made = (np.asarray(Image.open(io.BytesIO(part))) for part in parts)
+    assert made.shape == (22, 31, 4) and np.array_equal(made, expected(tmp_path, file))
+    assert np.array_equal(shown, np.asarray(transparent))
+
+
 def test_pictures_wait_for_each_other(server: Server, tmp_path: Path) -> None:
     bodies = [file.read_bytes() for file in write_pictures(tmp_path)]
     alone = [server.ask("/translate", body)[2] for body in bodies]
@@ -158,18 +172,9 @@ def test_what_is_wrong_is_one_line_and_a_status(server: Server, tmp_path: Path) 
     assert server.ask("/translate", whole)[0] == 200  # it goes on
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        length = UPLOAD_LIMIT + 1
-        connection.sendall(
-            f"POST /translate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
-        )
-        answer = b""
-        while b"larger" not in answer:
-            part = connection.recv(10_000)
-            assert part, answer
-            answer += part
-    assert answer.startswith(b"HTTP/1.1 413") and answer.endswith(b"request: is larger than 128 MB")
+def test_a_body_that_is_too_large_is_refused_and_not_kept(server: Server) -> None:
+    status, _, line = server.ask("/translate?name=x.png", bytes(UPLOAD_LIMIT + 1))
+    assert (status, line) == (413, b"x.png: is larger than 128 MB")
     headers = {"Transfer-Encoding": "chunked"}
     assert server.ask("/translate", b"1\r\nx\r\n0\r\n\r\n", headers)[0] == 411
 
@@ -199,8 +204,12 @@ def test_ctrl_c_ends_it_with_0(runs: Path) -> None:
     server = started(runs)
     taken = call("gan.serve", "r", "--checkpoints_dir", runs, "--port", server.port)
     assert taken.code == 2 and "cannot be served: Address already in use" in taken.error
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(60) == 0
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as half:
+        half.sendall(b"POST /translate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
+        assert server.ask()[0] == 200  # meanwhile
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+    assert server.said == []
 
 
 def test_another_address_is_served_with_a_warning_until_sigterm(runs: Path) -> None:
@@ -286,7 +295,9 @@ def test_a_dropped_picture_is_shown_beside_what_test_py_makes_of_it(
         wanted = expected(runs, file)
         assert np.array_equal(pixels(page, "after"), wanted), file.name
         assert pixels(page, "before").shape == wanted.shape
-        assert page.inner_text("#told").startswith("translated at the scale of training, 0.5 x 0.5")
+        assert page.inner_text("#told").startswith(
+            "as test.py: translated at the scale of training, 0.5 x 0.5"
+        )
         with page.expect_download() as download:
             page.click("#save")
         assert np.array_equal(np.asarray(Image.open(download.value.path())), wanted)
