@@ -139,12 +139,7 @@ def test_wrong_flags_of_test_py_are_one_line(arguments: str, line: str) -> None:
 
 
 def test_every_number_has_a_range() -> None:
-    open_ended = {
-        "lr",
-        "init_gain",
-        "beta1",
-        "ema",
-    }  # checked below
+    open_ended = {"lr", "init_gain", "beta1", "ema"}  # checked below
     numbers = {
         field.name
         for group in dataclasses.fields(TrainOptions)
