@@ -242,6 +242,9 @@ def why_no_graph(options: TrainOptions, device: torch.device) -> str:
         return f"needs a CUDA GPU, and the device is {device}"
     if options.device.compile:
         return "does not go with --compile"
+    if options.device.grad_checkpoint:
+        # it reads the state of the random generator, which a graph does not allow
+        return "does not go with --grad_checkpoint"
     if options.data.preprocess in ("none", "scale_width"):
         return f"needs pictures of one size, and --preprocess {options.data.preprocess} gives many"
     return ""

@@ -9,7 +9,7 @@ from training_support import TINY, differences, last_state, records, train, writ
 
 from gan.command_line import parse_train
 from gan.cyclegan import CycleGAN
-from gan.setup import build_trainer
+from gan.setup import build_trainer, why_no_graph
 from models.build import build_generator
 
 NETWORKS = {
@@ -114,6 +114,12 @@ def test_only_the_generators_do_it() -> None:
     assert trainer.networks["G_A"].grad_checkpoint and trainer.networks["G_B"].grad_checkpoint
     batch = {side: torch.rand(1, 3, 16, 16) for side in "AB"}
     assert torch.isfinite(torch.stack(list(trainer.step(batch).losses.values()))).all()
+
+
+def test_it_does_not_go_with_a_cuda_graph() -> None:
+    for flags, reason in (([], ""), (["--grad_checkpoint"], "does not go with --grad_checkpoint")):
+        options = parse_train(["--dataroot", "none", *TINY, *flags])[0]
+        assert why_no_graph(options, torch.device("cuda")) == reason
 
 
 def test_compile_is_refused(tmp_path: Path) -> None:
