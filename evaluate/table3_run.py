@@ -17,7 +17,7 @@ from datasets.images import save_png
 from datasets.synthetic import write_dataset
 from evaluate.command import Evaluation, advising_on_memory, prepare, weights_choice
 from evaluate.comparisons import JSON_LIMIT, Comparison
-from evaluate.metrics import FLAGS, networks_of, without_weights
+from evaluate.metrics import DEFAULT_FLAGS, networks_of, without_weights
 from evaluate.options import EvaluateOptions, NetworkOptions
 from evaluate.pictures import Picture
 from evaluate.report import as_csv, as_table, file_list_hashes
@@ -98,9 +98,9 @@ def refuse_before_training(plan: Sequence[PlannedTraining], options: Table3Optio
 
 def announce_missing_weights(options: EvaluateOptions) -> None:
     """Find the weights before training, and say which columns will stay empty. UserError for unusable files."""
-    _, missing = weights_choice(options).find(networks_of(FLAGS))
+    _, missing = weights_choice(options).find(networks_of(DEFAULT_FLAGS))
     by_reason: dict[str, list[str]] = {}
-    for flag, error in without_weights(FLAGS, missing).items():
+    for flag, error in without_weights(DEFAULT_FLAGS, missing).items():
         by_reason.setdefault(str(error), []).append(flag)
     for reason, flags in by_reason.items():
         print(
