@@ -18,7 +18,7 @@ from PIL import Image
 
 from datasets.bands import Box, Picture
 from datasets.decoding import naming_problems, pixel_limit
-from datasets.errors import UserError, file_error
+from datasets.errors import UserError, file_error, warn
 from datasets.files import replacing_file
 from datasets.images import (
     PLAIN,
@@ -114,8 +114,10 @@ class GeoTiff:
 
     def _read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, C) in the file's own numbers, black where there are no data; and where there are any."""
+        import rasterio
+
         window = _window(box)
-        with naming_problems(self.path):
+        with naming_problems(self.path), rasterio.Env():
             values = self._file.read(window=window).transpose(1, 2, 0)
             if not self._has_gaps:
                 return values, np.ones(values.shape, bool)
@@ -150,13 +152,12 @@ class GeoTiff:
         Gives the function that writes (H, W, count) uint8 or uint16 pixels to a box. Raises UserError naming the file.
         """
         import rasterio
+        from rasterio.control import GroundControlPoint as Point
         from rasterio.errors import RasterioError
 
         source, (width, height) = self._file, size
         dtype, white = ("uint8", 255) if depth == 8 else ("uint16", 65535)
-        nodata = (
-            source.nodata if source.nodata is not None and float(source.nodata) in range(white + 1) else None
-        )
+        nodata = source.nodata if source.nodata in range(white + 1) else None
         ground, x, y = source.transform, self.width / width, self.height / height
         transform = type(ground)(ground.a * x, ground.b * y, ground.c, ground.d * x, ground.e * y, ground.f)
         profile: dict[str, Any] = {
@@ -188,12 +189,15 @@ class GeoTiff:
                 replacing_file(path) as temporary,
                 rasterio.open(temporary, "w", **profile) as file,
             ):
-                if size == self.size and source.gcps[0]:
-                    file.gcps = source.gcps
+                points, crs = source.gcps
+                if points:
+                    file.gcps = [Point(p.row / y, p.col / x, p.x, p.y, p.z) for p in points], crs
                 elif "AREA_OR_POINT" in source.tags():  # beside control points, GDAL would move these
                     file.update_tags(AREA_OR_POINT=source.tags()["AREA_OR_POINT"])
-                if size == self.size and source.rpcs:
+                if source.rpcs and size == self.size:
                     file.rpcs = source.rpcs
+                elif source.rpcs:
+                    warn(path, "is written without the RPC of its input, which do not fit another size")
                 yield write
         except RasterioError as error:
             raise UserError(path, f"cannot be written: {error}", "check the space on the device") from error

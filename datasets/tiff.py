@@ -99,12 +99,13 @@ class PlainTiff(NamedTuple):
 def plain_tiff(path: Path, as_bands: bool) -> PlainTiff | None:
     """How the numbers of a file are meant, or None where they are not all: palette, inks, alpha, white is zero.
 
-    Whatever tifffile raises stands for a damaged file.
+    Raises UserError for tiles that are too large; whatever else tifffile raises stands for a damaged file.
     """
     from tifffile import TiffFile
 
     with TiffFile(path, _multifile=False) as file:
         page: Any = file.pages.first
+        _refuse_large_tiles(page, path)
         samples, colour = page.samplesperpixel, page.photometric
         is_plain = colour in (_BLACK_IS_ZERO, _RGB) and (as_bands or samples in (1, 3))
         is_plain |= colour == _YCBCR and page.compression == _JPEG  # becomes RGB when it is decoded
@@ -122,14 +123,18 @@ def _number_format(page: Any) -> tuple[float, str]:
     return white, "" if numbers == "8-bit" else f"{numbers} {kind}"
 
 
+def _refuse_large_tiles(page: Any, path: Path) -> None:
+    if page.tilelength * page.tilewidth > 2 * PIXEL_LIMIT:
+        raise UserError(path, "claims tiles of far too many megapixels", "save it without tiles")
+
+
 def _refuse_what_is_not_read(page: "TiffPage", path: Path, as_bands: bool) -> None:
     """Raise UserError for a page that is too large, or of a kind that is not read."""
     from tifffile import TIFF
 
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     refuse_too_large(path, width, height)
-    if page.tilelength * page.tilewidth > 2 * PIXEL_LIMIT:
-        raise UserError(path, "claims tiles of far too many megapixels", "save it without tiles")
+    _refuse_large_tiles(page, path)
     if page.imagedepth > 1:
         reason = f"is a volume TIFF of {page.imagedepth} slices in one page"
         raise UserError(path, reason, "save the slices apart")

@@ -99,6 +99,11 @@ def test_another_size_covers_the_same_ground(runs: Path, tmp_path: Path) -> None
     with made(runs, source, tmp_path / "out", "--size", 40) as file, rasterio.open(source) as before:
         assert file.shape == (40, 40)
         assert np.allclose(file.bounds, before.bounds, rtol=0, atol=1e-6)
+    values = colours() // 2 + 100
+    values[:, :35] = 0
+    with made(runs, write(tmp_path / "y.tif", values, nodata=0), tmp_path / "out", "--size", 40) as file:
+        mask = file.dataset_mask()
+    assert mask[:, :20].max() == 0 and mask[:, 20:].min() == 255
 
 
 def test_a_folder_of_several_kinds(runs: Path, tmp_path: Path) -> None:
@@ -192,6 +197,9 @@ def test_ground_control_points_are_kept(runs: Path, tmp_path: Path) -> None:
         before = file.gcps[0]
     assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in before]
     assert crs == PLACE["crs"]
+    with made(runs, source, tmp_path / "small", "--size", 25) as file:
+        small = file.gcps[0]
+    assert [(p.row, p.col) for p in small] == [(p.row / 2, p.col * 25 / 70) for p in before]
 
 
 def test_what_is_lost_of_the_place_is_told(runs: Path, tmp_path: Path) -> None:
@@ -266,6 +274,18 @@ def test_a_cut_file_is_refused_and_leaves_nothing(runs: Path, tmp_path: Path) ->
         outcome = run_on(runs, path, tmp_path / "out")
         assert outcome.code == 2 and "x.tif" in outcome.error, length
         assert not (tmp_path / "out").exists()
+    # its head is whole, its pixels are not; what libraries write by themselves shows in a real process alone
+    path.write_bytes(whole)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        offset = file.pages.first.dataoffsets[0]
+    path.write_bytes(whole[:offset] + bytes(500) + whole[offset + 500 :])
+    where = ("--name", "r", "--checkpoints_dir", runs, "--device", "cpu")
+    done = subprocess.run(
+        command("test", *where, "--input", path, "--output", tmp_path / "out"),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.startswith(f"error: {path}: truncated or damaged") and done.stderr.count("\n") == 1
 
 
 # --- large ones, and what is missing
