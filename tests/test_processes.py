@@ -312,6 +312,7 @@ def test_a_slurm_job_is_requeued_and_resumes(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_kills_at_random_moments(data: Path, tmp_path: Path) -> None:
     """kill -9 of a process, 30 times: while they start, in a step, in a save."""
     epochs, draw = ["--n_epochs", 12], random.Random(12)
