@@ -33,7 +33,7 @@ from datasets.images import (
 from datasets.tiff import MAGIC, PlainTiff, plain_tiff
 
 PACKAGE = "rasterio"
-STRIP = 2**22  # pixels that are looked at together
+STRIP = 2**20  # pixels that are looked at together
 _SCALE, _ORIGIN = "ModelPixelScaleTag", "ModelTiepointTag"  # one means nothing without the other
 _LOSSLESS = ("deflate", "lzw", "zstd", "packbits")
 

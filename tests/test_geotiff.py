@@ -342,7 +342,7 @@ def test_a_kill_half_way_leaves_no_file_that_looks_whole(runs: Path, tmp_path: P
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 from gan.translate_command import run_test
 from gan.translation_options import TranslationOptions
 import tifffile, rasterio
@@ -351,20 +351,19 @@ for source in sys.argv[1:]:
         name="r", checkpoints_dir="runs", input=(source,), output="out", device="cpu", tile="256"
     )
     run_test(options)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    status = open("/proc/self/status").read()  # ru_maxrss would hold the parent's peak too
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: ru_maxrss in KiB, and glibc's malloc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
-    untrained_run(tmp_path / "runs", "--norm", "nc_ms", "--base_norm", "none", "--ngf", 2)
-    for name, side in (("small", 500), ("large", 2000)):
+    untrained_run(tmp_path / "runs", "--norm", "nc_ms", "--base_norm", "none", "--ngf", 1)
+    for name, side in (("small", 2000), ("large", 4000)):
         write(tmp_path / f"{name}.tif", np.tile(colours(500, 500), (side // 500, side // 500, 1)), tiled=True)
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, "small.tif", "large.tif"], cwd=tmp_path,
         env=environment() | {"PYTHONPATH": str(ROOT), "GDAL_CACHEMAX": "8"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     small, large = (int(line) for line in done.stdout.splitlines() if line.isdigit())
-    assert large - small < 40e6, (
-        f"{(large - small) / 1e6:.0f} MB more"
-    )  # the picture alone has 27 MB, and in Pillow 36
+    assert large - small < 45e6, f"{(large - small) / 1e6:.0f} MB more"  # whole, in and out have 72 MB more

@@ -217,13 +217,13 @@ def test_a_kill_half_way_leaves_no_file(runs: Path, tmp_path: Path) -> None:
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from gan.translate_command import run_test
 from gan.translation_options import TranslationOptions
 import tifffile
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # ru_maxrss would hold the parent's peak too
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 for source in sys.argv[2:]:
     options = TranslationOptions(
         name="r", checkpoints_dir="runs", input=(source,), output="out", device="cpu", tile=sys.argv[1]
@@ -233,9 +233,9 @@ for source in sys.argv[2:]:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: ru_maxrss in KiB, and glibc's malloc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_memory_grows_by_the_picture_alone(tmp_path: Path) -> None:
-    """Twelve bytes for each further pixel: as Pillow holds it, the translation, and its copy for the encoder."""
+    """Each further pixel is held as Pillow does, as its translation, and as a copy of that for the encoder."""
     untrained_run(tmp_path / "runs", "--norm", "nc_ms", "--base_norm", "none", "--ngf", 4)
     for name, side in (("small", 400), ("large", 1600)):
         picture(side, side).save(tmp_path / f"{name}.png")
@@ -245,4 +245,4 @@ def test_memory_grows_by_the_picture_alone(tmp_path: Path) -> None:
     )  # fmt: skip
     small, large = (int(line) for line in done.stdout.splitlines() if line.isdigit())
     per_pixel = (large - small) / (1600**2 - 400**2)
-    assert per_pixel < 25, f"{per_pixel:.0f} bytes a pixel"  # one piece takes about 250
+    assert per_pixel < 40, f"{per_pixel:.0f} bytes a pixel"  # one piece takes 140
