@@ -145,6 +145,7 @@ def test_the_slider_is_continued_after_an_outage_without_a_restart(server, watch
 
     def cut() -> None:
         wait_until(lambda: server.shows("outage", "history"))
+        wait_until(lambda: len(server.panes("outage")["history"]["content"]) == 2)
         viewer._lost(Unreachable("the network is down"))
 
     def look() -> None:
