@@ -211,13 +211,16 @@ def test_login(tmp_path, watch, monkeypatch):
     monkeypatch.delenv("VISDOM_PASSWORD", raising=False)
     with real_server(tmp_path / "server", login=("ada", "hunter2")) as server:
         place = {"server": "http://127.0.0.1", "port": server.port}
-        lines = watch(Timed("auto", **place, username="ada", password="wrong-one"), name="wrong")
+        viewer = Timed("auto", **place, username="ada", password="wrong-one")
+        lines = watch(viewer, {30: lambda: wait_until(lambda: viewer._given_up)}, "wrong")
         assert len(lines) == 1 and "the login of 'ada' is refused (not tried again" in lines[0]
         assert "wrong-one" not in lines[0]
-        lines = watch(Timed("auto", **place), name="none")
+        viewer = Timed("auto", **place)
+        lines = watch(viewer, {30: lambda: wait_until(lambda: viewer._given_up)}, "none")
         assert len(lines) == 1 and "--visdom_username" in lines[0]
         monkeypatch.setenv("VISDOM_PASSWORD", "hunter2")
-        lines = watch(Timed("auto", **place, username="ada"), name="right")
+        viewer = Timed("auto", **place, username="ada")
+        lines = watch(viewer, {30: lambda: wait_until(lambda: viewer._reports._introduced)}, "right")
         assert lines == [f"visdom: {server.address.page('right')}"]
         assert list(server.curve("right", "losses_adversarial", "G_GAN")) == list(range(1, STEPS + 1))
         written = b"".join(path.read_bytes() for path in (tmp_path / "right").rglob("*") if path.is_file())
