@@ -196,14 +196,19 @@ def test_the_server_is_stopped_for_a_while(server, watch, monkeypatch):
 
 
 @needs_visdom
-def test_the_server_is_stopped_at_the_end(server, watch, monkeypatch):
+def test_the_server_is_stopped_at_the_end(server, watch, monkeypatch, capsys):
     monkeypatch.setattr(visdom, "FLUSH_SECONDS", 3.0)
     at = {STEPS: stopped(server, 20, "at_end")}
+    before = set(threading.enumerate())
     try:
         lines = watch(Timed("auto", "http://127.0.0.1", server.port), at, "at_end")
         assert len(lines) == 1
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
+    late = [thread for thread in set(threading.enumerate()) - before if thread.name == "visdom"]
+    for thread in late:
+        thread.join()
+    assert len(late) == 1 and capsys.readouterr().err == "", "what comes too late is not spoken of"
 
 
 @needs_visdom

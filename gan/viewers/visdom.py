@@ -215,13 +215,12 @@ class Visdom(Viewer):
         self._next_try = now + self._wait
         self._wait = min(LONGEST_WAIT, 2 * self._wait)
         self._given_up = isinstance(reason, Refused)
-        is_over = self._thread is None or (self._closing.is_set() and since is not None)
-        if not is_over:
+        if not (self._closing.is_set() and since is not None):
             self._reports.lost(self._address, reason, since is not None)
 
 
 class Reports:
-    """What is said on the terminal: where to look, when the server is lost, when it is back. No more.
+    """What is said on the terminal: where to look, when the server is lost, when it is back. Nothing after the end.
 
     folder: of the run. is_asked_for: whether somebody has asked for Visdom; others are told of the page only.
     """
@@ -231,13 +230,14 @@ class Reports:
         self._introduced = False
         self._reported: float | None = None  # when an outage was last reported
         self._owes_return = False
+        self._is_over = False
 
     def lost(self, address: Address, reason: Unreachable, was_connected: bool) -> None:
         """There is no server, or no longer: one line if that is news."""
         now, given_up = time.monotonic(), isinstance(reason, Refused)
         first = self._reported is None and not self._introduced
         recently = self._reported is not None and now - self._reported < QUIET_SECONDS
-        if not (first or given_up or (was_connected and not recently)):
+        if self._is_over or not (first or given_up or (was_connected and not recently)):
             return
         self._reported = now
         self._owes_return = True
@@ -251,6 +251,7 @@ class Reports:
 
     def ended(self, address: Address) -> None:
         """The training is over: say so if the server has shown nothing of it and no word was said about that."""
+        self._is_over = True
         if self._is_asked_for and not self._introduced and self._reported is None:
             folder = shlex.quote(str(self._folder))
             play = f"to play it into a server: python -m gan.viewers {folder}"
@@ -258,6 +259,8 @@ class Reports:
 
     def reached(self, address: Address, env: str) -> None:
         """The server has everything: say where to look, once, and once after every reported outage."""
+        if self._is_over:
+            return
         if not self._introduced:
             self._introduced = True
             self._reported = None
