@@ -2,40 +2,26 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from datasets.errors import UserError, run_command
+from gan.translation_options import GeneratorOptions
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(GeneratorOptions):
     """Serve a page on this machine that translates pictures as test.py does. Ctrl-C ends it."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""
-    """Folder of a run, or its name under --checkpoints_dir; or a file with one generator."""
     port: int = 8090
     """Port of the page. 0: any free one."""
     host: str = "127.0.0.1"
     """Address of this machine that the page has. Default: one that only this machine reaches."""
-    epoch: str = "last"
-    """Checkpoint: last, best, or the number of a kept epoch."""
-    which: Literal["ema", "raw"] = "ema"
-    """Weights of a run trained with --ema: their average, or raw: as they were trained."""
-    direction: Literal["AtoB", "BtoA"] | None = None
-    """Direction of the translation. Default: that of the training. A cycle_gan run has learned both."""
-    checkpoints_dir: str = "checkpoints"
-    """Folder of all runs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a CUDA GPU if there is one, else Apple's GPU, else the CPU."""
-    debug: bool = False
-    """Also show the traceback of an error."""
 
     def check(self) -> None:
         """Raise UserError, naming the flag, for what is missing and for a value that is not allowed."""
-        if not self.run:
-            raise UserError("RUN", "is required", "name the run, first of all")
+        super().check()
         if not 0 <= self.port <= 65535:
             raise UserError("--port", f"is {self.port}", "allowed: 0 to 65535")
         if self.host in ("", "*", "0.0.0.0", "::"):

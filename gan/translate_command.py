@@ -59,6 +59,7 @@ def run_test(options: TranslationOptions, processes: Processes = ALONE) -> int:
         weights=options.which,
     )
     scale, told = choose_scale(translator, options.scale or "trained", options.size)
+    told += " (--scale native: not)" if scale != (1.0, 1.0) and options.scale is None else ""
     translate: Translate = partial(
         translate_pictures,
         translator,
@@ -115,7 +116,7 @@ def choose_scale(translator: Translator, scale: str, size: int | None) -> tuple[
     across, down = factors = translator.scale
     if factors == unchanged:
         return unchanged, f"{own}, which is near the size in training"
-    how = f"{across:.3g} x {down:.3g}, then resized back (--scale native: not)"
+    how = f"{across:.3g} x {down:.3g}, then resized back"
     return factors, f"translated at the scale of training, {how}"
 
 

@@ -1,11 +1,36 @@
-"""The options of test.py: the run, the pictures and the output. The checkpoint defines the networks."""
+"""The options of test.py, and those that export and serve share. The checkpoint defines the networks."""
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from datasets.errors import UserError
 from gan.run import check_name
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """One generator of a run."""
+
+    run: Annotated[str, tyro.conf.Positional] = ""
+    """Folder of a run, or its name under --checkpoints_dir; or a file with one generator."""
+    checkpoints_dir: str = "checkpoints"
+    """Folder of all runs."""
+    epoch: str = "last"
+    """Checkpoint: last, best, or the number of a kept epoch."""
+    which: Literal["ema", "raw"] = "ema"
+    """Weights of a run trained with --ema: their average, or raw: as they were trained."""
+    direction: Literal["AtoB", "BtoA"] | None = None
+    """Direction of the translation. Default: that of the training. A cycle_gan run has learned both."""
+    debug: bool = False
+    """Also show the traceback of an error."""
+
+    def check(self) -> None:
+        """Raise UserError, naming the flag, for what is missing and for a value that is not allowed."""
+        if not self.run:
+            raise UserError("RUN", "is required", "name the run, first of all")
 
 
 @dataclass(frozen=True)
