@@ -198,10 +198,14 @@ def warn(subject: str | Path, text: str) -> None:
 def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn:
     """Run a command's `main` and leave the process with its documented exit code.
 
-    main: returns an exit code or None for 0. debug: tracebacks on stderr too.
+    main: returns an exit code or None for 0, and is the first to import torch. debug: tracebacks on stderr too.
     """
     if debug:
         set_debug(True)
+    # torch's threads (GNU OpenMP) wait for each other in a loop of up to 300,000 turns by default. That makes a training
+    # many times slower beside other programs, and no faster where there are none: benchmarks/busy_cores.py.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         code = main() or 0
         sys.stdout.flush()  # a full disk or closed pipe behind stdout shows here, not at interpreter shutdown

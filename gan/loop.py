@@ -96,11 +96,11 @@ class Training:
             self._report_skipped(batch["skipped"])
             step = at.step + 1
             is_epoch_end = at.batches + 1 == self.data.steps_per_epoch
-            is_recorded = step % output.print_freq == 0 or is_epoch_end
+            is_reported = step % output.print_freq == 0 or is_epoch_end
             counts = batch.get("counts", [len(batch["A"])])
             try:
                 processes.begin_step(self.options.run.seed, step)
-                losses = self._step(batch, step, must_look=is_recorded)
+                losses = self._step(batch, step, must_look=is_reported)
                 self.trainer.update_averages()
             except RuntimeError as error:
                 if is_out_of_memory(error):
@@ -108,7 +108,7 @@ class Training:
                 raise
             at.step, at.batches = step, at.batches + 1
             window.step_done(sum(counts))
-            if is_recorded:
+            if is_reported:
                 self.record("train", losses=processes.mean(losses, counts), lr=lr, time=window.figures())
                 window = _Window()
             asked = self.viewers.commands()
@@ -123,7 +123,7 @@ class Training:
         return stop_after_epoch
 
     def _step(self, batch: Batch, step: int, must_look: bool) -> dict[str, float]:
-        """One step; its losses as numbers. A recorded step gives them, and stops at a bad one, only with `must_look`.
+        """One step; its losses as numbers. A static step gives them, and stops at a bad one, only with `must_look`.
 
         Raises RunError for a loss that is not finite.
         """
@@ -139,7 +139,7 @@ class Training:
         return finite_losses(losses, step, self.run)
 
     def _require_finite(self) -> None:
-        """Raise RunError for the first bad loss of the recorded steps."""
+        """Raise RunError for the first bad loss of the static steps."""
         if self._static and (bad := self._static.first_bad()):
             step, name, value = bad
             raise _not_finite(f"loss {name} is {value} at step {step}", self.run)

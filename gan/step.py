@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from datasets.errors import UserError
 from gan.losses import ImagePool
@@ -153,19 +154,18 @@ class Trainer(ABC):
 
         Buffers (running statistics) are copied: they are averages already.
         """
-        with torch.no_grad():
-            for name, average in self.averages.items():
-                network = self.networks[name]
-                for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
-                    mean.lerp_(weight, 1 - self.ema)
-                for kept, current in zip(average.buffers(), network.buffers(), strict=True):
-                    kept.copy_(current)
+        average_weights = get_ema_multi_avg_fn(self.ema)
+        for name, average in self.averages.items():
+            network = self.networks[name]
+            average_weights([*average.parameters()], [*network.parameters()], 0)
+            for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+                kept.copy_(current)
 
 
 def set_learning_rate(trainer: Trainer, lr: float) -> None:
     for optimizer in trainer.optimizers.values():
         for group in optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):  # a recorded step reads it there
+            if isinstance(group["lr"], Tensor):  # a static step reads it there
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr

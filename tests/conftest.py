@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
 
 # Under nohup it is ignored, and so in every process that a test starts and then sends it to.
 if hasattr(signal, "SIGHUP"):

@@ -2,6 +2,8 @@
 
 import errno
 import multiprocessing
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -229,3 +231,22 @@ def test_an_ascii_terminal_gets_escapes() -> None:
     )
     assert done.communicate()[1] == "error: b\\xe4r.png: is empty\n"
     assert done.returncode == 2
+
+
+def test_threads_of_torch_spin_shortly_unless_the_user_says_otherwise() -> None:
+    def spins(**settings: str) -> str:
+        """As GNU OpenMP understood it when torch loaded it."""
+        own = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+        environment = {name: value for name, value in os.environ.items() if name not in own}
+        program = "from datasets.errors import run_command; run_command(lambda: __import__('torch') and 0)"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment | {"OMP_DISPLAY_ENV": "verbose"} | settings,
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found = re.search("GOMP_SPINCOUNT = '(.*)'", done.stderr)
+        return found[1] if found else pytest.skip("torch uses another OpenMP here")
+
+    assert spins() == "10000"
+    assert spins(GOMP_SPINCOUNT="77") == "77"
+    assert spins(OMP_WAIT_POLICY="PASSIVE") == "0"
