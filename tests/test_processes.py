@@ -177,6 +177,20 @@ def test_one_message_of_the_one_that_fails(fault: str, message: str, data: Path,
     assert re.search(rf"Root Cause.*?rank\s*: {fault.split(',')[1]}", ended.err, re.S)
 
 
+@pytest.mark.slow  # it measures time, and is for a machine that does nothing else
+@pytest.mark.parametrize(
+    "fault", ["picture,1,4", "nan,1,4", "memory,1,4", "bug,0,4", "disk,0,9", "term,1,2", "kill,1,5"]
+)
+def test_all_end_within_ten_seconds(
+    fault: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_FAULT", str(tmp_path / "fault"))
+    assert run(*program(fault), *flags(data, tmp_path)).code == 1
+    seconds = time.time() - float((tmp_path / "fault").read_text())
+    print(f"{fault}: {seconds:.1f} s")
+    assert seconds < 10
+
+
 def test_bad_pictures_are_skipped_with_one_warning(data: Path, tmp_path: Path) -> None:
     """Three processes and, at times, fewer pictures than these."""
     root = write_unaligned(tmp_path / "u", 4)
