@@ -65,10 +65,20 @@ def plan(training: Training, weights: str = "") -> str:
         ),
         "steps": f"{epochs} epochs of {data.steps_per_epoch} = {epochs * data.steps_per_epoch}",
         "average": f"of the generators' weights, decay {ema}" if (ema := options.schedule.ema) else "",
-        "device": f"{trainer.placement.device}, {options.device.precision}",
+        "device": f"{trainer.placement.device}, {options.device.precision}{_advice_on_precision(training)}",
         "page": str(training.run.page),
     }
     return "\n".join([*(f"{name:>9}  {text}" for name, text in lines.items() if text), *data.report.notes()])
+
+
+def _advice_on_precision(training: Training) -> str:
+    """What bf16 costs on a CPU that only imitates it; nothing where torch cannot tell."""
+    placement = training.trainer.placement
+    instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_bf16 = not instructions or any(there for name, there in instructions.items() if "bf16" in name)
+    if has_bf16 or not placement.bf16 or placement.device.type != "cpu":
+        return ""
+    return " (slower than fp32: this CPU has no instructions for bf16)"
 
 
 def _sharing(training: Training) -> str:

@@ -95,6 +95,27 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(aligned: Path, tmp_path: P
     assert [text for text in told if text not in outcome.out] == []
 
 
+@pytest.mark.parametrize(
+    ("precision", "instructions", "slower"),
+    [
+        ("bf16", {"avx512_bf16": False}, True),
+        ("bf16", {"avx512_bf16": True}, False),
+        ("fp32", {"avx512_bf16": False}, False),
+    ],
+)
+def test_a_cpu_without_bf16_is_named(
+    precision: str,
+    instructions: dict[str, bool],
+    slower: bool,
+    aligned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **instructions}, raising=False)
+    outcome = pix2pix(aligned, tmp_path / "runs", "--precision", precision, "--dry_run")
+    assert (f"cpu, {precision} (slower than fp32" in outcome.out) == slower
+
+
 def load_networks(aligned: Path, tmp_path: Path) -> dict[str, torch.nn.Module]:
     flags = ["--dataroot", str(aligned), *TINY, "--model", "pix2pix", "--norm", "nc_ms"]
     return setup.generators(parse_train(flags)[0])
