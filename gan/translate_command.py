@@ -12,9 +12,9 @@ import torch
 
 from datasets.bands import Bands, Picture
 from datasets.check import Inspect, scan
-from datasets.decoding import PIXEL_LIMIT, pixels_allowed
+from datasets.decoding import PIXEL_LIMIT, pixel_limit, pixels_allowed
 from datasets.errors import UserError, printable, say
-from datasets.files import new_folder, remove_leftovers, write_atomically
+from datasets.files import ahead, new_folder, remove_leftovers, write_atomically
 from datasets.geotiff import PACKAGE, GeoTiff, has_package, inspect_placed, is_geotiff
 from datasets.images import PLAIN, TIFF_EXTENSIONS, inspect_image, load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
@@ -208,23 +208,29 @@ def translate_test_split(
         fakes = [written / f"{stem}_fake_{target}{suffix_for(count)}" for stem in stems]
         _translate_inputs(sources, fakes, translator, translate)
 
-    def as_png(load: Callable[[int, int], Picture], kind: str, count: int) -> list[Path]:
-        files = [images / f"{stem}_{kind}.png" for stem in stems]
-        for i, path in enumerate(files):
-            picture = load(i, 3 if count in PLAIN else count)
-            if isinstance(picture, Bands):
-                picture = picture.shown(shown_bands(count, chosen))
-            save_png(picture, path)
+    def as_png(load: Callable[[int], Sequence[Picture]], *kinds: str) -> list[list[Path]]:
+        files = [[images / f"{stem}_{kind}.png" for stem in stems] for kind in kinds]
+
+        def write(i: int) -> None:
+            for picture, paths in zip(load(i), files, strict=True):
+                if isinstance(picture, Bands):
+                    picture = picture.shown(shown_bands(len(picture.bands), chosen))
+                save_png(picture, paths[i])
+
+        for _ in ahead(write, range(len(stems)), threads=4 if pixel_limit() <= PIXEL_LIMIT else 1):
+            pass
         return files
 
-    columns = [(f"input {source}", as_png(sources.load_a, f"real_{source}", translator.input_nc))]
+    of_a, of_b = (3 if nc in PLAIN else nc for nc in (translator.input_nc, count))
+    if sources.is_paired:
+        real = as_png(lambda i: sources.load_pair(i, of_a, of_b), f"real_{source}", f"real_{target}")
+    else:
+        real = as_png(lambda i: [sources.load_a(i, of_a)], f"real_{source}")
     seen = fakes
     if written != images:
-        seen = as_png(lambda i, count: load_image(fakes[i], count), f"fake_{target}", count)
-    columns.append((f"translated to {target}", seen))
-    if sources.is_paired:
-        columns.append((f"target {target}", as_png(sources.load_b, f"real_{target}", count)))
-    return columns
+        [seen] = as_png(lambda i: [load_image(fakes[i], of_b)], f"fake_{target}")
+    columns = [(f"input {source}", real[0]), (f"translated to {target}", seen)]
+    return [*columns, *((f"target {target}", files) for files in real[1:])]
 
 
 def _readable(
