@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,9 @@ import torch
 
 from datasets.bands import Bands, Picture
 from datasets.check import Inspect, scan
-from datasets.decoding import PIXEL_LIMIT, pixel_limit, pixels_allowed
+from datasets.decoding import PIXEL_LIMIT, pixels_allowed
 from datasets.errors import UserError, printable, say
-from datasets.files import ahead, new_folder, remove_leftovers, write_atomically
+from datasets.files import new_folder, remove_leftovers, write_atomically
 from datasets.geotiff import PACKAGE, GeoTiff, has_package, inspect_placed, is_geotiff
 from datasets.images import PLAIN, TIFF_EXTENSIONS, inspect_image, load_image, save_png
 from datasets.layouts import Sources, find_inputs, find_sources, left_out
@@ -174,7 +174,15 @@ def translate_files(
         for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-        _translate_inputs(sources, files, translator, translate, placed)
+        wanted = sources.ranges[sources.is_swapped]
+        assert wanted != "auto"  # the scan has found it
+        loads: list[Load] = [
+            partial(GeoTiff, path, translator.input_nc, wanted)
+            if path in placed
+            else partial(sources.load_a, i, translator.input_nc)
+            for i, path in enumerate(sources.a)
+        ]
+        translate(list(zip(loads, files, strict=True)))
     return len(files), output / only_name if only_name else output
 
 
@@ -205,32 +213,45 @@ def translate_test_split(
     with new_folder(written), new_folder(images):
         sources = _readable(sources, translator, skip_bad)
         stems = [Path(name).stem for name in output_names(sources.a)]
+
+        def pngs(kind: str) -> list[Path]:
+            return [images / f"{stem}_{kind}.png" for stem in stems]
+
+        real = [pngs(f"real_{source}"), *([pngs(f"real_{target}")] if sources.is_paired else [])]
         fakes = [written / f"{stem}_fake_{target}{suffix_for(count)}" for stem in stems]
-        _translate_inputs(sources, fakes, translator, translate)
-
-    def as_png(load: Callable[[int], Sequence[Picture]], *kinds: str) -> list[list[Path]]:
-        files = [[images / f"{stem}_{kind}.png" for stem in stems] for kind in kinds]
-
-        def write(i: int) -> None:
-            for picture, paths in zip(load(i), files, strict=True):
-                if isinstance(picture, Bands):
-                    picture = picture.shown(shown_bands(len(picture.bands), chosen))
-                save_png(picture, paths[i])
-
-        for _ in ahead(write, range(len(stems)), threads=4 if pixel_limit() <= PIXEL_LIMIT else 1):
-            pass
-        return files
-
-    of_a, of_b = (3 if nc in PLAIN else nc for nc in (translator.input_nc, count))
-    if sources.is_paired:
-        real = as_png(lambda i: sources.load_pair(i, of_a, of_b), f"real_{source}", f"real_{target}")
-    else:
-        real = as_png(lambda i: [sources.load_a(i, of_a)], f"real_{source}")
+        loads: list[Load] = [
+            partial(_load_and_show, sources, i, (translator.input_nc, count), files, chosen)
+            for i, files in enumerate(zip(*real, strict=True))
+        ]
+        translate(list(zip(loads, fakes, strict=True)))
     seen = fakes
     if written != images:
-        [seen] = as_png(lambda i: [load_image(fakes[i], of_b)], f"fake_{target}")
+        seen = pngs(f"fake_{target}")
+        for fake, path in zip(fakes, seen, strict=True):
+            _show(load_image(fake, count), path, chosen)
     columns = [(f"input {source}", real[0]), (f"translated to {target}", seen)]
     return [*columns, *((f"target {target}", files) for files in real[1:])]
+
+
+def _load_and_show(
+    sources: Sources, i: int, channels: tuple[int, int], files: Sequence[Path], chosen: str
+) -> Picture:
+    """Picture i of A. What the page shows of it, and of its target, is written to `files`: threads do this ahead."""
+    shown_a, shown_b = (3 if count in PLAIN else count for count in channels)
+    if sources.is_paired:
+        picture, target = sources.load_pair(i, channels[0], shown_b)
+        _show(target, files[1], chosen)
+    else:
+        picture = sources.load_a(i, channels[0])
+    _show(picture if channels[0] == shown_a else sources.load_a(i, shown_a), files[0], chosen)
+    return picture
+
+
+def _show(picture: Picture, path: Path, chosen: str) -> None:
+    """Write a picture as PNG; of more than three bands, those of --show_bands, which are `chosen`."""
+    if isinstance(picture, Bands):
+        picture = picture.shown(shown_bands(len(picture.bands), chosen))
+    save_png(picture, path)
 
 
 def _readable(
@@ -255,25 +276,6 @@ def _readable(
     for note in report.notes():
         say(note)
     return sources
-
-
-def _translate_inputs(
-    sources: Sources,
-    files: Sequence[Path],
-    translator: Translator,
-    translate: Translate,
-    placed: Collection[Path] = (),
-) -> None:
-    """Translate the inputs into these files. placed: those that are read, and may be written, as GeoTIFF."""
-    wanted = sources.ranges[sources.is_swapped]
-    assert wanted != "auto"  # the scan has found it
-    loads: list[Load] = [
-        partial(GeoTiff, path, translator.input_nc, wanted)
-        if path in placed
-        else partial(sources.load_a, i, translator.input_nc)
-        for i, path in enumerate(sources.a)
-    ]
-    translate(list(zip(loads, files, strict=True)))
 
 
 def _page(name: str, translator: Translator, told: str, columns: Columns) -> str:
