@@ -67,7 +67,9 @@ class PictureCache:
         return Resized(values[place.offset : end].reshape(place.shape), place.size)
 
     def __str__(self) -> str:
-        return f"{len(self.places)} of {self.wanted} pictures, {as_mib(self.bytes)}, {self.path}"
+        left = self.wanted - len(self.places)
+        rest = f"; {left} do not fit and are decoded in every epoch" if left else ""
+        return f"{len(self.places)} of {self.wanted} pictures, {as_mib(self.bytes)}: {self.path}{rest}"
 
 
 @lru_cache(maxsize=2)
@@ -120,7 +122,7 @@ class CacheMaker:
     def _make(self, cache: PictureCache, key: str, files: Sequence[list[Number]], spare: int) -> None:
         folder, digest = cache.path.parent, hashlib.sha256(key.encode())
         remove_leftovers(folder)
-        for old in folder.glob(f"pictures-{self._kind()}-*.u8"):  # of other contents: no run can use it again
+        for old in folder.glob(f"pictures-{self._kind()}-*.u8"):  # of other contents, or of another limit
             with contextlib.suppress(OSError):
                 old.unlink()
         if (free := free_space(folder)) < cache.bytes + spare:
