@@ -181,12 +181,10 @@ class CacheMaker:
         return hashlib.sha256(repr((where, sources.ranges, self.channels, rules)).encode()).hexdigest()[:8]
 
     def _key(self, numbers: Sequence[Number]) -> str:
-        digest = hashlib.sha256(_reader())
+        digest = hashlib.sha256(_reader() + self._kind().encode())
         for side, i in numbers:
-            right = (side == "A") == self.sources.is_swapped
-            part = right if self.sources.layout == "aligned" else None
-            read = self.records[self._path(side, i)].sha256, part, self.sources.ranges[right]
-            digest.update(repr((read, self._shape(side, i))).encode())
+            content, shape = self.records[self._path(side, i)].sha256, self._shape(side, i)
+            digest.update(repr((content, side, shape)).encode())
         return digest.hexdigest()
 
 
@@ -202,7 +200,7 @@ def _reader() -> bytes:
 
 def _is_whole(cache: PictureCache, key: str) -> bool:
     """Whether the file is there, and holds all that its own SHA-256 speaks of."""
-    if not cache.path.is_file() or cache.path.is_symlink():
+    if not cache.path.is_file():
         return False
     digest, left = hashlib.sha256(key.encode()), cache.bytes - _DIGEST
     with cache.path.open("rb") as file:
