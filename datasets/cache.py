@@ -36,7 +36,6 @@ Side = Literal["A", "B"]
 Number = tuple[Side, int]
 """A picture of a `Sources`: of A or B, after `--direction`, and its index there."""
 
-_FORMAT = 1
 _DIGEST = 32  # bytes at the end of the file: SHA-256 of the key and all before
 
 
@@ -92,11 +91,12 @@ class CacheMaker:
     channels: tuple[int, int]  # of A and B
     records: Mapping[Path, FileRecord]
 
-    def cache(self, order: Sequence[Number], folder: Path, limit: int, spare: int = 0) -> PictureCache | None:
-        """The cache of these pictures, or of as many of the first as fit in `limit` bytes; made if it is not there.
+    def cache(self, folder: Path, limit: int, spare: int = 0) -> PictureCache | None:
+        """The cache of all pictures, or of as many of the first as fit in `limit` bytes; made if it is not there.
 
         spare: bytes that must stay free beside it. None, after a line that says why, where it cannot be made.
         """
+        order = self._numbers()
         files = [list(numbers) for _, numbers in groupby(order, lambda number: self._path(*number))]
         costs = (sum(math.prod(self._shape(*number)) for number in numbers) for numbers in files)
         files = files[: sum(total + _DIGEST <= limit for total in accumulate(costs))]
@@ -118,6 +118,11 @@ class CacheMaker:
             warn("--cache_gb", f"{known}; pictures are decoded as they are needed")
             return None
         return cache
+
+    def _numbers(self) -> list[Number]:
+        """All pictures, pairs together; held out ones too, or runs of several seeds could not share them."""
+        sizes: list[tuple[Side, int]] = [("A", len(self.sources.a)), ("B", len(self.sources.b))]
+        return [(side, i) for i in range(max(sizes[0][1], sizes[1][1])) for side, count in sizes if i < count]
 
     def _make(self, cache: PictureCache, key: str, files: Sequence[list[Number]], spare: int) -> None:
         folder, digest = cache.path.parent, hashlib.sha256(key.encode())
@@ -190,9 +195,8 @@ class CacheMaker:
 
 def _reader() -> bytes:
     """What reads and resizes pictures: our code, and the decoders. With a change of it, caches are made anew."""
-    code = [
-        Path(module.__file__ or "").read_bytes() for module in (bands, decoding, images, tiff, transforms)
-    ]
+    files = (__file__, *(module.__file__ for module in (bands, decoding, images, tiff, transforms)))
+    code = [Path(file or "").read_bytes() for file in files]
     libraries = [f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs")]
     codecs = [f"{name} {features.version(name)}" for name in features.get_supported_codecs()]
     return b"\0".join([*code, *(text.encode() for text in libraries + codecs)])

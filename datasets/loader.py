@@ -8,7 +8,6 @@ in the middle of an epoch from nothing but its position.
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from datasets import workers
 from datasets.bands import Picture
-from datasets.cache import Number, PictureCache
+from datasets.cache import PictureCache
 from datasets.errors import RunError, UserError
 from datasets.images import to_bytes, to_unit_range
 from datasets.layouts import Sources
@@ -132,13 +131,6 @@ class PairDataset:
         if i == j:
             return self.sources.load_pair(i, self.channels_a, self.channels_b)
         return self.sources.load_a(i, self.channels_a), self.sources.load_b(j, self.channels_b)
-
-    def numbers(self) -> list[Number]:
-        """The pictures of training, pairs together, in the order in which a cache takes them."""
-        found: list[Number] = []
-        for i, j in zip_longest(self.indices_a, self.indices_b):
-            found += [("A", i)] * (i is not None) + [("B", j)] * (j is not None)
-        return found
 
 
 def _collate(samples: Sequence[Sample], skipped: list[str]) -> RawBatch:

@@ -334,7 +334,7 @@ def keep_pictures(options: TrainOptions, data: TrainingData, processes: Processe
     channels = dataset.channels_a, dataset.channels_b
     maker = CacheMaker(data.sources, dataset.augmentation, channels, data.report.records)
     folder = Path(options.run.checkpoints_dir)
-    dataset.cache = processes.from_first(lambda: maker.cache(dataset.numbers(), folder, limit, spare))
+    dataset.cache = processes.from_first(lambda: maker.cache(folder, limit, spare))
 
 
 def _find_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None) -> TrainingData:
