@@ -6,7 +6,7 @@ FOLDER of --peer is a checkout of pytorch-CycleGAN-and-pix2pix, that of --before
 --data holds `test` or `val` with side-by-side pictures of 512x256 pixels, such as the facades data set; without it,
 such pictures are drawn. All use the same weights, a U-Net of 256 pixels, in eval mode and on one thread, and write
 input, translation, target and a page. The peer takes one picture at a time. Commands are timed from start to end. The
-time of a picture is that of all without a command for one picture.
+time of a picture is that of a command for all, less one for a single picture. On a shared machine CPU time is steadier.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks.loading import shown
-from benchmarks.sides import Side
+from benchmarks.sides import Cost, Side
 from benchmarks.steps import PEER, ROOT, machine
 
 WRITE_WEIGHTS = """
@@ -32,6 +32,10 @@ torch.save(network.state_dict(), "x/latest_net_G.pth")
 """
 
 
+Round = dict[str, tuple[Cost, Cost]]
+"""By program, the costs of one picture and of all."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A test.py with its flags."""
@@ -40,10 +44,10 @@ class Program:
     side: Side
     flags: str
 
-    def seconds(self, count: int) -> float:
+    def cost(self, count: int) -> Cost:
         """Of the translation of `count` pictures, from the start of the command to its end."""
         results = tempfile.mkdtemp(dir=self.side.home)
-        return self.side.run(f"test.py {self.flags} --num_test {count} --results_dir {results}").wall
+        return self.side.run(f"test.py {self.flags} --num_test {count} --results_dir {results}")
 
 
 def programs(folder: Path, peer: str, before: str, data: str, ngf: int) -> list[Program]:
@@ -63,22 +67,39 @@ def programs(folder: Path, peer: str, before: str, data: str, ngf: int) -> list[
     return found
 
 
-def rows(rounds: Sequence[dict[str, tuple[float, float]]], count: int, base: str) -> list[list[str]]:
-    """rounds: by program, seconds for one picture and for `count`."""
-    table = []
+def rows(rounds: Sequence[Round], count: int) -> list[list[str]]:
+    """Of each program: all pictures by the clock, then a picture by the clock and in CPU time; ratios to the first."""
+    table, base = [], next(iter(rounds[0]))
     for name in rounds[0]:
-        each = [{of: (all_ - one) / (count - 1) for of, (one, all_) in figures.items()} for figures in rounds]
-        table.append(
-            [
-                name,
-                shown([figures[name][0] for figures in rounds], ".1f"),
-                shown([figures[name][1] for figures in rounds], ".1f"),
-                shown([figures[base][1] / figures[name][1] for figures in rounds], ".2f"),
-                shown([1e3 * times[name] for times in each], ".0f"),
-                shown([times[base] / times[name] for times in each], ".2f"),
-            ]
-        )
+        cells = [name]
+        for form, scale, of in (
+            (".1f", 1, lambda one, all_: all_.wall),
+            (".0f", 1e3 / (count - 1), lambda one, all_: all_.wall - one.wall),
+            (".0f", 1e3 / (count - 1), lambda one, all_: all_.cpu - one.cpu),
+        ):
+            mine, its = ([scale * of(*costs[program]) for costs in rounds] for program in (name, base))
+            cells += [shown(mine, form), shown([b / a for a, b in zip(mine, its, strict=True)], ".2f")]
+        table.append(cells)
     return table
+
+
+def measured(ngf: int, given: argparse.Namespace) -> str:
+    """The table for a network of `ngf` channels at full resolution."""
+    with tempfile.TemporaryDirectory(prefix="translation-") as temporary:
+        folder, data = Path(temporary), str(Path(given.data).resolve())
+        if not given.data:
+            data = f"{folder}/drawn"
+            flags = f"--count {10 * given.count} --size 256 --layout aligned --output {data}"
+            Side("ours", ROOT, folder).run(f"-m datasets.synthetic {flags}")
+        chosen = programs(folder, given.peer, given.before, data, ngf)
+        rounds: list[Round] = []
+        while len(rounds) < given.rounds:
+            turn = chosen if len(rounds) % 2 else chosen[::-1]
+            costs = {program.name: (program.cost(1), program.cost(given.count)) for program in turn}
+            rounds.append({program.name: costs[program.name] for program in chosen})
+            print(f"round {len(rounds)} of {given.rounds} done", flush=True)
+    headers = ["test.py", f"{given.count} pictures, s", "ratio", "a picture, ms", "ratio", "CPU ms", "ratio"]
+    return tabulate(rows(rounds, given.count), headers, tablefmt="github", disable_numparse=True)
 
 
 def main() -> None:
@@ -89,40 +110,19 @@ def main() -> None:
     parser.add_argument("--before", default="", help="a checkout of this project at another state")
     parser.add_argument("--data", default="", help="a folder with `test` or `val` of side-by-side pictures")
     parser.add_argument("--count", type=int, default=48, help="pictures")
-    parser.add_argument("--ngf", type=int, default=64, help="channels of the U-Net at full resolution")
+    parser.add_argument(
+        "--ngf", type=int, nargs="+", default=[64], help="channels of the U-Net at full resolution"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "translation.md")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="translation-") as temporary:
-        folder, data = Path(temporary), str(Path(given.data).resolve())
-        if not given.data:
-            data = f"{folder}/drawn"
-            flags = f"--count {10 * given.count} --size 256 --layout aligned --output {data}"
-            Side("ours", ROOT, folder).run(f"-m datasets.synthetic {flags}")
-        chosen = programs(folder, given.peer, given.before, data, given.ngf)
-        rounds: list[dict[str, tuple[float, float]]] = []
-        while len(rounds) < given.rounds:
-            turn = chosen if len(rounds) % 2 else chosen[::-1]
-            seconds = {program.name: (program.seconds(1), program.seconds(given.count)) for program in turn}
-            rounds.append({program.name: seconds[program.name] for program in chosen})
-            print(f"round {len(rounds)} of {given.rounds} done", flush=True)
-    headers = [
-        "test.py",
-        "1 picture, s",
-        f"{given.count} pictures, s",
-        "speed ratio",
-        "ms a picture",
-        "speed ratio",
-    ]
-    table = tabulate(
-        rows(rounds, given.count, chosen[0].name), headers, tablefmt="github", disable_numparse=True
-    )
+    tables = "\n\n".join(f"ngf {ngf}:\n\n{measured(ngf, given)}" for ngf in given.ngf)
     text = (
         f"# Translation\n\n{', '.join(f'{key} {value}' for key, value in machine('cpu').items())}, {os.cpu_count()} "
-        f"cores, load average {os.getloadavg()[0]:.1f}. {len(rounds)} rounds, {given.count} "
-        f"{'facades' if given.data else 'drawn'} pairs of 256 pixels, unet_256 with ngf {given.ngf}, one thread.\n"
-        f"`python -m benchmarks.translation`. Medians and ranges; ratios are within a round, to the first line.\n\n"
-        f"{table}\n"
+        f"cores, load average {os.getloadavg()[0]:.1f}. {given.rounds} rounds, {given.count} "
+        f"{'facades' if given.data else 'drawn'} pairs of 256 pixels, unet_256, one thread.\n"
+        f"`python -m benchmarks.translation`. Medians and ranges; ratios of speed are within a round, to the first "
+        f"line.\n\n{tables}\n"
     )
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(text)
