@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL
 from tabulate import tabulate
 
 from benchmarks.steps import PEER, ROOT, Variant, Worker, machine
@@ -59,7 +60,7 @@ def rows(rounds: Sequence[dict[str, Figures]], chosen: Sequence[Variant]) -> Ite
             ratios = [figures[variant.name][epoch] / figures[base][epoch] for figures in rounds]
             cells += [shown(speeds, ".0f"), shown(ratios, ".2f")]
         kept = [figures[variant.name]["kept"] for figures in rounds]
-        yield [*cells, shown(kept, ".1f") if max(kept) else ""]
+        yield [*cells, shown(kept, ".1f") if CACHE[0] in variant.more else ""]
 
 
 def shown(values: Sequence[float], form: str) -> str:
@@ -75,6 +76,16 @@ def waits(data: str, more: Sequence[str], pairs: int, epochs: int) -> list[float
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lines = map(json.loads, Path(runs, "r", "metrics.jsonl").read_text().splitlines())
         return [line["time"]["data_wait"] for line in lines if line["kind"] == "train"]
+
+
+def about(peer: str) -> str:
+    """The machine, the versions, and how busy the machine is, on one line."""
+    facts = machine("cpu") | {"Pillow": PIL.__version__, "cores": os.cpu_count()}
+    if peer:
+        command = ["git", "-C", peer, "rev-parse", "--short", "HEAD"]
+        facts["peer at"] = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "?"
+    facts["load average"] = "{:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def main() -> None:
@@ -99,7 +110,7 @@ def main() -> None:
             turn = chosen if len(rounds) % 2 else chosen[::-1]
             rounds.append({variant.name: loaded(variant, data) for variant in turn})
             print(f"round {len(rounds)} of {given.rounds} done", flush=True)
-        load = os.getloadavg()[0]
+        facts, count = about(given.peer), len(list(Path(data, "train").iterdir()))
         headers = [
             "loader",
             "first epoch, pairs/s",
@@ -114,13 +125,10 @@ def main() -> None:
             found += [{"training": name} | {
                 f"epoch {k}": f"{100 * share:.1f} %" for k, share in enumerate(waits(data, more, given.pairs, 3), 1)
             }]  # fmt: skip
-    count = len(list(Path(data, "train").iterdir())) if Path(data).exists() else 240
     text = (
-        f"# Loading\n\n{', '.join(f'{key} {value}' for key, value in machine('cpu').items())}, {os.cpu_count()} "
-        f"cores, load average {load:.1f}. {len(rounds)} rounds of {count} pairs, "
-        f"{'Maps' if given.data else 'drawn'}, to 286 pixels and crops of 256, batch 1.\n"
-        f"`python -m benchmarks.loading`. Medians and ranges; ratios of time are within a round, to the first line "
-        f"of as many workers.\n\n{table}\n"
+        f"# Loading\n\n{facts}. {len(rounds)} rounds of {count} pairs, {'Maps' if given.data else 'drawn'}, to 286 "
+        f"pixels and crops of 256, batch 1.\n`python -m benchmarks.loading`. Medians and ranges; ratios of time are "
+        f"within a round, to the first line of as many workers.\n\n{table}\n"
     )
     if found:
         text += (

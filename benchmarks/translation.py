@@ -10,7 +10,6 @@ time of a picture is that of a command for all, less one for a single picture. O
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.loading import shown
+from benchmarks.loading import about, shown
 from benchmarks.sides import Cost, Side
-from benchmarks.steps import PEER, ROOT, machine
+from benchmarks.steps import PEER, ROOT
 
 WRITE_WEIGHTS = """
 import torch
@@ -118,8 +117,7 @@ def main() -> None:
     given = parser.parse_args()
     tables = "\n\n".join(f"ngf {ngf}:\n\n{measured(ngf, given)}" for ngf in given.ngf)
     text = (
-        f"# Translation\n\n{', '.join(f'{key} {value}' for key, value in machine('cpu').items())}, {os.cpu_count()} "
-        f"cores, load average {os.getloadavg()[0]:.1f}. {given.rounds} rounds, {given.count} "
+        f"# Translation\n\n{about(given.peer)}. {given.rounds} rounds, {given.count} "
         f"{'facades' if given.data else 'drawn'} pairs of 256 pixels, unet_256, one thread.\n"
         f"`python -m benchmarks.translation`. Medians and ranges; ratios of speed are within a round, to the first "
         f"line.\n\n{tables}\n"
