@@ -266,9 +266,8 @@ def translate_pictures(
                 outputs = _outputs(translator, [job.image for job in batch], side)
                 for job, parts in zip(batch, outputs, strict=True):
                     pixels = ((box, to_pixels(output, depth)) for box, output in parts)
-                    if side or isinstance(
-                        job.source, GeoTiff
-                    ):  # part after part, or a file that this thread reads
+                    # tiles are computed while they are written; a GeoTIFF is read and written by one thread
+                    if side or isinstance(job.source, GeoTiff):
                         job.write(pixels, translator.output_nc, depth)
                     else:
                         later(partial(_write, job, list(pixels), translator.output_nc, depth))
