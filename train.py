@@ -50,7 +50,7 @@ def train(
     from gan import start
     from gan.loop import Training
     from gan.run import RunFolder, open_run
-    from gan.setup import build_data, build_trainer, checkpoint_size
+    from gan.setup import build_data, build_trainer, checkpoint_size, keep_pictures
     from gan.signals import StopRequest, tolerate_closed_stdout
 
     run = RunFolder(Path(options.run.checkpoints_dir) / options.run.name)
@@ -73,6 +73,7 @@ def train(
                 print(start.nothing_left(training))
                 return 0
         start.begin(training)
+        keep_pictures(options, data, processes, spare=2 * checkpoint_size(trainer))
         print(start.plan(training, weights), flush=True)
         with StopRequest(shared=processes.world > 1) as stop, start.open_viewers(training, saved) as viewers:
             finished = training.train(viewers, stop)

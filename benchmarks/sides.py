@@ -85,8 +85,9 @@ class Side:
         """
         first, *rest = [*command.split(), *more]
         program = first if first.startswith("-") else str(self.root / first)
+        path = os.pathsep.join([str(self.root), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {
-            "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
             "I2I_OFFLINE": "1", "I2I_CACHE": str(self.home / "cache"),
         }  # fmt: skip
         with tempfile.TemporaryFile("w+") as output:

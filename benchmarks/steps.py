@@ -64,10 +64,11 @@ def variants(model: str, device: str, peer: str) -> Iterator[Variant]:
 
 @dataclass
 class Worker:
-    """A process of benchmarks/step_worker.py."""
+    """A process of benchmarks/step_worker.py, or of another program that answers lines as it does."""
 
     variant: Variant
     spec: dict[str, Any]
+    program: str = "step_worker"
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
     failure: str = ""
@@ -75,14 +76,14 @@ class Worker:
     def __post_init__(self) -> None:
         spec = self.spec | {"more": self.variant.more, "graph": self.variant.graph, "peer": self.variant.peer}
         # a peer has a package `models` too, so this one is not on its path
-        program = ["-m", "benchmarks.step_worker"]
+        program = ["-m", f"benchmarks.{self.program}"]
         cwd = ROOT
         if self.variant.peer:
-            program, cwd = [str(ROOT / "benchmarks" / "step_worker.py")], Path(self.variant.peer)
+            program, cwd = [str(ROOT / "benchmarks" / f"{self.program}.py")], Path(self.variant.peer)
         self._process = subprocess.Popen(
             [sys.executable, *program, json.dumps(spec)],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(cwd)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(cwd), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

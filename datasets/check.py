@@ -24,6 +24,7 @@ class FileRecord:
 
     bytes: int
     crc: int  # CRC-32 of the content
+    sha256: str  # of the content
     infos: tuple[
         ImageInfo, ...
     ]  # of the whole, or of the two halves of a side-by-side file; none after an error
@@ -90,6 +91,7 @@ class ScanReport:
     same_files: bool  # A and B are the same files
     bad: tuple[str, ...]  # "name: reason" of what skip_bad has left out
     listing: tuple[str, ...]  # "name size crc" of every file found, left out or not
+    records: Mapping[Path, FileRecord]  # of every file found
 
     @property
     def fingerprint(self) -> str:
@@ -204,6 +206,7 @@ def scan(
             f"{name_below(path, sources.root)} {record.bytes} {record.crc:08x}"
             for path, record in records.items()
         ),
+        records=records,
     )
 
 
@@ -282,15 +285,16 @@ def _read(path: Path, wanted: Wanted, inspect: Inspect) -> FileRecord:
         raise
     except UserError as unusable:
         error = unusable
-    size = crc = 0
+    size, crc, digest = 0, 0, hashlib.sha256()
     try:
         if path.is_file():
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     size, crc = size + len(block), zlib.crc32(block, crc)
+                    digest.update(block)
     except OSError as failure:
         error = error or file_error(failure, path, "read")
-    return FileRecord(size, crc, () if error else infos, error)
+    return FileRecord(size, crc, digest.hexdigest(), () if error else infos, error)
 
 
 def _refuse_unusable(path: Path, record: FileRecord, sources: Sources, augmentation: Augmentation) -> None:

@@ -355,3 +355,26 @@ def ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def behind(depth: int = 8, threads: int = 4) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Gives a function that has work done in threads, and waits while `depth` pieces are not done; 0: does it itself.
+
+    The block ends when all is done, also after an error in it. The error of a piece is raised by a later call, or at
+    the end.
+    """
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=min(threads, cores())) as pool:
+
+        def later(work: Callable[[], None]) -> None:
+            if not depth:
+                work()
+                return
+            if len(waiting) >= depth:
+                waiting.popleft().result()
+            waiting.append(pool.submit(work))
+
+        yield later
+        while waiting:
+            waiting.popleft().result()

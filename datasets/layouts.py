@@ -98,6 +98,14 @@ class Sources:
         """Picture i of B; of a side-by-side file its half. Raises UserError naming the file."""
         return self._load(self.b[i], channels, right=not self.is_swapped)
 
+    def load_pair(self, i: int, channels_a: int = 3, channels_b: int = 3) -> tuple[Picture, Picture]:
+        """Pictures i of A and B. A side-by-side file is decoded once, if its halves are read alike."""
+        if self.layout != "aligned" or channels_a != channels_b or self.ranges[0] != self.ranges[1]:
+            return self.load_a(i, channels_a), self.load_b(i, channels_b)
+        path = self.a[i]
+        both = load_image(path, channels_a, self.ranges[0])
+        return half(both, path, right=self.is_swapped), half(both, path, right=not self.is_swapped)
+
     def _load(self, path: Path, channels: int, right: bool) -> Picture:
         picture = load_image(path, channels, self.ranges[right])
         return half(picture, path, right) if self.layout == "aligned" else picture

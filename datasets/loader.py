@@ -16,12 +16,13 @@ from torch import Tensor
 
 from datasets import workers
 from datasets.bands import Picture
+from datasets.cache import PictureCache
 from datasets.errors import RunError, UserError
 from datasets.images import to_bytes, to_unit_range
 from datasets.layouts import Sources
-from datasets.transforms import Augmentation, evaluation_resize
+from datasets.transforms import Augmentation, ResizeCropFlip, Resized, evaluation_resize
 
-Sample = tuple[Picture, Picture, str, str]  # pictures of A and B, their files
+Sample = tuple[np.ndarray, np.ndarray, str, str]  # (C, H, W) uint8 of A and B, their files
 
 
 RawBatch = dict[str, Any]
@@ -68,6 +69,7 @@ class PairDataset:
         self.channels_a, self.channels_b = channels_a, channels_b
         self.paired = sources.is_paired and not independent
         self.serial, self.skip_bad = serial, skip_bad
+        self.cache: PictureCache | None = None
         # Excluded indices count on from the start of a smaller side.
         count_a, count_b, exclude = len(sources.a), len(sources.b), set(exclude)
         self.indices_a = sorted({*range(count_a)} - {index % count_a for index in exclude})
@@ -109,18 +111,26 @@ class PairDataset:
         else:
             k = index % len(self.indices_b) if self.serial else rng.randrange(len(self.indices_b))
             j = self.indices_b[k]
-        a, b, path_a, path_b = self.pictures(i, j)
+        a, b = self._kept_or_decoded(i, j)
+        path_a, path_b = str(self.sources.a[i]), str(self.sources.b[j])
         if self.paired and a.size != b.size:
-            sizes = f"{a.width}x{a.height}, its partner {b.width}x{b.height} ({path_b})"
+            sizes = "{}x{}, its partner {}x{} ({})".format(*a.size, *b.size, path_b)
             raise UserError(path_a, sizes, "pairs need equal sizes")
         transform_a = self.augmentation.draw(a.size, rng, path_a)
         transform_b = transform_a if self.paired else self.augmentation.draw(b.size, rng, path_b)
-        return transform_a.apply(a), transform_b.apply(b), path_a, path_b
+        return _transformed(a, transform_a), _transformed(b, transform_b), path_a, path_b
 
-    def pictures(self, i: int, j: int) -> Sample:
+    def _kept_or_decoded(self, i: int, j: int) -> tuple[Picture | Resized, Picture | Resized]:
+        a, b = (self.cache.find("A", i), self.cache.find("B", j)) if self.cache else (None, None)
+        if a is None and b is None:
+            return self.decoded(i, j)
+        return a or self.sources.load_a(i, self.channels_a), b or self.sources.load_b(j, self.channels_b)
+
+    def decoded(self, i: int, j: int) -> tuple[Picture, Picture]:
         """File i of A and file j of B as they are on disk."""
-        a, b = self.sources.load_a(i, self.channels_a), self.sources.load_b(j, self.channels_b)
-        return a, b, str(self.sources.a[i]), str(self.sources.b[j])
+        if i == j:
+            return self.sources.load_pair(i, self.channels_a, self.channels_b)
+        return self.sources.load_a(i, self.channels_a), self.sources.load_b(j, self.channels_b)
 
 
 def _collate(samples: Sequence[Sample], skipped: list[str]) -> RawBatch:
@@ -134,13 +144,19 @@ def _collate(samples: Sequence[Sample], skipped: list[str]) -> RawBatch:
     }
 
 
-def _stack(pictures: list[Picture], paths: list[str]) -> np.ndarray:
-    width, height = pictures[0].size
-    for picture, path in zip(pictures, paths, strict=True):
-        if picture.size != (width, height):
-            sizes = f"{picture.width}x{picture.height} in a batch with {width}x{height} ({paths[0]})"
+def _transformed(picture: Picture | Resized, transform: ResizeCropFlip) -> np.ndarray:
+    if isinstance(picture, Resized):
+        return transform.rest(picture)
+    return to_bytes(transform.apply(picture)).numpy()
+
+
+def _stack(pictures: list[np.ndarray], paths: list[str]) -> np.ndarray:
+    (_, height, width), *_ = (pixels.shape for pixels in pictures)
+    for pixels, path in zip(pictures, paths, strict=True):
+        if pixels.shape[1:] != (height, width):
+            sizes = f"{pixels.shape[2]}x{pixels.shape[1]} in a batch with {width}x{height} ({paths[0]})"
             raise UserError(path, sizes, "use --batch_size 1 or a --preprocess that crops")
-    return torch.stack([to_bytes(picture) for picture in pictures]).numpy()
+    return np.stack(pictures)
 
 
 def _in_unit_range(raw: RawBatch) -> PairBatch:
@@ -211,6 +227,7 @@ def fixed_samples(dataset: PairDataset, indices: Sequence[int]) -> PairBatch:
     sources, size = dataset.sources, dataset.augmentation.crop_size
     samples = []
     for index in indices:
-        a, b, path_a, path_b = dataset.pictures(index % len(sources.a), index % len(sources.b))
-        samples.append((evaluation_resize(a, size), evaluation_resize(b, size), path_a, path_b))
+        i, j = index % len(sources.a), index % len(sources.b)
+        a, b = (to_bytes(evaluation_resize(one, size)).numpy() for one in dataset.decoded(i, j))
+        samples.append((a, b, str(sources.a[i]), str(sources.b[j])))
     return _in_unit_range(_collate(samples, []))

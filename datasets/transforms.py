@@ -18,8 +18,9 @@ generator takes without padding. The flip is horizontal, with probability 1/2.
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
+import numpy as np
 from PIL import Image
 
 from datasets.bands import Picture
@@ -89,6 +90,13 @@ class Augmentation:
         return ResizeCropFlip((width, height), box, self.flip and mirror < 0.5)
 
 
+class Resized(NamedTuple):
+    """What is kept of a picture whose resize is done."""
+
+    pixels: np.ndarray  # (C, H, W) uint8
+    size: Size  # before the resize
+
+
 @dataclass(frozen=True)
 class ResizeCropFlip:
     """A drawn transform: the size to resize to, what is cut out of it, and whether to mirror."""
@@ -103,6 +111,14 @@ class ResizeCropFlip:
         if self.box:
             picture = picture.crop(self.box)
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else picture
+
+    def rest(self, resized: Resized) -> np.ndarray:
+        """(C, H, W) uint8: the picture cropped and mirrored."""
+        pixels = resized.pixels
+        if self.box:
+            left, top, right, bottom = self.box
+            pixels = pixels[:, top:bottom, left:right]
+        return np.ascontiguousarray(pixels[..., ::-1] if self.flip else pixels)
 
 
 def _multiple_of_4(length: int) -> int:

@@ -59,7 +59,7 @@ NOTE_ON_FOREIGN_ONES = (
 NOT_OF_A_CONFIGURATION = frozenset(
     {"name", "seed", "checkpoints_dir", "device", "num_threads", "print_freq", "display_freq", "save_epoch_freq",
      "save_step_freq", "keep", "eval_every", "eval_metrics", "compile", "nc_backend", "deterministic", "config",
-      "show_bands", "grad_checkpoint", "tensorboard"}
+      "show_bands", "grad_checkpoint", "tensorboard", "cache_gb"}
 )  # fmt: skip
 """Options in which two runs may differ and still count as seeds of one configuration."""
 

@@ -77,6 +77,9 @@ class DataGroup:
     """Take the pictures in the order of their names instead of shuffling them."""
     num_threads: int = 2
     """Number of worker processes that decode pictures. 0 decodes in the training process."""
+    cache_gb: float = 0.0
+    """Keep up to N GB of decoded and resized training pictures in CHECKPOINTS_DIR, for all runs that read them alike.
+    Pictures beyond that are decoded in every epoch. 0: keep none."""
     max_dataset_size: int | None = None
     """Use at most N pictures of each domain."""
     skip_bad: bool = False
@@ -309,7 +312,7 @@ BASE_NORM = {"cycle_gan": "instance", "pix2pix": "batch"}
 MAY_CHANGE_ON_RESUME = frozenset(
     {f.name for group in (RunGroup, DeviceGroup, OutputGroup, ViewerGroup) for f in dataclasses.fields(group)}
     - {"seed"}
-    | {"n_epochs", "n_epochs_decay", "num_threads", "nc_backend"}
+    | {"n_epochs", "n_epochs_decay", "num_threads", "cache_gb", "nc_backend"}
 )
 """Name, run length, logging, viewers, workers, device and precision. Any other option changes what is trained."""
 
@@ -325,7 +328,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lambda_gp": (0, 1e30), "pool_size": (0, 2**20), "n_epochs": (0, 2**40), "n_epochs_decay": (0, 2**40),
     "lr_decay_iters": (1, 2**40), "save_epoch_freq": (1, 2**40), "save_step_freq": (0, 2**40), "keep": (1, 2**40),
     "eval_every": (0, 2**40), "print_freq": (1, 2**40), "display_freq": (1, 2**40), "visdom_port": (1, 65535),
-    "input_nc": (1, 16), "output_nc": (1, 16), "seed": (0, 2**32 - 1),  # NumPy takes no more
+    "cache_gb": (0, 2**20), "input_nc": (1, 16), "output_nc": (1, 16), "seed": (0, 2**32 - 1),  # NumPy takes no more
 }  # fmt: skip
 """Smallest and largest value of every number with a closed range."""
 

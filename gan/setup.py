@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from datasets.cache import CacheMaker
 from datasets.check import ScanReport, scan
 from datasets.errors import UserError, log_text, printable, say
 from datasets.layouts import Sources, find_sources
@@ -320,6 +321,20 @@ def build_data(
     """
     found = processes.from_first(partial(_find_data, options, networks))
     return replace(found, rank=processes.rank, world=processes.world)
+
+
+def keep_pictures(options: TrainOptions, data: TrainingData, processes: Processes, spare: int) -> None:
+    """Give the data the cache that --cache_gb asks for. The first of several processes makes it.
+
+    spare: bytes that must stay free beside it.
+    """
+    dataset, limit = data.dataset, round(options.data.cache_gb * 1e9)
+    if not limit:
+        return
+    channels = dataset.channels_a, dataset.channels_b
+    maker = CacheMaker(data.sources, dataset.augmentation, channels, data.report.records)
+    folder = Path(options.run.checkpoints_dir)
+    dataset.cache = processes.from_first(lambda: maker.cache(folder, limit, spare))
 
 
 def _find_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None) -> TrainingData:

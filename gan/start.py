@@ -25,7 +25,7 @@ from gan.viewers.console import Console
 from gan.viewers.page import Page
 
 YARDSTICK = frozenset(field.name for field in dataclasses.fields(DataGroup)) - {
-    "dataroot", "batch_size", "flip", "serial_batches", "num_threads"
+    "dataroot", "batch_size", "flip", "serial_batches", "num_threads", "cache_gb"
 } | {"seed", "best_by", "input_nc", "output_nc"}  # fmt: skip
 """Options that decide what the metric of the best checkpoint measures. Files are compared, not where they are."""
 
@@ -56,6 +56,7 @@ def plan(training: Training, weights: str = "") -> str:
         "data": f"{data.sources.root} ({data.sources.layout}, {options.data.direction}): "
         + (f"{a} pairs" if data.dataset.paired else f"{a} A, {b} B"),
         "pictures": f"{options.data.preprocess} to {options.data.crop_size} pixels, batch {options.data.batch_size}",
+        "cache": str(data.dataset.cache or ""),
         "processes": _sharing(training),
         "shown": about_shown_bands((model.input_nc, model.output_nc), options.viewer.show_bands),
         "values": ", ".join(

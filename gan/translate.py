@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from datasets.bands import Box, Picture
 from datasets.decoding import PIXEL_LIMIT, pixel_limit
 from datasets.errors import RunError, UserError, is_out_of_memory, no_bar
-from datasets.files import ahead
+from datasets.files import ahead, behind
 from datasets.geotiff import GeoTiff
 from datasets.images import (
     TIFF_EXTENSIONS,
@@ -251,26 +252,45 @@ def translate_pictures(
     if batch_size == 1 or size:  # the batches are known: this process reads no others' pictures
         pictures = [one for i, one in enumerate(pictures) if i // batch_size % world == rank]
         rank, world = 0, 1
-    waiting = 8 if pixel_limit() <= PIXEL_LIMIT else 1  # of larger pictures memory holds one
-    with tqdm(
-        total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=no_bar()
-    ) as bar:
-        batches = same_size_batches(ahead(decode, pictures, waiting), batch_size)
+    many = pixel_limit() <= PIXEL_LIMIT  # of larger pictures memory holds one
+    with (
+        tqdm(
+            total=len(pictures), unit="image", desc="translate", dynamic_ncols=True, disable=no_bar()
+        ) as bar,
+        behind(8 if many else 0) as later,
+    ):
+        batches = same_size_batches(ahead(decode, pictures, 8 if many else 1), batch_size)
         for batch in islice(batches, rank, None, world):
-            width, height = batch[0].image.size
-            side = tiling.side(translator.network, (width, height))
-            try:
+            side = tiling.side(translator.network, batch[0].image.size)
+            with _advising_on_memory(batch[0], side):
                 outputs = _outputs(translator, [job.image for job in batch], side)
                 for job, parts in zip(batch, outputs, strict=True):
                     pixels = ((box, to_pixels(output, depth)) for box, output in parts)
-                    job.write(pixels, translator.output_nc, depth)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
-                raise RunError(batch[0].path, f"out of memory at {width}x{height} pixels", smaller) from error
+                    # tiles are computed while they are written; a GeoTIFF is read and written by one thread
+                    if side or isinstance(job.source, GeoTiff):
+                        job.write(pixels, translator.output_nc, depth)
+                    else:
+                        later(partial(_write, job, list(pixels), translator.output_nc, depth))
             bar.update(len(batch))
     processes.gather(list)  # all have written theirs
+
+
+def _write(job: Job, parts: list[tuple[Box, np.ndarray]], count: int, depth: int) -> None:
+    with _advising_on_memory(job, side=0):
+        job.write(parts, count, depth)
+
+
+@contextmanager
+def _advising_on_memory(job: Job, side: int) -> Iterator[None]:
+    """RunError that names the job's file where memory is too small. side: of the tiles, 0 for none."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "give a smaller --tile" if side else "force a smaller --size, or lower --batch_size"
+        reason = "out of memory at {}x{} pixels".format(*job.image.size)
+        raise RunError(job.path, reason, smaller) from error
 
 
 Seen = TypeVar("Seen", Picture, Picture | GeoTiff)

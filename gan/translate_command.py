@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -175,7 +175,15 @@ def translate_files(
         for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-        _translate_inputs(sources, files, translator, translate, placed)
+        wanted = sources.ranges[sources.is_swapped]
+        assert wanted != "auto"  # the scan has found it
+        loads: list[Load] = [
+            partial(GeoTiff, path, translator.input_nc, wanted)
+            if path in placed
+            else partial(sources.load_a, i, translator.input_nc)
+            for i, path in enumerate(sources.a)
+        ]
+        translate(list(zip(loads, files, strict=True)))
     return len(files), output / only_name if only_name else output
 
 
@@ -206,26 +214,45 @@ def translate_test_split(
     with new_folder(written), new_folder(images):
         sources = _readable(sources, translator, skip_bad)
         stems = [Path(name).stem for name in output_names(sources.a)]
+
+        def pngs(kind: str) -> list[Path]:
+            return [images / f"{stem}_{kind}.png" for stem in stems]
+
+        real = [pngs(f"real_{source}"), *([pngs(f"real_{target}")] if sources.is_paired else [])]
         fakes = [written / f"{stem}_fake_{target}{suffix_for(count)}" for stem in stems]
-        _translate_inputs(sources, fakes, translator, translate)
-
-    def as_png(load: Callable[[int, int], Picture], kind: str, count: int) -> list[Path]:
-        files = [images / f"{stem}_{kind}.png" for stem in stems]
-        for i, path in enumerate(files):
-            picture = load(i, 3 if count in PLAIN else count)
-            if isinstance(picture, Bands):
-                picture = picture.shown(shown_bands(count, chosen))
-            save_png(picture, path)
-        return files
-
-    columns = [(f"input {source}", as_png(sources.load_a, f"real_{source}", translator.input_nc))]
+        loads: list[Load] = [
+            partial(_load_and_show, sources, i, (translator.input_nc, count), files, chosen)
+            for i, files in enumerate(zip(*real, strict=True))
+        ]
+        translate(list(zip(loads, fakes, strict=True)))
     seen = fakes
     if written != images:
-        seen = as_png(lambda i, count: load_image(fakes[i], count), f"fake_{target}", count)
-    columns.append((f"translated to {target}", seen))
+        seen = pngs(f"fake_{target}")
+        for fake, path in zip(fakes, seen, strict=True):
+            _show(load_image(fake, count), path, chosen)
+    columns = [(f"input {source}", real[0]), (f"translated to {target}", seen)]
+    return [*columns, *((f"target {target}", files) for files in real[1:])]
+
+
+def _load_and_show(
+    sources: Sources, i: int, channels: tuple[int, int], files: Sequence[Path], chosen: str
+) -> Picture:
+    """Picture i of A. What the page shows of it, and of its target, is written to `files`: threads do this ahead."""
+    shown_a, shown_b = (3 if count in PLAIN else count for count in channels)
     if sources.is_paired:
-        columns.append((f"target {target}", as_png(sources.load_b, f"real_{target}", count)))
-    return columns
+        picture, target = sources.load_pair(i, channels[0], shown_b)
+        _show(target, files[1], chosen)
+    else:
+        picture = sources.load_a(i, channels[0])
+    _show(picture if channels[0] == shown_a else sources.load_a(i, shown_a), files[0], chosen)
+    return picture
+
+
+def _show(picture: Picture, path: Path, chosen: str) -> None:
+    """Write a picture as PNG; of more than three bands, those of --show_bands, which are `chosen`."""
+    if isinstance(picture, Bands):
+        picture = picture.shown(shown_bands(len(picture.bands), chosen))
+    save_png(picture, path)
 
 
 def _readable(
@@ -250,25 +277,6 @@ def _readable(
     for note in report.notes():
         say(note)
     return sources
-
-
-def _translate_inputs(
-    sources: Sources,
-    files: Sequence[Path],
-    translator: Translator,
-    translate: Translate,
-    placed: Collection[Path] = (),
-) -> None:
-    """Translate the inputs into these files. placed: those that are read, and may be written, as GeoTIFF."""
-    wanted = sources.ranges[sources.is_swapped]
-    assert wanted != "auto"  # the scan has found it
-    loads: list[Load] = [
-        partial(GeoTiff, path, translator.input_nc, wanted)
-        if path in placed
-        else partial(sources.load_a, i, translator.input_nc)
-        for i, path in enumerate(sources.a)
-    ]
-    translate(list(zip(loads, files, strict=True)))
 
 
 def _page(name: str, translator: Translator, told: str, columns: Columns) -> str:

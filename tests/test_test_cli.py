@@ -3,6 +3,7 @@
 import html.parser
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -440,3 +441,52 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").iterdir())) == 1500
     grown = int(done.stdout.split()[-1])
     assert grown < 12e6, f"{grown / 1e6:.1f} MB more for 1400 files more"
+
+
+KILLED = """
+import os, signal, sys
+from datasets import files, images
+
+def third_time_killed(path, data, durable=True, seen=[]):
+    seen.append(path)
+    with files.replacing(path, durable) as write:
+        write(data)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+images.write_atomically = third_time_killed
+import runpy
+runpy.run_path("test.py", run_name="__main__")
+"""
+
+
+def test_a_kill_leaves_no_half_file(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for k in range(5):
+        picture(20, 16, k).save(tmp_path / "in" / f"{k}.png")
+    flags = [
+        "--name",
+        "r",
+        "--checkpoints_dir",
+        runs,
+        "--device",
+        "cpu",
+        "--input",
+        tmp_path / "in",
+        "--output",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, flags), tmp_path / "out"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in left if name.endswith(".tmp")]) > 0
+    assert translate(*flags, tmp_path / "whole").code == 0
+    for name in left:
+        if name.endswith(".png"):
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert translate(*flags, tmp_path / "out").code == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")

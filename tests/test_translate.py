@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from training_support import picture, untrained_run
 
 from datasets.errors import UserError
-from datasets.files import ahead
+from datasets.files import ahead, behind
+from gan import translate
 from gan.checkpoint import load_checkpoint, save_checkpoint
 from gan.command_line import parse_train
 from gan.options import channels
@@ -240,6 +241,70 @@ def test_working_ahead_passes_an_error_on_and_ends_its_threads() -> None:
     with pytest.raises(UserError, match="three: is bad"):
         list(ahead(work, range(100)))
     assert set(threading.enumerate()) <= before
+
+
+def test_working_behind_is_bounded_and_ends_with_the_block() -> None:
+    go_on, returned = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def work(k: int) -> None:
+        assert go_on.wait(60)
+        done.append(k)
+
+    with behind(depth=2, threads=1) as later:
+        later(partial(work, 0))
+        later(partial(work, 1))
+        assert done == []  # neither call has waited for its work
+        third = threading.Thread(target=lambda: (later(partial(work, 2)), returned.set()))
+        third.start()
+        assert not returned.wait(0.05)  # it waits for the first piece
+        go_on.set()
+        third.join(60)
+    assert done == [0, 1, 2]
+    with behind(depth=0) as later:
+        later(partial(done.append, 3))
+        assert done[-1] == 3
+
+
+def test_working_behind_passes_an_error_on_after_all_is_done() -> None:
+    done: list[int] = []
+
+    def work(k: int) -> None:
+        if k == 1:
+            raise UserError("one", "is bad")
+        done.append(k)
+
+    with pytest.raises(UserError, match="one: is bad"), behind() as later:
+        for k in range(3):
+            later(partial(work, k))
+    assert done == [0, 2]
+    with pytest.raises(UserError, match="of the block"), behind() as later:
+        later(partial(work, 5))
+        raise UserError("of the block", "is bad")
+    assert done == [0, 2, 5]
+
+
+def test_what_is_translated_before_an_error_is_written(cycle_gan: Path, tmp_path: Path) -> None:
+    def lost() -> Any:
+        raise UserError("2", "is lost")
+
+    translator = Translator.load(cycle_gan, device="cpu", direction="BtoA")
+    loads: list[Any] = [partial(picture, 20, 16, 0), partial(picture, 20, 16, 1), lost]
+    with pytest.raises(UserError, match="2: is lost"):
+        translate_pictures(translator, [(load, tmp_path / f"{k}.png") for k, load in enumerate(loads)])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["0.png", "1.png"]
+
+
+def test_pictures_are_encoded_beside_the_network(
+    cycle_gan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    monkeypatch.setattr(
+        translate, "save_pixels", lambda pixels, path: threads.append(threading.current_thread())
+    )
+    translator = Translator.load(cycle_gan, device="cpu", direction="BtoA")
+    translate_pictures(translator, [(partial(picture, 20, 16, 0), tmp_path / "0.png")])
+    assert threads and threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
