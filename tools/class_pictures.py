@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class LabelledPictures:
     test: Split
     classes: Sequence[str]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Tells whether a run is resumed with the pictures that it began with."""
         digest = hashlib.sha256("\0".join(self.classes).encode())

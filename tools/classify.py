@@ -9,7 +9,6 @@ import math
 import platform
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,14 +21,15 @@ from datasets.images import to_unit_range
 from gan.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from gan.run import MetricsLog, open_run, resume_command
 from gan.signals import StopRequest, tolerate_closed_stdout
-from gan.state import Position, check_format, load_network, random_state, refuse_malformed, set_random_state
+from gan.state import Position
 from gan.step import find_device, seed_everything
 from gan.viewers import RunInfo, Viewers, shown_records
 from gan.viewers.console import Console
 from gan.viewers.page import Page
 from models.classifier import resnet18_small
 from tools.class_pictures import LabelledPictures, load_labelled
-from tools.classify_options import MAY_CHANGE, ClassifyOptions, parse
+from tools.classify_options import ClassifyOptions, parse
+from tools.classify_state import capture, restore
 
 
 class Training:
@@ -110,37 +110,20 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint with the whole state of the training."""
-        state = {
-            "options": self.options.stored,
-            "position": asdict(self.at),
-            "metrics_bytes": self.log.offset,
-            "data": self.data.fingerprint,
-            "networks": {"classifier": self.network.state_dict()},
-            "optimizers": {"classifier": self.optimizer.state_dict()},
-            "rng": random_state(),
-        }
+        stored, written = self.options.stored, self.log.offset
+        state = capture(self.network, self.optimizer, self.at, stored, written, self.data.fingerprint)
         save_checkpoint(self.options.run.path, state, step=self.at.step, epoch=self.at.epoch - 1, keep=2)
 
     def resume(self) -> None:
-        """Go on where the newest good checkpoint was saved. Raises UserError for other options or other data."""
-        run = self.options.run
-        remove_leftovers(run.path)
-        if not list_checkpoints(run.path):
-            self.log.truncate(0)
-            return
-        state, path = load_checkpoint(run.path)
-        check_format(state, str(path))
-        for name, now in self.options.stored.items():
-            if name not in MAY_CHANGE and (was := state["options"].get(name)) != now:
-                raise UserError(f"--{name}", f"is {now}, the run was trained with {was}", "leave it out")
-        if state["data"] != self.data.fingerprint:
-            raise UserError(run.path, "the run was trained with other pictures", "give it its --dataroot")
-        load_network(self.network, state["networks"].get("classifier", {}), where=str(path))
-        with refuse_malformed(str(path)):
-            self.optimizer.load_state_dict(state["optimizers"]["classifier"])
-            set_random_state(state["rng"])
-            self.at = Position(**state["position"])
-        self.log.truncate(state["metrics_bytes"])
+        """Go on where the newest good checkpoint was saved. Raises UserError for other options or pictures."""
+        folder, length = self.options.run.path, 0
+        remove_leftovers(folder)
+        if list_checkpoints(folder):
+            state, path = load_checkpoint(folder)
+            stored, seen = self.options.stored, self.data.fingerprint
+            self.at = restore(self.network, self.optimizer, state, stored, seen, path)
+            length = state["metrics_bytes"]
+        self.log.truncate(length)
 
 
 def learning_rate(initial: float, progress: float) -> float:

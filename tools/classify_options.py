@@ -72,7 +72,7 @@ class ClassifyOptions:
 
 def parse(argv: Sequence[str]) -> ClassifyOptions:
     """Complete options of a new or a resumed run. Raises UserError."""
-    given = parse_flags(ClassifyOptions, argv, PROGRAM, "Train an image classifier.")
+    given = parse_flags(ClassifyOptions, argv, f"python {PROGRAM}", "Train an image classifier.")
     if given.continue_train:
         run = dataclasses.replace(given, name=check_name(given.name)).run
         if not run.options.is_file():
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> ClassifyOptions:
         stored = {name: value for name, value in read_yaml(run.options).items() if name in given.stored}
         place = {"name": given.name, "checkpoints_dir": given.checkpoints_dir}  # it may have been moved
         flags = [f"--{name}={value}" for name, value in (stored | place).items()]
-        given = parse_flags(ClassifyOptions, [*flags, *argv], PROGRAM, "")
+        given = parse_flags(ClassifyOptions, [*flags, *argv], f"python {PROGRAM}", "")
     if given.dataroot == Path():
         raise UserError("--dataroot", "is required", "name the folder of the data")
     for name, least in LEAST.items():
