@@ -74,8 +74,8 @@ def main() -> int:
     arguments = parser.parse_args()
     data = load_labelled(arguments.dataroot, 32)
     part = Split(
-        data.train.pictures[:: arguments.every].contiguous(),
-        data.train.labels[:: arguments.every].contiguous(),
+        data.train.pictures[:: arguments.every],
+        data.train.labels[:: arguments.every],
     )
     data = LabelledPictures(part, data.test, data.classes)
     (arguments.output / "classify").mkdir(parents=True, exist_ok=True)

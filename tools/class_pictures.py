@@ -14,6 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from datasets.errors import UserError, file_error
 from datasets.images import find_images, load_image
+from gan.checkpoint_format import raw_bytes
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class LabelledPictures:
         """Tells whether a run is resumed with the pictures that it began with."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split in (self.train, self.test):
-            digest.update(split.pictures.numpy().data)
-            digest.update(split.labels.numpy().data)
+            digest.update(raw_bytes(split.pictures))
+            digest.update(raw_bytes(split.labels))
         return digest.hexdigest()
 
 

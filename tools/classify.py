@@ -6,7 +6,6 @@ that size; no other norm sees the batch.
 """
 
 import math
-import platform
 import sys
 import time
 from typing import Any
@@ -21,7 +20,7 @@ from datasets.images import to_unit_range
 from gan.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from gan.run import MetricsLog, open_run, resume_command
 from gan.signals import StopRequest, tolerate_closed_stdout
-from gan.state import Position
+from gan.state import Position, not_finite
 from gan.step import find_device, seed_everything
 from gan.viewers import RunInfo, Viewers, shown_records
 from gan.viewers.console import Console
@@ -37,12 +36,12 @@ class Training:
 
     def __init__(self, options: ClassifyOptions, data: LabelledPictures) -> None:
         self.options, self.data, self.device = options, data, find_device(options.device)
-        self.steps = (
-            len(data.train.labels) // options.batch_size
-        )  # an epoch; what is left of its order is not seen
+        count = len(data.train.labels)
+        self.steps = count // options.batch_size  # an epoch; what is left of its order is not seen
         if not self.steps:
-            reason = f"is {options.batch_size}, more than the {len(data.train.labels)} pictures"
-            raise UserError("--batch_size", reason, "use a smaller one")
+            raise UserError(
+                "--batch_size", f"is {options.batch_size}, more than the {count} pictures", "lower it"
+            )
         seed_everything(options.seed)
         network = resnet18_small(len(data.classes), options.norm, options.width, options.ghost_batch)
         self.network = network.to(self.device)
@@ -71,9 +70,8 @@ class Training:
         begin, first = time.perf_counter(), at.step
         while at.batches < self.steps and stop.requested is None:
             chosen = order[at.batches * batch :][:batch]
-            rate = learning_rate(self.options.lr, (at.step + 1) / (self.options.n_epochs * self.steps))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            rate = self.options.learning_rate((at.step + 1) / (self.options.n_epochs * self.steps))
+            self.optimizer.param_groups[0]["lr"] = rate
             pictures = torch.stack([self.augment(picture) for picture in self.data.train.pictures[chosen]])
             scores = self.network.train()(to_unit_range(pictures.to(self.device)))
             loss = F.cross_entropy(scores, labels[chosen].to(self.device))
@@ -93,13 +91,11 @@ class Training:
     def evaluate(self) -> dict[str, float]:
         """Top-1 error in per cent and mean loss on the test pictures."""
         self.network.eval()
-        wrong = loss = 0.0
-        split = self.data.test
+        wrong, loss, split, count = 0, 0.0, self.data.test, len(self.data.test.labels)
         for pictures, labels in zip(split.pictures.split(256), split.labels.split(256), strict=True):
             scores = self.network(to_unit_range(pictures.to(self.device))).cpu()
             wrong += int((scores.argmax(1) != labels).sum())
             loss += float(F.cross_entropy(scores, labels, reduction="sum"))
-        count = len(split.labels)
         return {"test_error": 100 * wrong / count, "test_loss": loss / count}
 
     def record(self, kind: str, **content: Any) -> None:
@@ -110,6 +106,8 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint with the whole state of the training."""
+        if bad := not_finite(self.network.state_dict()):
+            raise RunError("training", f"{bad} after step {self.at.step}", "try a lower --lr")
         stored, written = self.options.stored, self.log.offset
         state = capture(self.network, self.optimizer, self.at, stored, written, self.data.fingerprint)
         save_checkpoint(self.options.run.path, state, step=self.at.step, epoch=self.at.epoch - 1, keep=2)
@@ -126,15 +124,6 @@ class Training:
         self.log.truncate(length)
 
 
-def learning_rate(initial: float, progress: float) -> float:
-    """Of the step after which `progress`, from 0 to 1, of the whole training is done.
-
-    It rises first because the biases of NC begin at 0: behind a ReLU, flat parts of a picture are then patches of zeros
-    alone, which pass gradients on 1 / sqrt(eps) times as large.
-    """
-    return initial * min(1.0, 20 * progress) * 0.1 ** ((progress > 0.5) + (progress > 0.75))
-
-
 def train(options: ClassifyOptions, data: LabelledPictures) -> tuple[int, dict[str, float]]:
     """Train a new run, or resume one; the exit code and the metrics of the last epoch. Raises UserError, RunError."""
     run = options.run
@@ -143,16 +132,15 @@ def train(options: ClassifyOptions, data: LabelledPictures) -> tuple[int, dict[s
         if options.continue_train:
             training.resume()
         run.write_options(options.stored)
-        host = f"{platform.node()}, {training.device}, torch {torch.__version__}, Python {platform.python_version()}"
-        total = options.n_epochs * training.steps
+        host, total = f"{training.device}, torch {torch.__version__}", options.n_epochs * training.steps
         with StopRequest() as stop, Viewers([Page(), Console(options.n_epochs, training.steps)]) as viewers:
             info = RunInfo(run.name, run.path, options.stored, host, total, run.program)
             viewers.start(info, shown_records(run.path))
             training.train(viewers, stop)
-    if stop.requested is not None:
-        print(f"stopped at step {training.at.step}; saved. To resume:\n  {resume_command(run)}", flush=True)
-    else:
-        print(f"done: {training.at.step} steps. Page: {run.page}", flush=True)
+    saved = f"stopped at step {training.at.step}; saved. To resume:\n  {resume_command(run)}"
+    print(
+        f"done: {training.at.step} steps. Page: {run.page}" if stop.requested is None else saved, flush=True
+    )
     return stop.exit_code, training.metrics
 
 
