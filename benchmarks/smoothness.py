@@ -145,8 +145,8 @@ def measure(
 PAGE = """# How smooth is the loss with normalized convolution?
 
 Four convolutions of 3x3 (16, 32, 64, 64 channels), {steps} steps of 64 pictures, {count:,} training pictures of
-CIFAR-10 (JPEG), seeds {seeds}. SGD: rate 0.05, momentum 0.9. Adam: rate 0.001. WS: weight standardization; GN: 8 groups.
-{CPU}, {threads} threads, Python {python}, torch {torch}, {date}.
+CIFAR-10 (JPEG), seeds {seeds}. SGD: rate 0.05, momentum 0.9. Adam: rate 0.001. WS: weight standardization. GN: 8
+groups. {CPU}, {threads} threads, Python {python}, torch {torch}, {date}.
 
     python -m benchmarks.smoothness DATAROOT --steps {steps} --seeds {seeds}
 
