@@ -45,10 +45,11 @@ sees ghost batches of {ghost_batch}. {train_pictures:,} training and {test_pictu
 {missing}
 
 The paper's figures are of full trainings, so only the order of the rows can be compared. What differs: the epochs (a
-full training takes hundreds), the number of pictures, the width, the batch (the paper trains with batch 2; here it is
-{batch_size}, and batch norm alone is kept to {ghost_batch} pictures), the learning rate and its warm-up, our reading of
-which convolutions are replaced (`models/convert.py`), and the pictures, which were stored as JPEG. The error is that of
-the last epoch, and nothing was chosen by it. Pictures/s were taken while other work shared the cores.
+full training takes hundreds), the number of pictures, the width (groups of group norm then hold 1 to 4 channels),
+the batch (the paper trains with batch 2; here it is {batch_size}, and batch norm alone is kept to {ghost_batch}
+pictures), the learning rate and its warm-up, our reading of which convolutions are replaced (`models/convert.py`), and
+the pictures, which were stored as JPEG. The error is that of the last epoch, and nothing was chosen by it. Pictures/s
+were taken while other work shared the cores.
 """
 
 
