@@ -32,9 +32,10 @@ LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 @dataclass
 class RunFolder:
-    """Where everything of one run is, made or not."""
+    """Where everything of one run is, made or not. program: what trains it, as one types it after `python`."""
 
     path: Path
+    program: str = "train.py"
 
     def __post_init__(self) -> None:
         self.name = self.path.name
@@ -318,11 +319,11 @@ def _finite(value: Any) -> Any:
 def run_command_line(run: RunFolder, program: str = "train.py") -> list[str]:
     """`python PROGRAM --name RUN`, with the folder of runs where it is not the default."""
     place = [] if run.path.parent == Path("checkpoints") else ["--checkpoints_dir", str(run.path.parent)]
-    return ["python", program, "--name", run.name, *place]
+    return ["python", *program.split(), "--name", run.name, *place]
 
 
 def resume_command(run: RunFolder) -> str:
-    return shlex.join([*run_command_line(run), "--continue_train"])
+    return shlex.join([*run_command_line(run, run.program), "--continue_train"])
 
 
 def refuse_existing(run: RunFolder) -> None:

@@ -28,7 +28,7 @@ SAVE, SAMPLE, STOP = "save", "sample", "stop"
 class RunInfo:
     """The run a viewer shows: `folder` holds metrics.jsonl and samples/, `options` and `host` are text.
 
-    total_steps: of the whole training, 0 if that is not known.
+    total_steps: of the whole training, 0 if that is not known. program: what trains it (`gan.run.RunFolder`).
     """
 
     name: str
@@ -36,6 +36,7 @@ class RunInfo:
     options: Mapping[str, Any]
     host: str = ""
     total_steps: int = 0
+    program: str = "train.py"
 
 
 class Viewer:

@@ -121,7 +121,7 @@ class Page(Viewer):
             "generation": self._generation,
             "records": self._written,
             "status": self._status,
-            "resume": resume_command(RunFolder(self._run.folder)),
+            "resume": resume_command(RunFolder(self._run.folder, self._run.program)),
             "elapsed": round(time.monotonic() - self._begin),
             "left": self._clock.left() if self._status == "training" else None,
             "updated": round(time.time(), 1),

@@ -1,0 +1,154 @@
+"""The paper's Table 1 on CIFAR-10 in small: five norms, seed after seed, resumable.
+
+    python -m benchmarks.classify DATAROOT [--seeds 0,1,2] [--epochs 10] [--batch_size 128] [--every 1] [--lr 0.05]
+
+Trains what is not there yet, in this order: all norms with the first seed, then all with the next. So whatever stops it
+leaves whole rounds. Each finished training becomes a file in `benchmarks/results/classify/`; after each one the table
+`benchmarks/results/classify.md` is written anew. The pictures are decoded once.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.steps import machine
+from datasets.errors import run_command
+from datasets.files import write_atomically
+from gan.run import read_records
+from tools.class_pictures import LabelledPictures, Split, load_labelled
+from tools.classify import train
+from tools.classify_options import parse
+
+RESULTS = Path(__file__).parent / "results"
+NORMS = {"gn": "GN", "nc": "NC", "gn_nc": "GN+NC", "bn": "BN", "bn_nc": "BN+NC"}
+PUBLISHED = {"gn": 10.14, "nc": 8.52, "gn_nc": 6.98}
+"""Top-1 error of the paper's Table 1, CIFAR-10, in per cent."""
+
+SAME = ("epochs", "width", "batch_size", "ghost_batch", "lr", "every", "train_pictures")
+"""What trainings of one table have in common."""
+
+TABLE = """# CIFAR-10 with each norm, on a CPU
+
+ResNet-18 at {width:g} of its width, {epochs} epochs, batch {batch_size}, SGD with a learning rate of {lr:g}; batch norm
+sees ghost batches of {ghost_batch}. {train_pictures:,} training and {test_pictures:,} test pictures. {date}, {CPU},
+1 thread, Python {python}, torch {torch}. To train what is missing and write this page:
+
+    python -m benchmarks.classify DATAROOT --seeds {seeds} --epochs {epochs} --batch_size {batch_size} --every {every}
+
+| norm | top-1 error, % | by seed | paper, % | pictures/s |
+|---|---|---|---|---|
+{rows}
+
+{missing}
+
+The paper's figures are of full trainings, so only the order of the rows can be compared. What differs: the epochs (a
+full training takes hundreds), the number of pictures, the width (groups of group norm then hold 1 to 4 channels),
+the batch (the paper trains with batch 2; here it is {batch_size}, and batch norm alone is kept to {ghost_batch}
+pictures), the learning rate and its warm-up, our reading of which convolutions are replaced (`models/convert.py`), and
+the pictures, which were stored as JPEG. The error is that of the last epoch, and nothing was chosen by it. Pictures/s
+were taken while other work shared the cores.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.classify", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("dataroot", type=Path, help="CIFAR-10: see python -m tools.classify --help")
+    parser.add_argument("--seeds", default="0,1,2", help="with commas (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="epochs of each training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=float, default=0.25, help="factor of the channels (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=128, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="train with every n-th picture (default: all)")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of the runs"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the table and of classify/")
+    arguments = parser.parse_args()
+    data = load_labelled(arguments.dataroot, 32)
+    part = Split(
+        data.train.pictures[:: arguments.every],
+        data.train.labels[:: arguments.every],
+    )
+    data = LabelledPictures(part, data.test, data.classes)
+    (arguments.output / "classify").mkdir(parents=True, exist_ok=True)
+    for seed in map(int, arguments.seeds.split(",")):
+        for norm in NORMS:
+            name = f"classify_{norm}_{seed}"
+            target = arguments.output / "classify" / f"{norm}_{seed}.json"
+            if target.exists():
+                continue
+            flags = [
+                "--dataroot", arguments.dataroot, "--name", name, "--norm", norm, "--seed", seed,
+                "--n_epochs", arguments.epochs, "--width", arguments.width, "--lr", arguments.lr,
+                "--batch_size", arguments.batch_size, "--checkpoints_dir", arguments.checkpoints_dir, "--device", "cpu",
+            ]  # fmt: skip
+            if (arguments.checkpoints_dir / name / "options.yaml").exists():
+                flags.append("--continue_train")
+            options = parse(list(map(str, flags)))
+            code, _ = train(options, data)
+            if code:
+                return code
+            records = list(read_records(options.run.metrics))
+            speeds = [record["time"]["images_per_s"] for record in records if record["kind"] == "train"]
+            errors = [record["metrics"] for record in records if record["kind"] == "metrics"]
+            found = {
+                "norm": norm,
+                "seed": seed,
+                **errors[-1],
+                "error_by_epoch": [metrics["test_error"] for metrics in errors],
+                "epochs": arguments.epochs,
+                **{key: getattr(options, key) for key in ("width", "batch_size", "ghost_batch", "lr")},
+                "every": arguments.every,
+                "train_pictures": len(data.train.labels),
+                "test_pictures": len(data.test.labels),
+                "images_per_s": statistics.median(speeds),
+                "date": time.strftime("%Y-%m-%d"),
+                "machine": machine("cpu"),
+            }
+            write_atomically(target, json.dumps(found, indent=1).encode() + b"\n")
+            write_table(arguments.output, arguments.seeds)
+    return 0
+
+
+def write_table(folder: Path, seeds: str) -> Path:
+    """Write `classify.md` of all results that agree with the newest one in `SAME`. seeds: those that were wanted."""
+    files = sorted((folder / "classify").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
+    newest = results[-1]
+    results = [result for result in results if all(result[key] == newest[key] for key in SAME)]
+    rows, missing = [], []
+    for norm, title in NORMS.items():
+        own = {result["seed"]: result for result in results if result["norm"] == norm}
+        missing += [f"{title} seed {seed}" for seed in map(int, seeds.split(",")) if seed not in own]
+        errors = [result["test_error"] for result in own.values()]
+        if not errors:
+            rows.append(f"| {title} | | | {PUBLISHED.get(norm, '')} | |")
+            continue
+        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+        each = ", ".join(f"{own[seed]['test_error']:.2f}" for seed in sorted(own))
+        speed = statistics.median(result["images_per_s"] for result in own.values())
+        rows.append(
+            f"| {title} | {statistics.mean(errors):.2f}{spread} | {each} | {PUBLISHED.get(norm, '')} | {speed:.0f} |"
+        )
+    text = TABLE.format(
+        **newest | newest["machine"],
+        rows="\n".join(rows),
+        seeds=seeds,
+        missing=f"Missing: {', '.join(missing)}." if missing else "Nothing is missing.",
+    )
+    path = folder / "classify.md"
+    write_atomically(path, text.encode())
+    return path
+
+
+if __name__ == "__main__":
+    run_command(main)
