@@ -15,8 +15,10 @@ from typing import Literal
 from datasets.errors import UserError, run_command
 from evaluate.options import NetworkOptions
 from gan.command_line import parse_flags, parse_options
+from gan.options import BASE_NORM
 
-NORMS = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS"}
+NORMS = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS", "batch": "batch norm", "instance": "instance norm"}
+COMPARED = ("pono_ms", "nc_ms")
 
 Direction = Literal["AtoB", "BtoA"]
 
@@ -25,12 +27,13 @@ Direction = Literal["AtoB", "BtoA"]
 class Table3Options(NetworkOptions):
     """Table 3: PONO+MS and NC+MS on Maps, Horse2Zebra and Day2Night. Prints the plan; --run carries it out."""
 
-    preset: Literal["full", "smoke"] = "full"
-    """full: the published protocol on the real data. smoke: all rows in miniature on the embedded data."""
+    preset: Literal["full", "small", "smoke"] = "full"
+    """full: the published protocol on the real data. small: real data at 64 pixels, for a CPU and several seeds.
+    smoke: all rows in miniature on the embedded data."""
     run: bool = False
     """Train, evaluate, write the table and the figures. What is done is skipped, what was interrupted is resumed."""
-    seeds: str = "0"
-    """Seeds, with commas; several give mean ± sd."""
+    seeds: str = ""
+    """Seeds, with commas; several give mean ± sd. Default: 0, with the preset small 0,1,2,3,4."""
     only: str = ""
     """Only trainings whose name contains this, such as maps or cycle_gan_nc."""
     data_dir: Path = Path("data")
@@ -94,30 +97,62 @@ class Setting:
         return f"{self.data.title}, {'CycleGAN' if self.model == 'cycle_gan' else 'Pix2Pix'}"
 
 
-SETTINGS = (
-    Setting(MAPS, "cycle_gan", 3,
-            {"pono_ms": (52.45, 64.13, 0.3317, 0.175), "nc_ms": (49.57, 59.78, 0.327, 0.177)}),
-    Setting(HORSES, "cycle_gan", 3,
-            {"pono_ms": (71.70, 136.61, 0.757, 0.730), "nc_ms": (67.54, 133.81, 0.731, 0.763)}),
-    Setting(MAPS, "pix2pix", 4,
-            {"pono_ms": (57.39, 62.39, 0.334, 0.171), "nc_ms": (52.85, 60.01, 0.329, 0.171)}),
-    Setting(NIGHTS, "pix2pix", 4,
-            {"pono_ms": (200.69, 188.49, 0.6198, 0.5781), "nc_ms": (195.01, 179.97, 0.624, 0.5356)}),
-)  # fmt: skip
+MAPS_CYCLEGAN = Setting(
+    MAPS, "cycle_gan", 3, {"pono_ms": (52.45, 64.13, 0.3317, 0.175), "nc_ms": (49.57, 59.78, 0.327, 0.177)}
+)
+HORSES_CYCLEGAN = Setting(
+    HORSES, "cycle_gan", 3, {"pono_ms": (71.70, 136.61, 0.757, 0.730), "nc_ms": (67.54, 133.81, 0.731, 0.763)}
+)
+MAPS_PIX2PIX = Setting(
+    MAPS, "pix2pix", 4, {"pono_ms": (57.39, 62.39, 0.334, 0.171), "nc_ms": (52.85, 60.01, 0.329, 0.171)}
+)
+NIGHTS_PIX2PIX = Setting(
+    NIGHTS,
+    "pix2pix",
+    4,
+    {"pono_ms": (200.69, 188.49, 0.6198, 0.5781), "nc_ms": (195.01, 179.97, 0.624, 0.5356)},
+)
+SETTINGS = (MAPS_CYCLEGAN, HORSES_CYCLEGAN, MAPS_PIX2PIX, NIGHTS_PIX2PIX)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How the trainings are run. flags: given to every train.py; synthetic: (count, size) of the embedded data."""
+    """How the trainings are run.
+
+    flags: given to every train.py; settings: in the order of training; seeds: unless others are asked for; floor:
+    whether the models' base norm is trained as well, after all others; most: pictures in an epoch; synthetic: (count,
+    size) of the embedded data.
+    """
 
     name: str
     epochs: int
     flags: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = SETTINGS
+    seeds: str = "0"
+    floor: bool = False
+    most: int | None = None
     synthetic: tuple[int, int] | None = None
+
+    @property
+    def blocks(self) -> list[tuple[Setting, tuple[str, ...]]]:
+        """What is trained one after the other: a setting with the norms that are compared in it."""
+        floor = [(setting, (BASE_NORM[setting.model],)) for setting in self.settings if self.floor]
+        return [*((setting, COMPARED) for setting in self.settings), *floor]
 
 
 PRESETS = {
     "full": Preset("full", 200),
+    "small": Preset(
+        "small",
+        40,
+        ("--netG", "resnet_6blocks", "--ngf", "16", "--ndf", "16", "--load_size", "72", "--crop_size", "64",
+         "--max_dataset_size", "240", "--n_epochs", "20", "--n_epochs_decay", "20", "--num_threads", "0",
+         "--save_epoch_freq", "5", "--keep", "1", "--display_freq", "2400", "--visdom", "off"),
+        settings=(MAPS_PIX2PIX, MAPS_CYCLEGAN, HORSES_CYCLEGAN),
+        seeds="0,1,2,3,4",
+        floor=True,
+        most=240,
+    ),
     "smoke": Preset(
         "smoke",
         2,
@@ -165,19 +200,22 @@ class PlannedTraining:
         data = self.setting.data
         images = self.preset.synthetic[0] if self.preset.synthetic else data.train_images
         if (data_dir / data.name).is_dir():
-            images = _count(data_dir / data.name, "train")
+            images = min(_count(data_dir / data.name, "train"), self.preset.most or sys.maxsize)
         return max(0, self.preset.epochs - self.epochs_done(checkpoints_dir)) * images
 
 
 def plan_trainings(preset: Preset, seeds: Sequence[int], only: str = "") -> list[PlannedTraining]:
-    """All trainings of the table whose name contains `only`. UserError where none does."""
+    """All trainings of the table whose name contains `only`. UserError where none does.
+
+    Of each block all of the first seed come first, then all of the next: an unfinished table has complete pairs.
+    """
     one_way: tuple[Direction, ...] = ("AtoB",)
     found = [
         PlannedTraining(setting, norm, direction, seed, preset)
-        for setting in SETTINGS
-        for norm in NORMS
-        for direction in (setting.data.words if setting.model == "pix2pix" else one_way)
+        for setting, norms in preset.blocks
         for seed in seeds
+        for direction in (setting.data.words if setting.model == "pix2pix" else one_way)
+        for norm in norms
     ]
     chosen = [training for training in found if only in training.name]
     if not chosen:

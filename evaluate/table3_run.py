@@ -51,7 +51,7 @@ COLUMNS = {"fid_ab": 2, "fid_ba": 2, "lpips_ab": 4, "lpips_ba": 4}
 def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     """Print the plan or carry it out. Returns the exit code of a training that failed or was stopped, else 0."""
     preset = PRESETS[options.preset]
-    plan = plan_trainings(preset, parse_seeds(options.seeds), options.only)
+    plan = plan_trainings(preset, parse_seeds(options.seeds or preset.seeds), options.only)
     output = options.output or Path("results") / f"table3_{preset.name}"
     data_dir = output / "data" if preset.synthetic else options.data_dir
     if not options.run:
