@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import partial
@@ -57,7 +57,7 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
         return 0
     results = {t: read_result(t, options) for t in whole if options.result_file(t).exists()}
     work = Work(options, preset, whole, data_dir, execute or partial(by_process, jobs=options.jobs), results)
-    to_do = [training for training in plan if not work.is_kept(training)]
+    to_do = [training for training in plan if work.is_to_do(training)]
     refuse_before_training(to_do, options, data_dir)
     work.missing_weights = announce_missing_weights(work.evaluation, preset) if to_do else {}
     require_writable(options.table_folder)
@@ -150,45 +150,55 @@ class Work:
         shared = {one.name: getattr(self.options, one.name) for one in fields(NetworkOptions)}
         return EvaluateOptions(**shared, epoch=self.options.epoch)
 
-    def is_kept(self, training: PlannedTraining) -> bool:
-        """Whether the result is all that there is, or all that is needed, of a training."""
-        return training in self.results and not training.is_trained(self.options.checkpoints_dir)
+    def is_to_do(self, training: PlannedTraining) -> bool:
+        """Whether it has to be trained or evaluated. A result without a finished checkpoint stands for itself."""
+        may_train = not self.options.no_train and training not in self.results
+        return may_train or training.is_trained(self.options.checkpoints_dir)
 
     def carry_out(self, plan: Sequence[PlannedTraining]) -> int:
         """Train and evaluate, --jobs trainings at a time. After a failure or a stop no other training is begun.
 
         Returns the first exit code that is not 0. Raises what a training or an evaluation raises.
         """
-        steps = [partial(self.train_and_evaluate, training, f"[{i}/{len(plan)}]", plan[i:])
-                 for i, training in enumerate(plan, start=1)]  # fmt: skip
-        if self.options.jobs == 1:
-            return next((code for step in steps if (code := step())), 0)
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            waiting = [pool.submit(step) for step in steps]
-            try:
-                return next((code for done in as_completed(waiting) if (code := done.result())), 0)
-            finally:  # those that run end by themselves
-                pool.shutdown(wait=False, cancel_futures=True)
+        stopped = threading.Event()
 
-    def train_and_evaluate(
-        self, training: PlannedTraining, number: str, next_ones: Sequence[PlannedTraining]
-    ) -> int:
+        def step(number: int) -> int:
+            if stopped.is_set():
+                return 0
+            code = 1  # of an exception
+            try:
+                code = self.train_and_evaluate(plan, number)
+            finally:
+                if code:
+                    stopped.set()
+            return code
+
+        if self.options.jobs == 1:  # in this thread, so that Ctrl-C reaches it
+            return max(map(step, range(len(plan))))
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            try:
+                return max(pool.map(step, range(len(plan))))
+            finally:
+                stopped.set()  # by Ctrl-C, which reaches the trainings as well: we wait until they have saved
+
+    def train_and_evaluate(self, plan: Sequence[PlannedTraining], index: int) -> int:
         """Do what is not done of one training. Returns the exit code of train.py, 0 if it was not called."""
-        checkpoints = self.options.checkpoints_dir
-        if self.is_kept(training):
-            print(f"\n{number} {training.name}\nits result is there", flush=True)
-            return 0
-        if self.options.no_train and not training.is_trained(checkpoints):
-            print(f"\n{number} {training.name}\nnot trained yet", flush=True)
-            return 0
+        training, number, checkpoints = (
+            plan[index],
+            f"[{index + 1}/{len(plan)}]",
+            self.options.checkpoints_dir,
+        )
         print(f"\n{number} {training.name}", flush=True)
+        if not self.is_to_do(training):
+            print("its result is there" if training in self.results else "not trained yet", flush=True)
+            return 0
         begun_before, start = RunFolder(checkpoints / training.name).exists, time.monotonic()
         flags = [*training.flags(self.data_dir, checkpoints), "--device", self.options.device]
         if code := train(training, flags, checkpoints, self.execute):
             return code
         if not begun_before:
             self.seconds.setdefault(training.setting.model, []).append(time.monotonic() - start)
-            print(self.time_left(training, next_ones), flush=True)
+            print(self.time_left(training, plan[index + 1 :]), flush=True)
         with self.evaluating, advising_on_memory("--device cpu, or end other programs"):
             self.evaluate(training)
             self.write_table()
@@ -203,7 +213,7 @@ class Work:
         return f"{training.name} trained in {took}; {len(to_go)} trainings to go, about {duration(left)}"
 
     def evaluate(self, training: PlannedTraining) -> None:
-        """Keep the training's result: the one there is, if nothing that it was computed from has changed, or a new one."""
+        """Keep the result: the one there is, if nothing that it was computed from has changed, or a new one."""
         run = self.options.checkpoints_dir / training.name
         paired = training.setting.data.layout == "aligned"
         metrics = [
