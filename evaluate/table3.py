@@ -37,7 +37,7 @@ class Table3Options(NetworkOptions):
     """Folder for the result of each training, a small JSON. A training whose result is there is not done again, even
     if its checkpoint is gone. Default: OUTPUT/trainings."""
     jobs: int = 1
-    """Trainings at a time. Several share the processor's cores out; what they print is dropped."""
+    """Number of trainings at a time. Several share the cores of the processor and print nothing."""
     no_train: bool = False
     """With --run: train nothing, evaluate what is trained."""
     epoch: Literal["last", "best"] = "last"

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -183,12 +184,8 @@ class Work:
 
     def train_and_evaluate(self, plan: Sequence[PlannedTraining], index: int) -> int:
         """Do what is not done of one training. Returns the exit code of train.py, 0 if it was not called."""
-        training, number, checkpoints = (
-            plan[index],
-            f"[{index + 1}/{len(plan)}]",
-            self.options.checkpoints_dir,
-        )
-        print(f"\n{number} {training.name}", flush=True)
+        training, checkpoints = plan[index], self.options.checkpoints_dir
+        print(f"\n[{index + 1}/{len(plan)}] {training.name}", flush=True)
         if not self.is_to_do(training):
             print("its result is there" if training in self.results else "not trained yet", flush=True)
             return 0
@@ -264,18 +261,25 @@ def train(training: PlannedTraining, flags: list[str], checkpoints_dir: Path, ex
 def by_process(flags: Sequence[str], jobs: int = 1) -> int:
     """Run train.py as a process of its own. The terminal sends it Ctrl-C as well: it saves and ends, we wait.
 
-    jobs: how many of them share the cores; of several only errors are printed.
+    jobs: how many of them share the cores. Of several nothing is printed but the last line of one that fails.
     """
     command = [sys.executable, str(Path(__file__).resolve().parents[1] / "train.py"), *flags]
     share = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
-    output = subprocess.DEVNULL if jobs > 1 else None
-    process = subprocess.Popen(command, env=share | os.environ, stdout=output)
-    while True:
-        try:
-            code = process.wait()
-            return code if code >= 0 else 128 - code
-        except KeyboardInterrupt:  # nothing is sent on: a second signal would make it leave without saving
-            print("waiting for the training to save", flush=True)
+    with tempfile.TemporaryFile() as said:
+        output = said if jobs > 1 else None
+        process = subprocess.Popen(command, env=share | os.environ, stdout=output, stderr=output)
+        while True:
+            try:
+                code = process.wait()
+                break
+            except (
+                KeyboardInterrupt
+            ):  # nothing is sent on: a second signal would make it leave without saving
+                print("waiting for the training to save", flush=True)
+        if code and jobs > 1:
+            said.seek(0)
+            print(*said.read().decode(errors="replace").splitlines()[-1:], file=sys.stderr, flush=True)
+    return code if code >= 0 else 128 - code
 
 
 def result_of(training: PlannedTraining, report: Report, options: Table3Options) -> dict[str, Any]:

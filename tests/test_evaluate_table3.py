@@ -410,11 +410,18 @@ def test_two_jobs_at_once(small: Table3Options, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == stored and len(stored) == 2
 
 
+def test_of_several_trainings_only_what_fails_speaks(capfd: pytest.CaptureFixture[str]) -> None:
+    """train.py itself: at once, its usage error is the one line on the terminal."""
+    assert table3_run.by_process(["--no_such_flag", "1"], jobs=2) == 2
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "no_such_flag" in said.err
+
+
 def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
 
     class Process:
-        def __init__(self, command: Sequence[str], env: dict[str, str], stdout: int | None) -> None:
+        def __init__(self, command: Sequence[str], env: dict[str, str], **_: object) -> None:
             seen.append(env)
 
         def wait(self) -> int:
