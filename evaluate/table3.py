@@ -42,6 +42,9 @@ class Table3Options(NetworkOptions):
     """With --run: train nothing, evaluate what is trained."""
     epoch: Literal["last", "best"] = "last"
     """Which checkpoint is evaluated; best exists for pix2pix (validation L1)."""
+    test_mode: Literal["eval", "train"] | None = None
+    """train: use dropout and batch statistics, as the published Pix2Pix protocol does. Default: eval, with the preset
+    small train."""
     pictures: int = 5
     """Test pictures in the figures."""
     latex: bool = False

@@ -92,9 +92,9 @@ class Preset:
     """How the trainings are run.
 
     flags: given to every train.py; settings: in the order of training; columns: flags of the metrics that the table
-    shows; metrics: those that are computed, or all that apply; seeds: unless others are asked for; floor: whether the
-    models' base norm is trained as well, after all others; most: pictures in an epoch; remark: below the table;
-    synthetic: (count, size) of the embedded data.
+    shows; metrics: those that are computed, or all that apply; test_mode and seeds: unless others are asked for; floor:
+    whether the models' base norm is trained as well, after all others; most: pictures in an epoch; remark: below the
+    table; synthetic: (count, size) of the embedded data.
     """
 
     name: str
@@ -103,6 +103,7 @@ class Preset:
     settings: tuple[Setting, ...] = SETTINGS
     columns: tuple[str, ...] = ("fid", "lpips")
     metrics: tuple[str, ...] = ()
+    test_mode: Literal["eval", "train"] = "eval"
     seeds: str = "0"
     floor: bool = False
     most: int | None = None
@@ -127,6 +128,7 @@ PRESETS = {
         settings=(MAPS_PIX2PIX, MAPS_CYCLEGAN, HORSES_CYCLEGAN),
         columns=("fd_lite0", "kd_lite0", "lpips", "pixel_accuracy"),
         metrics=("fd_lite0", "kd_lite0", "lpips", "psnr", "ssim", "l1", "pixel_accuracy"),
+        test_mode="train",  # at batch size 1 the running statistics of batch norm fit no single picture
         seeds="0,1,2,3,4",
         floor=True,
         most=240,

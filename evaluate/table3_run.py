@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets.errors import RunError, UserError
 from datasets.files import cores, read_json, require_writable, write_atomically
@@ -80,14 +80,26 @@ def read_result(training: PlannedTraining, options: Table3Options) -> Result:
     path, fix = options.result_file(training), "name another folder with --results_dir"
     try:
         result = read_json(path)
-        found = [str(result["options"]), str(result["epoch"])]
+        found = _flags(result["options"], result["epoch"], result["test_mode"])
         _ = protocol_of({training: result}), result["remarks"], result["not_computed"]
         _ = [[row[key] for key in ROW_KEYS] for row in result["rows"]]
     except (UserError, LookupError, TypeError) as error:
         raise UserError(path, "is not a result of this program", fix) from error
-    if found != [" ".join(training.options), options.epoch]:
-        raise UserError(path, f"is the result of other options: {found[0]}, epoch {found[1]}", fix)
+    wanted = _flags(" ".join(training.options), options.epoch, test_mode_of(options))
+    others = [*(f"--{flag}" for flag in found - wanted), *(f"not --{flag}" for flag in wanted - found)]
+    if others:
+        raise UserError(path, f"is the result of other options: {', '.join(sorted(others))}", fix)
     return dict(result)
+
+
+def _flags(options: str, epoch: str, test_mode: str) -> set[str]:
+    """All that says how a result was made, as in `ngf 16`."""
+    return set(f" {options} --epoch {epoch} --test_mode {test_mode}".split(" --")[1:])
+
+
+def test_mode_of(options: Table3Options) -> Literal["eval", "train"]:
+    """The mode of the networks in the evaluation."""
+    return options.test_mode or PRESETS[options.preset].test_mode
 
 
 def refuse_before_training(to_do: Sequence[PlannedTraining], options: Table3Options, data_dir: Path) -> None:
@@ -149,7 +161,7 @@ class Work:
     @property
     def evaluation(self) -> EvaluateOptions:
         shared = {one.name: getattr(self.options, one.name) for one in fields(NetworkOptions)}
-        return EvaluateOptions(**shared, epoch=self.options.epoch)
+        return EvaluateOptions(**shared, epoch=self.options.epoch, test_mode=test_mode_of(self.options))
 
     def is_to_do(self, training: PlannedTraining) -> bool:
         """Whether it has to be trained or evaluated. A result without a finished checkpoint stands for itself."""
@@ -293,6 +305,7 @@ def result_of(training: PlannedTraining, report: Report, options: Table3Options)
         "seed": training.seed,
         "options": " ".join(training.options),
         "epoch": options.epoch,
+        "test_mode": test_mode_of(options),
         "rows": [{key: row[key] for key in ROW_KEYS} for row in content["rows"]],
         "protocol": {"id": report.protocol.id},
         **{key: content[key] for key in ("not_computed", "weights", "versions")},

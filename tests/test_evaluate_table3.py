@@ -361,6 +361,7 @@ def test_nothing_finished_is_lost(
     assert len(stored) == 3 and all(str(tmp_path).encode() not in text for text in stored.values())
     result = json.loads(stored["table3_small_maps_pix2pix_nc_ms_BtoA_seed0.json"])
     assert {"fd_lite0", "kd_lite0", "lpips_target", "pixel_accuracy"} <= result["rows"][0]["values"].keys()
+    assert result["protocol"]["id"] == "i2i-1/32/train/efficientnet-lite0/unverified-weights"
     assert result["machine"]["cores"] >= 1 and result["versions"]["torch"] and len(result["date"]) == 10
     assert result["options"].startswith("--model pix2pix --norm nc_ms --direction BtoA --seed 0 ")
     written = table.read_text()
@@ -385,10 +386,12 @@ def test_nothing_finished_is_lost(
     (kept / "table3_small_maps_pix2pix_nc_ms_BtoA_seed0.json").write_text("[]")
     with pytest.raises(UserError, match="is not a result of this program"):
         run_table3(small)
-    content = {**result, "options": "--model pix2pix --norm nc_ms --ngf 512"}
+    content = {**result, "options": result["options"].replace("--ngf 2", "--ngf 512")}
     (kept / "table3_small_maps_pix2pix_nc_ms_BtoA_seed0.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"is the result of other options: .*--ngf 512"):
+    with pytest.raises(UserError, match=r"is the result of other options: --ngf 512, not --ngf 2 \("):
         run_table3(small)
+    with pytest.raises(UserError, match="other options: --test_mode train, not --test_mode eval"):
+        run_table3(replace(small, test_mode="eval"))
 
 
 def test_two_jobs_at_once(small: Table3Options, tmp_path: Path) -> None:
