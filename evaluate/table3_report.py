@@ -16,10 +16,9 @@ from evaluate.metrics import METRICS
 from evaluate.pictures import Picture
 from evaluate.report import WIDTH, as_csv, as_table
 from evaluate.table3_plan import COMPARED, NORMS, Direction, PlannedTraining, Preset, Setting
+from evaluate.table3_result import Result
 from gan.viewers.samples import labelled_grid
 
-Result = Mapping[str, Any]
-"""What is kept of one training (`table3_run.result_of`)."""
 Results = Mapping[PlannedTraining, Result]
 
 DIFFERENCE = "NC − PONO"
@@ -158,7 +157,7 @@ def protocol_of(results: Results) -> str:
     ids = {result["protocol"]["id"]: training.name for training, result in results.items()}
     if len(ids) > 1:
         both = ", ".join(f"{identity} ({name})" for identity, name in ids.items())
-        raise UserError("table 3", f"rows of different protocols: {both}", "name another --output")
+        raise UserError("table 3", f"rows of different protocols: {both}", "name another --results_dir")
     return str(next(iter(ids)))
 
 
@@ -171,11 +170,8 @@ def write_table(
     """
     rows, protocol = table_rows(preset, results), protocol_of(results)
     title = f"Table 3, preset {preset.name}, protocol `{protocol}`, {preset.epochs} epochs"
-    columns = [COLUMNS[flag] for flag in preset.columns]
     below = [
-        f"Better: lower, but higher for {', '.join(c.title for c in columns if not c.lower_is_better)}."
-        if any(not column.lower_is_better for column in columns)
-        else "Lower is better everywhere; a negative difference is in favour of NC.",
+        "Lower is better, and a negative NC − PONO is in favour of NC; for pixel accuracy it is the other way round.",
         "± is the standard deviation over seeds. NC − PONO is the mean of the differences of equal seeds, and its ± is "
         "half the 95 % interval by the bootstrap over seeds, which is too narrow for few seeds.",
         "LPIPS: to the target on paired data; over all pairs on Horse2Zebra.",
@@ -183,7 +179,8 @@ def write_table(
         *([preset.remark] if preset.remark else []),
         *missing_lines(plan, results),
     ]
-    texts = {"table3.md": f"# {title}\n\n{table_text(rows, preset, 'pipe')}\n\n" + "\n\n".join(below) + "\n"}
+    listed = "".join(f"- {line}\n" for line in below)
+    texts = {"table3.md": f"# {title}\n\n{table_text(rows, preset, 'pipe')}\n\n{listed}"}
     texts["table3.csv"] = csv_text(rows, preset, protocol)
     if with_latex:
         texts["table3.tex"] = f"% protocol {protocol}\n{table_text(rows, preset, 'latex_booktabs')}\n"

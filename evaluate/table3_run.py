@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -11,19 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 from datasets.errors import RunError, UserError
-from datasets.files import cores, read_json, require_writable, write_atomically
+from datasets.files import cores, require_writable, write_atomically
 from datasets.synthetic import write_dataset
-from evaluate.command import Evaluation, advising_on_memory, prepare, weights_choice
+from evaluate.command import advising_on_memory, prepare, weights_choice
 from evaluate.comparisons import Comparison
 from evaluate.metrics import DEFAULT_FLAGS, METRICS, networks_of, without_weights
 from evaluate.options import EvaluateOptions, NetworkOptions
-from evaluate.report import Report, file_list_hashes
 from evaluate.table3 import Table3Options, print_plan
 from evaluate.table3_plan import (
     PRESETS,
@@ -35,16 +31,13 @@ from evaluate.table3_plan import (
     parse_seeds,
     plan_trainings,
 )
-from evaluate.table3_report import Result, protocol_of, write_figures, write_table
+from evaluate.table3_report import write_figures, write_table
+from evaluate.table3_result import Result, is_current, read_result, result_of, test_mode_of
 from gan.run import RunFolder
-from gan.step import find_device
 from gan.viewers.console import duration
 
 Execute = Callable[[Sequence[str]], int]
 """Runs train.py with these flags and returns its exit code."""
-
-ROW_KEYS = ("direction", "checkpoint", "checkpoint_sha256", "n_fake", "n_real", "values", "file_list_hashes")
-"""What a result keeps of a report's row: nothing that names a place on this machine."""
 
 
 def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
@@ -73,33 +66,6 @@ def run_table3(options: Table3Options, execute: Execute | None = None) -> int:
     files = ", ".join(["table3.csv", *figures])
     print(f"\n{work.write_table()}\n\n{options.table_folder / 'table3.md'}, {files}")
     return 0
-
-
-def read_result(training: PlannedTraining, options: Table3Options) -> Result:
-    """The kept result. Raises UserError for one of other options, or what is no result."""
-    path, fix = options.result_file(training), "name another folder with --results_dir"
-    try:
-        result = read_json(path)
-        found = _flags(result["options"], result["epoch"], result["test_mode"])
-        _ = protocol_of({training: result}), result["remarks"], result["not_computed"]
-        _ = [[row[key] for key in ROW_KEYS] for row in result["rows"]]
-    except (UserError, LookupError, TypeError) as error:
-        raise UserError(path, "is not a result of this program", fix) from error
-    wanted = _flags(" ".join(training.options), options.epoch, test_mode_of(options))
-    others = [*(f"--{flag}" for flag in found - wanted), *(f"not --{flag}" for flag in wanted - found)]
-    if others:
-        raise UserError(path, f"is the result of other options: {', '.join(sorted(others))}", fix)
-    return dict(result)
-
-
-def _flags(options: str, epoch: str, test_mode: str) -> set[str]:
-    """All that says how a result was made, as in `ngf 16`."""
-    return set(f" {options} --epoch {epoch} --test_mode {test_mode}".split(" --")[1:])
-
-
-def test_mode_of(options: Table3Options) -> Literal["eval", "train"]:
-    """The mode of the networks in the evaluation."""
-    return options.test_mode or PRESETS[options.preset].test_mode
 
 
 def refuse_before_training(to_do: Sequence[PlannedTraining], options: Table3Options, data_dir: Path) -> None:
@@ -292,51 +258,3 @@ def by_process(flags: Sequence[str], jobs: int = 1) -> int:
             said.seek(0)
             print(*said.read().decode(errors="replace").splitlines()[-1:], file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
-
-
-def result_of(training: PlannedTraining, report: Report, options: Table3Options) -> dict[str, Any]:
-    """What is kept of a training, as plain types: its options, numbers, and how and where they were made."""
-    content = json.loads(report.json())
-    return {
-        "training": training.name,
-        "data": training.setting.data.name,
-        "model": training.setting.model,
-        "norm": training.norm,
-        "seed": training.seed,
-        "options": " ".join(training.options),
-        "epoch": options.epoch,
-        "test_mode": test_mode_of(options),
-        "rows": [{key: row[key] for key in ROW_KEYS} for row in content["rows"]],
-        "protocol": {"id": report.protocol.id},
-        **{key: content[key] for key in ("not_computed", "weights", "versions")},
-        "remarks": report.remarks,
-        "machine": machine(options.device),
-        "date": date.today().isoformat(),
-    }
-
-
-def machine(device: str) -> dict[str, object]:
-    """Processor, cores, and the device that is computed on."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(errors="replace").splitlines() if listed.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
-    return {"cpu": cpu, "cores": cores(), "device": str(find_device(device))}
-
-
-def is_current(stored: Result, evaluation: Evaluation) -> bool:
-    """Compare protocol, weights, checkpoint, and by their hashes the inputs, outputs and real pictures.
-
-    A row stays current where its weights cannot be had now. Outputs that are gone are made again, which changes no
-    number.
-    """
-    protocols = [replace(evaluation.protocol, verified=verified).id for verified in (True, False)]
-    if any(stored["weights"].get(n, {}).get("sha256") != w.digest for n, w in evaluation.weights.items()):
-        return False
-    of_stored = [
-        (row["direction"], row.get("checkpoint_sha256"), row["file_list_hashes"]) for row in stored["rows"]
-    ]
-    return stored["protocol"]["id"] in protocols and of_stored == [
-        (row.direction, row.made_by["checkpoint_sha256"], file_list_hashes(row))
-        for row in evaluation.comparisons
-    ]
