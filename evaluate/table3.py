@@ -1,36 +1,30 @@
-"""`python -m evaluate.table3`: the plan of Table 3; with --run the table itself, resumably.
-
-"A" and "B" are the table's, which for Maps and Day2Night are not the disk's: there the left half of a file (the disk's
-A) is the photo or the night, and the table's A -> B is map -> photo or day -> night, `--direction BtoA` on disk.
-"""
+"""`python -m evaluate.table3`: the plan of Table 3; with --run the table itself, resumably."""
 
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets.errors import UserError, run_command
+from datasets.errors import run_command
 from evaluate.options import NetworkOptions
+from evaluate.table3_plan import NORMS, PlannedTraining, count_notes, missing_data
 from gan.command_line import parse_flags, parse_options
-
-NORMS = {"pono_ms": "PONO+MS", "nc_ms": "NC+MS"}
-
-Direction = Literal["AtoB", "BtoA"]
 
 
 @dataclass(frozen=True)
 class Table3Options(NetworkOptions):
     """Table 3: PONO+MS and NC+MS on Maps, Horse2Zebra and Day2Night. Prints the plan; --run carries it out."""
 
-    preset: Literal["full", "smoke"] = "full"
-    """full: the published protocol on the real data. smoke: all rows in miniature on the embedded data."""
+    preset: Literal["full", "small", "smoke"] = "full"
+    """full: the published protocol on the real data. small: real data at 64 pixels, for a CPU and several seeds.
+    smoke: all rows in miniature on the embedded data."""
     run: bool = False
     """Train, evaluate, write the table and the figures. What is done is skipped, what was interrupted is resumed."""
-    seeds: str = "0"
-    """Seeds, with commas; several give mean ± sd."""
+    seeds: str = ""
+    """Seeds, with commas; several give mean ± sd. Default: 0, with the preset small 0,1,2,3,4."""
     only: str = ""
     """Only trainings whose name contains this, such as maps or cycle_gan_nc."""
     data_dir: Path = Path("data")
@@ -39,8 +33,18 @@ class Table3Options(NetworkOptions):
     """Folder of all runs."""
     output: Path | None = None
     """Folder for the table and the figures. Default: results/table3_PRESET."""
+    results_dir: Path | None = None
+    """Folder for the result of each training, a small JSON. A training whose result is there is not done again, even
+    if its checkpoint is gone. Default: OUTPUT/trainings."""
+    jobs: int = 1
+    """Number of trainings at a time. Several share the cores of the processor and print nothing."""
+    no_train: bool = False
+    """With --run: train nothing, evaluate what is trained."""
     epoch: Literal["last", "best"] = "last"
     """Which checkpoint is evaluated; best exists for pix2pix (validation L1)."""
+    test_mode: Literal["eval", "train"] | None = None
+    """train: use dropout and batch statistics, as the published Pix2Pix protocol does. Default: eval, with the preset
+    small train."""
     pictures: int = 5
     """Test pictures in the figures."""
     latex: bool = False
@@ -50,150 +54,13 @@ class Table3Options(NetworkOptions):
     debug: bool = False
     """Show the traceback of an error as well."""
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """One data set. a_to_b: the table's A -> B in words; disk: the `--direction` that it is on disk."""
-
-    name: str
-    title: str
-    a_to_b: str
-    b_to_a: str
-    disk: Direction
-    layout: Literal["aligned", "unaligned"]
-    train_images: int  # of the larger side
-    test_images: int
-
     @property
-    def words(self) -> dict[Direction, str]:
-        """Both directions on disk in words, as in "map→photo"; the table's A -> B first."""
-        other: Direction = "AtoB" if self.disk == "BtoA" else "BtoA"
-        return {self.disk: self.a_to_b, other: self.b_to_a}
+    def table_folder(self) -> Path:
+        return self.output or Path("results") / f"table3_{self.preset}"
 
-
-MAPS = DataSet("maps", "Maps", "map→photo", "photo→map", "BtoA", "aligned", 1096, 1098)
-HORSES = DataSet("horse2zebra", "Horse2Zebra", "horse→zebra", "zebra→horse", "AtoB", "unaligned", 1334, 140)
-NIGHTS = DataSet("night2day", "Day2Night", "day→night", "night→day", "BtoA", "aligned", 17823, 2287)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A data set and a model: two rows of the table.
-
-    published: FID A -> B, FID B -> A, LPIPS A -> B, LPIPS B -> A of each norm; figure: the paper's figure that shows
-    its pictures.
-    """
-
-    data: DataSet
-    model: Literal["cycle_gan", "pix2pix"]
-    figure: int
-    published: Mapping[str, tuple[float, float, float, float]] = field(hash=False)
-
-    @property
-    def title(self) -> str:
-        return f"{self.data.title}, {'CycleGAN' if self.model == 'cycle_gan' else 'Pix2Pix'}"
-
-
-SETTINGS = (
-    Setting(MAPS, "cycle_gan", 3,
-            {"pono_ms": (52.45, 64.13, 0.3317, 0.175), "nc_ms": (49.57, 59.78, 0.327, 0.177)}),
-    Setting(HORSES, "cycle_gan", 3,
-            {"pono_ms": (71.70, 136.61, 0.757, 0.730), "nc_ms": (67.54, 133.81, 0.731, 0.763)}),
-    Setting(MAPS, "pix2pix", 4,
-            {"pono_ms": (57.39, 62.39, 0.334, 0.171), "nc_ms": (52.85, 60.01, 0.329, 0.171)}),
-    Setting(NIGHTS, "pix2pix", 4,
-            {"pono_ms": (200.69, 188.49, 0.6198, 0.5781), "nc_ms": (195.01, 179.97, 0.624, 0.5356)}),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How the trainings are run. flags: given to every train.py; synthetic: (count, size) of the embedded data."""
-
-    name: str
-    epochs: int
-    flags: tuple[str, ...] = ()
-    synthetic: tuple[int, int] | None = None
-
-
-PRESETS = {
-    "full": Preset("full", 200),
-    "smoke": Preset(
-        "smoke",
-        2,
-        ("--netG", "resnet_6blocks", "--ngf", "4", "--ndf", "4", "--load_size", "36", "--crop_size", "32",
-         "--n_epochs", "1", "--n_epochs_decay", "1", "--num_threads", "0", "--visdom", "off"),
-        synthetic=(10, 32),
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PlannedTraining:
-    """One call of train.py. CycleGAN learns both directions at once, Pix2Pix needs one training for each."""
-
-    setting: Setting
-    norm: str
-    direction: Direction
-    seed: int
-    preset: Preset
-
-    @property
-    def name(self) -> str:
-        """Of the run's folder."""
-        data, model = self.setting.data.name, self.setting.model
-        direction = f"_{self.direction}" if model == "pix2pix" else ""
-        return f"table3_{self.preset.name}_{data}_{model}_{self.norm}{direction}_seed{self.seed}"
-
-    def flags(self, data_dir: Path, checkpoints_dir: Path) -> list[str]:
-        """Of train.py."""
-        return [
-            "--name", self.name, "--checkpoints_dir", str(checkpoints_dir),
-            "--dataroot", str(data_dir / self.setting.data.name), "--model", self.setting.model,
-            "--norm", self.norm, "--direction", self.direction, "--seed", str(self.seed), *self.preset.flags,
-        ]  # fmt: skip
-
-    def epochs_done(self, checkpoints_dir: Path) -> int:
-        """Epochs that its newest checkpoint has behind it."""
-        from gan.checkpoint import list_checkpoints
-
-        found = list_checkpoints(checkpoints_dir / self.name)
-        return found[0].epoch or 0 if found else 0
-
-    def steps_to_go(self, data_dir: Path, checkpoints_dir: Path) -> int:
-        """By the images of the larger side: what is on disk, else what there will be."""
-        data = self.setting.data
-        images = self.preset.synthetic[0] if self.preset.synthetic else data.train_images
-        if (data_dir / data.name).is_dir():
-            images = _count(data_dir / data.name, "train")
-        return max(0, self.preset.epochs - self.epochs_done(checkpoints_dir)) * images
-
-
-def plan_trainings(preset: Preset, seeds: Sequence[int], only: str = "") -> list[PlannedTraining]:
-    """All trainings of the table whose name contains `only`. UserError where none does."""
-    one_way: tuple[Direction, ...] = ("AtoB",)
-    found = [
-        PlannedTraining(setting, norm, direction, seed, preset)
-        for setting in SETTINGS
-        for norm in NORMS
-        for direction in (setting.data.words if setting.model == "pix2pix" else one_way)
-        for seed in seeds
-    ]
-    chosen = [training for training in found if only in training.name]
-    if not chosen:
-        raise UserError("--only", f"no training has {only!r} in its name", f"such as {found[0].name}")
-    return chosen
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` -> [0, 1, 2]. UserError otherwise."""
-    try:
-        seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UserError("--seeds", f"is {text!r}", "such as 0 or 0,1,2") from None
-    if min(seeds) < 0:
-        raise UserError("--seeds", f"is {text!r}", "0 or more")
-    return seeds
+    def result_file(self, training: PlannedTraining) -> Path:
+        """Where the result of a training is kept."""
+        return (self.results_dir or self.table_folder / "trainings") / f"{training.name}.json"
 
 
 def print_plan(plan: Sequence[PlannedTraining], options: Table3Options, data_dir: Path) -> None:
@@ -212,6 +79,9 @@ def print_plan(plan: Sequence[PlannedTraining], options: Table3Options, data_dir
         flags = training.flags(data_dir, options.checkpoints_dir)
         print(f"\n{setting.title}, {NORMS[training.norm]}, seed {training.seed}: {words}")
         print(f"  {shlex.join(['python', 'train.py', *flags])}")
+        if options.result_file(training).exists():
+            print("  done: its result is there")
+            continue
         steps = training.steps_to_go(data_dir, options.checkpoints_dir)
         line = f"{training.epochs_done(options.checkpoints_dir)} of {preset.epochs} epochs done; {steps} steps to go"
         if not options.no_estimate:
@@ -249,36 +119,6 @@ def seconds_per_step(flags: Sequence[str], device: str) -> float:
         start = time.perf_counter()
         torch.stack(list(trainer.step(batch).losses.values())).tolist()  # waits for the device
     return time.perf_counter() - start
-
-
-def missing_data(plan: Sequence[PlannedTraining], data_dir: Path) -> list[Path]:
-    """Folders of data sets that are not there."""
-    folders = dict.fromkeys(data_dir / training.setting.data.name for training in plan)
-    return [folder for folder in folders if not folder.is_dir()]
-
-
-def count_notes(plan: Sequence[PlannedTraining], data_dir: Path) -> list[str]:
-    """A sentence for each real data set on disk that has other counts than the published one."""
-    notes = []
-    for data in dict.fromkeys(training.setting.data for training in plan):
-        folder = data_dir / data.name
-        if plan[0].preset.synthetic or not folder.is_dir():
-            continue
-        counts = [_count(folder, "train"), _count(folder, "test")]
-        if counts != [data.train_images, data.test_images]:
-            notes.append(
-                f"{data.title}: {counts[0]} training and {counts[1]} test pictures in {folder}, the published set has "
-                f"{data.train_images} and {data.test_images}: these numbers do not compare with the published ones"
-            )
-    return notes
-
-
-def _count(folder: Path, split: Literal["train", "test"]) -> int:
-    """Images of the larger side."""
-    from datasets.layouts import find_sources  # not at the top: --help answers without torch
-
-    sources = find_sources(folder, split)
-    return max(len(sources.a), len(sources.b))
 
 
 def main() -> int:
