@@ -200,7 +200,7 @@ BAD = {
     "--lr nan": "--lr: is nan (allowed: more than 0 to 1e+09)",
     "--n_epochs 0": "--n_epochs: is 0 (allowed: 1 or more)",
     "--ghost_batch 4": "--ghost_batch: does not divide --batch_size 6 (use a divisor of it, or 0)",
-    "--batch_size 50": "--batch_size: is 50, more than the 48 pictures (lower it)",
+    "--batch_size 50": "--batch_size: is above the 48 pictures (lower it)",
     "--name a/b": "--name: 'a/b' is a path, not a name",
     "--name other --continue_train": "other: no run to resume (check --name and --checkpoints_dir)",
     "--depth 18": "--depth: unknown flag (see python -m tools.classify --help)",

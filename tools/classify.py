@@ -39,15 +39,11 @@ class Training:
         count = len(data.train.labels)
         self.steps = count // options.batch_size  # an epoch; what is left of its order is not seen
         if not self.steps:
-            raise UserError(
-                "--batch_size", f"is {options.batch_size}, more than the {count} pictures", "lower it"
-            )
+            raise UserError("--batch_size", f"is above the {count} pictures", "lower it")
         seed_everything(options.seed)
         network = resnet18_small(len(data.classes), options.norm, options.width, options.ghost_batch)
-        self.network = network.to(self.device)
-        self.optimizer = torch.optim.SGD(
-            network.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay
-        )
+        self.network, own = network.to(self.device), network.parameters()
+        self.optimizer = torch.optim.SGD(own, options.lr, options.momentum, weight_decay=options.weight_decay)
         self.augment = v2.Compose([v2.RandomCrop(options.size, options.size // 8), v2.RandomHorizontalFlip()])
         self.log, self.viewers, self.at = MetricsLog(options.run.metrics), Viewers([]), Position()
         self.metrics: dict[str, float] = {}
@@ -138,9 +134,8 @@ def train(options: ClassifyOptions, data: LabelledPictures) -> tuple[int, dict[s
             viewers.start(info, shown_records(run.path))
             training.train(viewers, stop)
     saved = f"stopped at step {training.at.step}; saved. To resume:\n  {resume_command(run)}"
-    print(
-        f"done: {training.at.step} steps. Page: {run.page}" if stop.requested is None else saved, flush=True
-    )
+    done = f"done: {training.at.step} steps. Page: {run.page}"
+    print(done if stop.requested is None else saved, flush=True)
     return stop.exit_code, training.metrics
 
 
