@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from benchmarks.steps import machine
@@ -38,8 +39,8 @@ sees ghost batches of {ghost_batch}. {train_pictures:,} training and {test_pictu
 
     python -m benchmarks.classify DATAROOT --seeds {seeds} --epochs {epochs} --batch_size {batch_size} --every {every}
 
-| norm | top-1 error, % | by seed | paper, % | pictures/s |
-|---|---|---|---|---|
+| norm | top-1 error, % | by seed | paper, % |
+|---|---|---|---|
 {rows}
 
 {missing}
@@ -48,8 +49,7 @@ The paper's figures are of full trainings, so only the order of the rows can be 
 full training takes hundreds), the number of pictures, the width (groups of group norm then hold 1 to 4 channels),
 the batch (the paper trains with batch 2; here it is {batch_size}, and batch norm alone is kept to {ghost_batch}
 pictures), the learning rate and its warm-up, our reading of which convolutions are replaced (`models/convert.py`), and
-the pictures, which were stored as JPEG. The error is that of the last epoch, and nothing was chosen by it. Pictures/s
-were taken while other work shared the cores.
+the pictures, which were stored as JPEG. The error is that of the last epoch, and nothing was chosen by it.
 """
 
 
@@ -98,7 +98,6 @@ def main() -> int:
             if code:
                 return code
             records = list(read_records(options.run.metrics))
-            speeds = [record["time"]["images_per_s"] for record in records if record["kind"] == "train"]
             errors = [record["metrics"] for record in records if record["kind"] == "metrics"]
             found = {
                 "norm": norm,
@@ -110,7 +109,6 @@ def main() -> int:
                 "every": arguments.every,
                 "train_pictures": len(data.train.labels),
                 "test_pictures": len(data.test.labels),
-                "images_per_s": statistics.median(speeds),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine("cpu"),
             }
@@ -131,19 +129,18 @@ def write_table(folder: Path, seeds: str) -> Path:
         missing += [f"{title} seed {seed}" for seed in map(int, seeds.split(",")) if seed not in own]
         errors = [result["test_error"] for result in own.values()]
         if not errors:
-            rows.append(f"| {title} | | | {PUBLISHED.get(norm, '')} | |")
+            rows.append(f"| {title} | | | {PUBLISHED.get(norm, '')} |")
             continue
         spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
         each = ", ".join(f"{own[seed]['test_error']:.2f}" for seed in sorted(own))
-        speed = statistics.median(result["images_per_s"] for result in own.values())
         rows.append(
-            f"| {title} | {statistics.mean(errors):.2f}{spread} | {each} | {PUBLISHED.get(norm, '')} | {speed:.0f} |"
+            f"| {title} | {statistics.mean(errors):.2f}{spread} | {each} | {PUBLISHED.get(norm, '')} |"
         )
     text = TABLE.format(
         **newest | newest["machine"],
         rows="\n".join(rows),
         seeds=seeds,
-        missing=f"Missing: {', '.join(missing)}." if missing else "Nothing is missing.",
+        missing=fill(f"Missing: {', '.join(missing)}." if missing else "Nothing is missing.", 119),
     )
     path = folder / "classify.md"
     write_atomically(path, text.encode())

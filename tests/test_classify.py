@@ -15,7 +15,8 @@ from torch import nn
 from torchvision.datasets import CIFAR100
 from training_support import Outcome, call, differences, records, tree
 
-from gan.checkpoint import load_checkpoint
+from benchmarks import classify as benchmark
+from gan.checkpoint import load_checkpoint, save_checkpoint
 from models.classifier import GhostBatchNorm2d, resnet18_small
 from tools import classify
 from tools.class_pictures import load_labelled
@@ -258,6 +259,34 @@ def test_what_is_not_resumed(few: Path, tmp_path: Path) -> None:
     assert call("test", "--name", "r", "--checkpoints_dir", tmp_path, "--input", other).code == 2
     changed = {name for name, content in tree(tmp_path).items() if before.get(name, content) != content}
     assert changed == set()
+
+
+@pytest.mark.parametrize("part", ["data", "optimizers", "rng", "position"])
+def test_a_checkpoint_without_a_part(few: Path, tmp_path: Path, part: str) -> None:
+    options = parse(["--dataroot", str(few), "--name", "r", "--checkpoints_dir", str(tmp_path), *TINY])
+    training = classify.Training(options, load_labelled(few, options.size))
+    options.run.path.mkdir()
+    options.run.write_options(options.stored)
+    training.save()
+    state, path = load_checkpoint(options.run.path)
+    del state[part]
+    save_checkpoint(options.run.path, state, step=0, epoch=0, keep=1)
+    done = call("tools.classify", "--name", "r", "--checkpoints_dir", tmp_path, "--continue_train")
+    assert done.error == f"error: {path}: malformed state (KeyError: '{part}') (use another checkpoint)"
+
+
+def test_the_table_of_the_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "classify").mkdir()
+    facts = {"CPU": "x", "python": "3", "torch": "2", "date": "today"}
+    same = dict.fromkeys(benchmark.SAME, 1) | {"test_pictures": 9, "machine": facts}
+    for norm, seed, error in (("gn", 0, 50.0), ("nc", 0, 30.0), ("gn", 1, 52.0)):
+        result = {"norm": norm, "seed": seed, "test_error": error, **same}
+        (tmp_path / "classify" / f"{norm}_{seed}.json").write_text(json.dumps(result))
+    lines = benchmark.write_table(tmp_path, "0,1").read_text().splitlines()
+    assert "| GN | 51.00 ± 1.41 | 50.00, 52.00 | 10.14 |" in lines
+    assert "| NC | 30.00 | 30.00 | 8.52 |" in lines
+    missing = "NC seed 1, GN+NC seed 0, GN+NC seed 1, BN seed 0, BN seed 1, BN+NC seed 0, BN+NC seed 1"
+    assert f"Missing: {missing}." in " ".join(lines)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ class Training:
             state, path = load_checkpoint(folder)
             stored, seen = self.options.stored, self.data.fingerprint
             self.at = restore(self.network, self.optimizer, state, stored, seen, path)
-            length = state["metrics_bytes"]
+            length = state.get("metrics_bytes", 0)
         self.log.truncate(length)
 
 

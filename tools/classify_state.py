@@ -44,19 +44,17 @@ def restore(
     check_format(state, str(path))
     if "classifier" not in state["networks"]:
         raise UserError(path, "is not a classifier's checkpoint", "name a run of this command")
-    for name, now in options.items():
-        if name not in MAY_CHANGE and (was := state["options"].get(name)) != now:
-            raise UserError(f"--{name}", f"is {now}, the run was trained with {was}", "leave it out")
-    if state["data"] != data:
-        raise UserError(path.parent, "the run was trained with other pictures", "name its own --dataroot")
-    load_network(network, state["networks"]["classifier"], where=str(path))
     with refuse_malformed(str(path)):
+        for name, now in options.items():
+            if name not in MAY_CHANGE and (was := state["options"].get(name)) != now:
+                raise UserError(f"--{name}", f"is {now}, the run was trained with {was}", "leave it out")
+        if state["data"] != data:
+            raise UserError(path.parent, "the run was trained with other pictures", "name its own --dataroot")
+        load_network(network, state["networks"]["classifier"], where=str(path))
         optimizer.load_state_dict(state["optimizers"]["classifier"])
-        if any(
-            (moment := optimizer.state[weight].get("momentum_buffer")) is not None
-            and moment.shape != weight.shape
-            for weight in network.parameters()
-        ):
-            raise ValueError("the momentum does not fit the weights")
+        for weight in network.parameters():
+            moment = optimizer.state[weight].get("momentum_buffer")
+            if moment is not None and moment.shape != weight.shape:
+                raise ValueError("the momentum does not fit the weights")
         set_random_state(state["rng"])
         return Position(**state["position"])
