@@ -156,7 +156,7 @@ groups. {CPU}, {threads} threads, Python {python}, torch {torch}, {date}.
 
 Sharpness is the largest eigenvalue of the Hessian on a fixed batch of 64. Gradient change and cosine compare the
 gradient with that up to 0.1 of its length further down. Medians over {measurements} moments and all seeds; the loss is
-the mean of the last 10 steps.
+the mean of the last 10 steps; "later" leaves the start out.
 """
 
 
