@@ -1,8 +1,10 @@
 """Shared test set-up: the project root on the path, few threads per worker, real data by environment variable."""
 
 import contextlib
+import itertools
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,6 +35,21 @@ def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0, **options
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(values).save(path, **options)
     return path
+
+
+_ports = itertools.count(10_000 + os.getpid() * 101 % 20_000)
+
+
+def unused_port() -> int:
+    """A port for a server that starts later.
+
+    No other worker gets it meanwhile: each has a range of its own, below that from which systems take the ports of
+    connections and of servers that do not name one.
+    """
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("the ports are endless")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import random
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import unused_port
 from evaluate_support import aligned_data, write_pictures
 from processes_program import evaluate_everything
 from training_support import (
@@ -253,16 +253,10 @@ def test_evaluation_and_translation_are_shared_out(tmp_path: Path, monkeypatch: 
 DOCS = (ROOT / "docs" / "processes.md").read_text(encoding="utf-8")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_two_machines_train_as_one_does(data: Path, tmp_path: Path, undisturbed: tuple[Path, Ended]) -> None:
     """The documented command, twice on this machine, with one process each."""
     [documented] = re.findall(r"^torchrun (--nnodes 2 .*?) train.py ", DOCS, re.M)
-    launcher = documented.replace("HOST:29500", f"localhost:{free_port()}").replace("-node 4", "-node 1")
+    launcher = documented.replace("HOST:29500", f"localhost:{unused_port()}").replace("-node 4", "-node 1")
     command = [sys.executable, "-m", "torch.distributed.run", *launcher.split(), "train.py"]
     words = [*command, *map(str, flags(data, tmp_path))]
     machines = [
@@ -281,7 +275,7 @@ def test_a_slurm_job_is_requeued_and_resumes(
     """The documented script, with stand-ins for Slurm's commands; the time is up after the first lines of losses."""
     [script] = re.findall(r"```bash\n(.*?)```", DOCS, re.S)
     where = " ".join(map(shlex.quote, map(str, flags(data, tmp_path / "checkpoints"))))
-    script = script.replace("-node 4", "-node 2").replace('"$head:29500"', f'"$head:{free_port()}"')
+    script = script.replace("-node 4", "-node 2").replace('"$head:29500"', f'"$head:{unused_port()}"')
     script = script.replace("train.py --dataroot FOLDER --name NAME", f"{ROOT}/train.py {where}")
     script = script.replace("checkpoints/NAME", "checkpoints/r")
     (tmp_path / "job.sh").write_text(script)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import unused_port
 
 from gan.viewers import Record, RunInfo
 from gan.viewers.samples import save_samples
@@ -93,12 +93,6 @@ def install_page_files() -> str:
             (static / place).parent.mkdir(parents=True, exist_ok=True)
             (static / place).write_bytes(source.read())
     return ""
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(address: Address, endpoint: str, cookie: str = "", **message: Any) -> Any:
