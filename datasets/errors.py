@@ -202,8 +202,8 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
     """
     if debug:
         set_debug(True)
-    # torch's threads (GNU OpenMP) wait for each other in a loop of up to 300,000 turns by default. That makes
-    # a training many times slower beside other programs, and no faster where there are none: benchmarks/busy_cores.py.
+    # torch's threads (GNU OpenMP) wait for each other in a loop of up to 300,000 turns by default. Beside several other
+    # programs that makes a training many times slower: benchmarks/busy_cores.py.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
