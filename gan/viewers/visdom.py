@@ -107,9 +107,9 @@ class Visdom(Viewer):
             answers = stays or self._connected_since is not None
             self._thread.join(FLUSH_SECONDS if answers else GOODBYE_SECONDS)
             self._thread = None
+            self._reports.ended(self._address)  # so that nothing is said of a server that is stopped now
             if self._server:
                 self._server.stop()
-            self._reports.ended(self._address)
 
     # In the viewer's thread.
 
