@@ -62,8 +62,9 @@ def train(
     tolerate_closed_stdout()
     with open_run(run, is_new=saved is None) if processes.is_first else contextlib.nullcontext():
         trainer = build_trainer(options, processes)
-        if processes.is_first:  # a new checkpoint is written before an old one goes
-            run.require_space(2 * checkpoint_size(trainer))
+        spare = 2 * checkpoint_size(trainer)  # a new checkpoint is written before an old one goes
+        if processes.is_first:
+            run.require_space(spare)
         data = build_data(options, trainer.networks, processes)
         training = Training(options, run, trainer, data, evaluate)
         weights = processes.from_first(lambda: start.initial_weights(training))
@@ -73,7 +74,7 @@ def train(
                 print(start.nothing_left(training))
                 return 0
         start.begin(training)
-        keep_pictures(options, data, processes, spare=2 * checkpoint_size(trainer))
+        keep_pictures(options, data, processes, spare)
         print(start.plan(training, weights), flush=True)
         with StopRequest(shared=processes.world > 1) as stop, start.open_viewers(training, saved) as viewers:
             finished = training.train(viewers, stop)

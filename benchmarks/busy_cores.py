@@ -2,7 +2,7 @@
 
     python -m benchmarks.busy_cores [--rounds 5] [--busy 0 1 2] [--spins 300000 10000 1000]
 
-GNU OpenMP's own count is 300,000; the commands of this program set 10,000 (`datasets.errors.run_command`). --busy: how
+GNU OpenMP's own count is 300,000; `datasets.errors.prepare_for_torch` sets 10,000 for every command. --busy: how
 many other programs keep a core busy meanwhile. Prints milliseconds per step, the least of all rounds and the median.
 """
 

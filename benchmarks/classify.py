@@ -1,10 +1,11 @@
 """The paper's Table 1 on CIFAR-10 in small: five norms, seed after seed, resumable.
 
-    python -m benchmarks.classify DATAROOT [--seeds 0,1,2] [--epochs 10] [--batch_size 128] [--every 1] [--lr 0.05]
+    python -m benchmarks.classify DATAROOT [--seeds 0,1,2] [--norms gn,nc,gn_nc,bn,bn_nc] [--epochs 10] [--every 1]
 
-Trains what is not there yet, in this order: all norms with the first seed, then all with the next. So whatever stops it
-leaves whole rounds. Each finished training becomes a file in `benchmarks/results/classify/`; after each one the table
-`benchmarks/results/classify.md` is written anew. The pictures are decoded once.
+Trains what is not there yet, in this order: all norms with the first seed, then all with the next. So whatever stops
+it leaves whole rounds. Two processes with different `--norms` or `--seeds` share the work. Each finished training
+becomes a file in `benchmarks/results/classify/`; after each one the table `benchmarks/results/classify.md` is written
+anew. The pictures are decoded once.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main() -> int:
     )
     parser.add_argument("dataroot", type=Path, help="CIFAR-10: see python -m tools.classify --help")
     parser.add_argument("--seeds", default="0,1,2", help="with commas (default: %(default)s)")
+    parser.add_argument("--norms", default=",".join(NORMS), help="with commas (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=int, default=10, help="epochs of each training (default: %(default)s)"
     )
@@ -81,7 +83,7 @@ def main() -> int:
     data = LabelledPictures(part, data.test, data.classes)
     (arguments.output / "classify").mkdir(parents=True, exist_ok=True)
     for seed in map(int, arguments.seeds.split(",")):
-        for norm in NORMS:
+        for norm in arguments.norms.split(","):
             name = f"classify_{norm}_{seed}"
             target = arguments.output / "classify" / f"{norm}_{seed}.json"
             if target.exists():

@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.positions import Position, generator_positions
 from cuda_ops import normalized_conv2d
+from datasets.errors import prepare_for_torch
 
 Call = Callable[[], None]
 
@@ -166,6 +167,7 @@ def main() -> None:
 
         run(arguments.output, arguments.minutes)
         return
+    prepare_for_torch()  # as every command does
     torch.set_num_threads(arguments.threads)
     header = "| position | of | baseline | " + " | ".join(COLUMNS) + " |"
     rule = "|" + "---|" * (3 + len(COLUMNS))

@@ -27,10 +27,12 @@ def inputs(spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def ours(spec: dict[str, Any]) -> Step:
     """The step of this project. spec: model, size, batch, device, more (flags), graph."""
+    from datasets.errors import prepare_for_torch
     from gan.command_line import parse_train
     from gan.setup import build_trainer
     from gan.static_step import StaticStep
 
+    prepare_for_torch()  # memory as in every command
     size = str(spec["size"])
     flags = ["--dataroot", "none", "--model", spec["model"], "--device", spec["device"]]
     flags += ["--load_size", size, "--crop_size", size, "--batch_size", str(spec["batch"]), *spec["more"]]

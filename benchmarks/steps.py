@@ -243,7 +243,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    peer, facts = str(Path(options.peer).resolve()) if options.peer else "", machine(options.device)
+    peer = str(Path(options.peer).resolve()) if options.peer else ""
+    facts = machine(options.device) | {"rounds": options.rounds, "steps in a row": options.steps}
     rows: list[dict[str, Any]] = []
     for model in options.models:
         first, *others = variants(model, options.device, peer)

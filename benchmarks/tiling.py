@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 MEASURED = """
 import re, sys, time
+from datasets.errors import prepare_for_torch
+prepare_for_torch()  # as every command does
 import imagecodecs, tifffile
 from gan.translate_command import run_test
 from gan.translation_options import TranslationOptions

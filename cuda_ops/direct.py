@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cuda_ops import winograd
 from cuda_ops.padding import fold_reflection, pad
 
 Activation = Literal["none", "relu", "leaky_relu"]
@@ -138,9 +139,10 @@ class _NormalizedConv2d(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 db = dy.sum((0, 2, 3), dtype=wide).to(weight.dtype)
             dy_groups = _per_group(dy.to(wide), conv.groups)  # (N, G, O/G, H', W')
-            projection = (dy_groups * _per_group(z, conv.groups)).sum(2).mul_(r.square())
+            products = dy_groups * _per_group(z, conv.groups)
+            projection = products.sum(2).mul_(r.square())
             t = -projection if dstd is None else dstd - projection
-            dz = (dy_groups * r.unsqueeze(2)).flatten(1, 2).to(conv.compute)
+            dz = torch.mul(dy_groups, r.unsqueeze(2), out=products).flatten(1, 2).to(conv.compute)
         # made again rather than kept: one pass over x, and no second copy of it lives on
         base, padding = _base(x, pivot, conv)
         if ctx.needs_input_grad[0]:
@@ -158,13 +160,13 @@ class _NormalizedConv2d(torch.autograd.Function):
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
                 filters = _centre(weight, conv.tf32).to(conv.compute) if filter_sums is None else weight
-                dx = _convolution_backward(dz, source, filters, conv, border, (True, False))[0].to(wide)
+                dx = _convolution_gradient(0, dz, source, filters, conv, border, std).to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
             if conv.reflect:
                 dx = fold_reflection(dx, conv.padding)
             dx = dx.to(x.dtype, copy=conv.reflect)  # what is returned holds no border in memory
         if dz is not None and ctx.needs_input_grad[1]:
-            dw = _convolution_backward(dz, base, weight, conv, padding, (False, True))[1].to(wide)
+            dw = _convolution_gradient(1, dz, base, weight, conv, padding, std).to(wide)
             if filter_sums is None:
                 dw_mean = dw.mean((1, 2, 3), keepdim=True)
             else:
@@ -182,15 +184,15 @@ def _forward(
     """
     kernel, out = (weight.shape[2], weight.shape[3]), conv.output_size(x.shape, weight.shape)
     entries, positions = weight[0].numel(), kernel[0] * kernel[1]
-    base, padding, m, q, pivot = _base_with_statistics(x, conv)
+    base, padding, maps, pivot = _base_with_statistics(x, conv)
 
     def convolve(filters: Tensor) -> Tensor:
-        return F.conv2d(
-            base.to(conv.compute), filters, None, conv.stride, padding, conv.dilation, conv.groups
-        )
+        source, sizes = base.to(conv.compute), (conv.stride, padding, conv.dilation, conv.groups)
+        if not _must_be_traceable(x) and winograd.suits(source, filters, *sizes) and _is_even(std):
+            return winograd.convolve(source, filters, padding)
+        return F.conv2d(source, filters, None, *sizes)
 
-    sums = _window_sum(torch.cat([m, m.square(), q], 1), kernel, out, conv)
-    sum_m, sum_m2, sum_q = sums.chunk(3, 1)  # (N, G, H', W') each
+    sum_m, sum_m2, sum_q = _window_sum(maps, kernel, out, conv).chunk(3, 1)  # (N, G, H', W') each
     mean = sum_m / positions
     if positions > 1:  # between the pixels of a window: sum (m - mu)^2
         sum_q = sum_q + weight.shape[1] * (sum_m2 - positions * mean.square()).clamp_min(0)
@@ -209,10 +211,8 @@ def _forward(
 
     # no view of z per group: what a Function returns as a view takes no in-place ReLU
     scale = std.reciprocal()
-    y = z * (scale if conv.groups == 1 else scale.repeat_interleave(z.shape[1] // conv.groups, 1))
-    if bias is not None:
-        shift = bias.to(y.dtype).view(-1, 1, 1)
-        y = y + shift if torch.is_grad_enabled() else y.add_(shift)
+    scale = scale if conv.groups == 1 else scale.repeat_interleave(z.shape[1] // conv.groups, 1)
+    y = z * scale if bias is None else torch.addcmul(bias.to(scale.dtype).view(-1, 1, 1), z, scale)
     y = activate(y, conv.activation, conv.negative_slope)
     return _cast(y, conv.compute), z, filter_sums, pivot, mean, std
 
@@ -238,18 +238,15 @@ def differentiable_backward(
     return dx, dw, db
 
 
-def _base_with_statistics(
-    x: Tensor, conv: ConvParams
-) -> tuple[Tensor, IntPair, Tensor, Tensor, Tensor | None]:
-    """What the convolution runs on, the padding it still needs, the padded maps m and q, and the pivot."""
+def _base_with_statistics(x: Tensor, conv: ConvParams) -> tuple[Tensor, IntPair, Tensor, Tensor | None]:
+    """What the convolution runs on, the padding it still needs, the maps of its padded pixels, and the pivot."""
     if x.device.type == "cpu" and not _must_be_traceable(x):
-        m, q = _pixel_statistics(x, conv.groups)
-        if x.numel() == 0 or not _mean_is_large(m, q, x.shape[1] // conv.groups):
-            m, q = with_border(torch.cat([m, q], 1), conv).chunk(2, 1)
-            return *_base(x, None, conv), m, q, None
+        maps = _pixel_statistics(x, conv.groups)
+        if x.numel() == 0 or not _mean_is_large(maps, x.shape[1] // conv.groups):
+            return *_base(x, None, conv), with_border(maps, conv), None
     pivot = _pivot(x, conv.groups)
     base, padding = _base(x, pivot, conv)
-    return base, padding, *_pixel_statistics(base, conv.groups), pivot
+    return base, padding, _pixel_statistics(base, conv.groups), pivot
 
 
 def _must_be_traceable(x: Tensor) -> bool:
@@ -259,28 +256,33 @@ def _must_be_traceable(x: Tensor) -> bool:
     return type(x) not in (Tensor, torch.nn.Parameter)
 
 
-def _pixel_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Channel mean m and sum of squared deviations q of every pixel, (N, G, H, W).
+def _pixel_statistics(x: Tensor, groups: int) -> Tensor:
+    """Channel mean m, its square, and sum of squared deviations q of every pixel, (N, 3 G, H, W).
 
     The maps are float64 where the device has it. They are small, and float64 makes sum(m^2) - K mu^2 harmless
     at any offset.
     """
     channels = _per_group(x.to(statistics_dtype(x)), groups)  # (N, G, C/G, H, W)
-    m = channels.mean(2, keepdim=True)
-    if _must_be_traceable(x):
-        q = (channels - m).square().sum(2)
-    else:  # a few rows at a time (1 MiB in float32), so that the deviations stay in the cache
-        rows = max(1, (1 << 18) * x.shape[2] // max(x.numel(), 1))
-        parts = zip(channels.split(rows, 3), m.split(rows, 3), strict=True)
-        q = torch.cat([(part - part_m).square_().sum(2) for part, part_m in parts], 2)
     wide = torch.float32 if x.device.type == "mps" else torch.float64
-    return m.squeeze(2).to(wide), q.to(wide)
+
+    def maps(part: Tensor) -> Tensor:
+        m = part.mean(2, keepdim=True)
+        q = (part - m).square().sum(2)
+        m = m.squeeze(2).to(wide)
+        return torch.cat([m, m.square(), q], 1)
+
+    if _must_be_traceable(x):
+        return maps(channels)
+    # 4 MiB in float32 at a time, so that what is made on the way stays in the cache
+    rows = max(1, (1 << 20) * x.shape[2] // max(x.numel(), 1))
+    return torch.cat([maps(part) for part in channels.split(rows, 3)], 2)
 
 
-def _mean_is_large(m: Tensor, q: Tensor, channels: int) -> bool:
+def _mean_is_large(maps: Tensor, channels: int) -> bool:
     """Whether some image mean exceeds twice the image's standard deviation: then a pivot pays in accuracy."""
-    variance = q.mean((2, 3)) / channels + m.var((2, 3), correction=0)
-    return bool((m.mean((2, 3)).square() > 4 * variance).any())
+    mean_m, mean_m2, mean_q = maps.mean((2, 3)).chunk(3, 1)
+    square = mean_m.square()
+    return bool((square > 4 * (mean_q / channels + mean_m2 - square)).any())
 
 
 def _pivot(x: Tensor, groups: int) -> Tensor:
@@ -363,13 +365,23 @@ def _per_group(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1))
 
 
-def _convolution_backward(
-    dz: Tensor, x: Tensor, weight: Tensor, conv: ConvParams, padding: IntPair, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the plain convolution with respect to its input and its weight, where they are wanted."""
-    tensors = (dz, x.to(conv.compute), weight.to(conv.compute), None)
+def _convolution_gradient(
+    of: Literal[0, 1], dz: Tensor, x: Tensor, weight: Tensor, conv: ConvParams, padding: IntPair, std: Tensor
+) -> Tensor:
+    """Gradient of the plain convolution with respect to its input (0) or its weight (1)."""
+    x, weight = x.to(conv.compute), weight.to(conv.compute)
+    if winograd.suits(x, weight, conv.stride, padding, conv.dilation, conv.groups) and _is_even(std):
+        return (
+            winograd.weight_gradient(x, dz, padding) if of else winograd.input_gradient(dz, weight, padding)
+        )
     numbers = (conv.stride, padding, conv.dilation, False, (0, 0), conv.groups)
-    return torch.ops.aten.convolution_backward(*tensors, *numbers, (*wanted, False))
+    wanted = (of == 0, of == 1, False)
+    return torch.ops.aten.convolution_backward(dz, x, weight, None, *numbers, wanted)[of]
+
+
+def _is_even(std: Tensor) -> bool:
+    """Whether no patch is much flatter than others: dividing by its std would magnify what Winograd's form rounds."""
+    return std.numel() > 0 and bool(std.max() < 16 * std.min())
 
 
 def _windows(maps: Tensor, axis: int, kernel: IntPair, positions: int, conv: ConvParams) -> Iterator[Tensor]:

@@ -50,3 +50,9 @@ class Bands:
 
 Picture = Image.Image | Bands
 """In mode L or RGB, or bands."""
+
+
+def channels_first(picture: Picture) -> np.ndarray:
+    """(C, H, W) uint8 of its own from a picture in mode L, RGB or RGBA, or bands."""
+    values = np.array(picture)  # (H, W) or (H, W, C)
+    return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))

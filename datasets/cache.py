@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
-from PIL import Image, features
+from PIL import features
 from tqdm import tqdm
 
 from datasets import bands, decoding, images, tiff, transforms
@@ -28,9 +28,8 @@ from datasets.check import FileRecord
 from datasets.decoding import Received
 from datasets.errors import UserError, file_error, no_bar, say, warn
 from datasets.files import ahead, as_mib, cores, free_space, remove_leftovers, replacing
-from datasets.images import to_bytes
 from datasets.layouts import Sources
-from datasets.transforms import Augmentation, Resized, Size, half_size
+from datasets.transforms import Augmentation, Resized, Size, half_size, resize
 
 Side = Literal["A", "B"]
 Number = tuple[Side, int]
@@ -164,8 +163,7 @@ class CacheMaker:
         return [self._resized(loaded[side]) for side, _ in numbers]
 
     def _resized(self, picture: Picture) -> bytes:
-        size = self.augmentation.resized(picture.size)
-        return to_bytes(picture.resize(size, Image.Resampling.BICUBIC)).numpy().tobytes()
+        return resize(picture, self.augmentation.resized(picture.size)).tobytes()
 
     def _path(self, side: Side, i: int) -> Path:
         return (self.sources.a if side == "A" else self.sources.b)[i]

@@ -8,6 +8,7 @@ Exit codes: 0 done; 2 wrong usage or input; 1 failed while running, our own bugs
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -202,10 +203,7 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
     """
     if debug:
         set_debug(True)
-    # torch's threads (GNU OpenMP) wait for each other in a loop of up to 300,000 turns by default. Beside several other
-    # programs that makes a training many times slower: benchmarks/busy_cores.py.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    prepare_for_torch()
     try:
         code = main() or 0
         sys.stdout.flush()  # a full disk or closed pipe behind stdout shows here, not at interpreter shutdown
@@ -223,6 +221,24 @@ def run_command(main: Callable[[], int | None], debug: bool = False) -> NoReturn
         # told above; the interpreter would try, and complain about, the rest of the buffer once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def prepare_for_torch() -> None:
+    """Set what makes torch faster on a CPU, before it is imported; the user's own settings stay.
+
+    Its threads (GNU OpenMP) wait for each other in a loop of up to 300,000 turns by default. Beside several other
+    programs that makes a training many times slower (benchmarks/busy_cores.py). And glibc gives every large block of
+    memory back to Linux when it is freed, so every step asks for all its memory anew, page by page.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            trim_threshold, mmap_max = -1, -4  # as in malloc.h
+            mallopt(mmap_max, 0)
+            mallopt(trim_threshold, -1)
 
 
 def _report_exception(error: Exception) -> int:

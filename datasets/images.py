@@ -35,7 +35,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.bands import Bands, Picture
+from datasets.bands import Bands, Picture, channels_first
 from datasets.decoding import IMAGE_EXTENSIONS, Received, decoded, naming_problems
 from datasets.errors import RunError, UserError, file_error
 from datasets.files import write_atomically
@@ -321,13 +321,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def to_tensor(picture: Picture) -> Tensor:
     """(C, H, W) float32 in [-1, 1] from a picture in mode L, RGB or RGBA, or bands."""
-    return to_unit_range(to_bytes(picture))
-
-
-def to_bytes(picture: Picture) -> Tensor:
-    """(C, H, W) uint8 from a picture in mode L, RGB or RGBA, or bands."""
-    values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C)
-    return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
+    return to_unit_range(torch.from_numpy(channels_first(picture)))
 
 
 def to_unit_range(values: Tensor) -> Tensor:

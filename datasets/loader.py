@@ -18,9 +18,9 @@ from datasets import workers
 from datasets.bands import Picture
 from datasets.cache import PictureCache
 from datasets.errors import RunError, UserError
-from datasets.images import to_bytes, to_unit_range
+from datasets.images import to_unit_range
 from datasets.layouts import Sources
-from datasets.transforms import Augmentation, ResizeCropFlip, Resized, evaluation_resize
+from datasets.transforms import Augmentation, Resized, resize
 
 Sample = tuple[np.ndarray, np.ndarray, str, str]  # (C, H, W) uint8 of A and B, their files
 
@@ -118,7 +118,7 @@ class PairDataset:
             raise UserError(path_a, sizes, "pairs need equal sizes")
         transform_a = self.augmentation.draw(a.size, rng, path_a)
         transform_b = transform_a if self.paired else self.augmentation.draw(b.size, rng, path_b)
-        return _transformed(a, transform_a), _transformed(b, transform_b), path_a, path_b
+        return transform_a.apply(a), transform_b.apply(b), path_a, path_b
 
     def _kept_or_decoded(self, i: int, j: int) -> tuple[Picture | Resized, Picture | Resized]:
         a, b = (self.cache.find("A", i), self.cache.find("B", j)) if self.cache else (None, None)
@@ -142,12 +142,6 @@ def _collate(samples: Sequence[Sample], skipped: list[str]) -> RawBatch:
         "paths_B": paths_b,
         "skipped": skipped,
     }
-
-
-def _transformed(picture: Picture | Resized, transform: ResizeCropFlip) -> np.ndarray:
-    if isinstance(picture, Resized):
-        return transform.rest(picture)
-    return to_bytes(transform.apply(picture)).numpy()
 
 
 def _stack(pictures: list[np.ndarray], paths: list[str]) -> np.ndarray:
@@ -228,6 +222,6 @@ def fixed_samples(dataset: PairDataset, indices: Sequence[int]) -> PairBatch:
     samples = []
     for index in indices:
         i, j = index % len(sources.a), index % len(sources.b)
-        a, b = (to_bytes(evaluation_resize(one, size)).numpy() for one in dataset.decoded(i, j))
+        a, b = (resize(one, (size, size)) for one in dataset.decoded(i, j))
         samples.append((a, b, str(sources.a[i]), str(sources.b[j])))
     return _in_unit_range(_collate(samples, []))

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from datasets.bands import Picture
+from datasets.bands import Picture, channels_first
 from datasets.errors import UserError
 
 Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -105,20 +105,18 @@ class ResizeCropFlip:
     box: tuple[int, int, int, int] | None  # (left, top, right, bottom); None where nothing is cropped
     flip: bool
 
-    def apply(self, picture: Picture) -> Picture:
-        """The picture resized, cropped and mirrored."""
-        picture = picture.resize(self.size, Image.Resampling.BICUBIC)
-        if self.box:
-            picture = picture.crop(self.box)
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else picture
-
-    def rest(self, resized: Resized) -> np.ndarray:
-        """(C, H, W) uint8: the picture cropped and mirrored."""
-        pixels = resized.pixels
+    def apply(self, picture: Picture | Resized) -> np.ndarray:
+        """(C, H, W) uint8: the picture resized, unless that is done, cropped and mirrored."""
+        pixels = picture.pixels if isinstance(picture, Resized) else resize(picture, self.size)
         if self.box:
             left, top, right, bottom = self.box
             pixels = pixels[:, top:bottom, left:right]
         return np.ascontiguousarray(pixels[..., ::-1] if self.flip else pixels)
+
+
+def resize(picture: Picture, size: Size) -> np.ndarray:
+    """The picture stretched to `size`, (C, H, W) uint8."""
+    return channels_first(picture.resize(size, Image.Resampling.BICUBIC))
 
 
 def _multiple_of_4(length: int) -> int:

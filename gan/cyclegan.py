@@ -46,16 +46,14 @@ class CycleGAN(Trainer):
                 losses["idt_A"] = self.lambda_B * self.lambda_identity * _l1(same_B, real_B)
                 same_A = G_B(real_A) if same_A is None else same_A
                 losses["idt_B"] = self.lambda_A * self.lambda_identity * _l1(same_A, real_A)
-        self.optimizers["G"].zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        self.optimize("G", losses, batch)
+        with self.updating("G", losses, batch):
+            torch.stack(list(losses.values())).sum().backward()
 
         requires_grad(self.optimizers["D"], True)
-        self.optimizers["D"].zero_grad(set_to_none=True)
         old_B, old_A = self.pooled({"B": wide(fake_B.detach()), "A": wide(fake_A.detach())}, batch)
-        losses["D_A"] = self._discriminate(D_A, real_B, old_B)
-        losses["D_B"] = self._discriminate(D_B, real_A, old_A)
-        self.optimize("D", losses, batch)
+        with self.updating("D", losses, batch):
+            losses["D_A"] = self._discriminate(D_A, real_B, old_B)
+            losses["D_B"] = self._discriminate(D_B, real_A, old_A)
 
         images = {
             "input_A": real_A, "fake_B": fake_B, "rec_A": rec_A,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,12 +89,7 @@ def differences(translator: Translator, translate: Translate) -> Iterator[tuple[
 
 
 def _require(name: str, packages: tuple[str, ...]) -> None:
-    missing = []
-    for package in packages:
-        try:
-            import_module(package)
-        except ImportError:
-            missing.append(package)
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
         reason = f"needs {' and '.join(missing)}, not installed"
         raise UserError(f"--format {name}", reason, "pip install -r requirements-export.txt")

@@ -33,17 +33,15 @@ class Pix2Pix(Trainer):
             if self.gan_mode == "wgangp":
                 losses["D_gp"] = self.lambda_gp * gradient_penalty(D, real_pair, fake_pair)
                 loss_D = loss_D + losses["D_gp"]
-        self.optimizers["D"].zero_grad(set_to_none=True)
-        loss_D.backward()
-        self.optimize("D", losses, batch)
+        with self.updating("D", losses, batch):
+            loss_D.backward()
 
         requires_grad(self.optimizers["D"], False)
         with self.placement.autocast():
             losses["G_GAN"] = gan.generator(D(torch.cat([real_A, fake_B], 1)))
             losses["G_L1"] = self.lambda_L1 * F.l1_loss(wide(fake_B), real_B)
-        self.optimizers["G"].zero_grad(set_to_none=True)
-        (losses["G_GAN"] + losses["G_L1"]).backward()
-        self.optimize("G", losses, batch)
+        with self.updating("G", losses, batch):
+            (losses["G_GAN"] + losses["G_L1"]).backward()
 
         return StepResult(
             {name: loss.detach() for name, loss in losses.items()},

@@ -97,8 +97,6 @@ class StaticStep:
     def _start_recording(self, images: Mapping[str, Tensor], shapes: tuple[torch.Size, ...]) -> Losses:
         put = self._trainer.placement.put
         self._buffers = {name: put(image).clone() for name, image in images.items()}
-        for optimizer in self._trainer.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)  # so that the gradients lie in the graph's memory
         try:
             self._losses, self._replay = self._record(lambda: self._eagerly(self._buffers))
         except RuntimeError as error:

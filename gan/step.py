@@ -111,14 +111,32 @@ class Trainer(ABC):
     def step(self, batch: Batch) -> StepResult:
         """One update of all networks from a batch with "A" and "B"."""
 
-    def optimize(self, name: str, losses: Mapping[str, Tensor], batch: Batch) -> None:
-        """One step of an optimiser, with the gradients of all processes. losses: those that led to its gradients."""
+    @contextmanager
+    def updating(self, name: str, losses: Mapping[str, Tensor], batch: Batch) -> Iterator[None]:
+        """One step of an optimiser, with the gradients that the backward passes inside give, in all processes.
+
+        A parameter gets its gradient in one of these passes. losses: those that the gradients come from. No gradient is
+        left afterwards.
+        """
         optimizer = self.optimizers[name]
-        if self.processes.world > 1:
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            self.processes.reduce([*gradients, *self._running_statistics()], batch["counts"], losses.values())
-        optimizer.step()
+        if self.steps_in_backward:
+            with stepping_in_backward(optimizer):
+                yield
+            return
+        try:
+            yield
+            if self.processes.world > 1:
+                parameters = (p for group in optimizer.param_groups for p in group["params"])
+                own = [*(p.grad for p in parameters if p.grad is not None), *self._running_statistics()]
+                self.processes.reduce(own, batch["counts"], losses.values())
+            optimizer.step()
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """A GPU takes one step for all parameters sooner; several processes first put their gradients together."""
+        return self.placement.device.type == "cpu" and self.processes.world == 1
 
     def _running_statistics(self) -> list[Tensor]:
         """Of batch norms, each process has those of its own pictures. SyncBatchNorm, on GPUs, has those of all."""
@@ -160,6 +178,36 @@ class Trainer(ABC):
             average_weights([*average.parameters()], [*network.parameters()], 0)
             for kept, current in zip(average.buffers(), network.buffers(), strict=True):
                 kept.copy_(current)
+
+
+LARGE = 1 << 16
+"""Smaller parameters take their steps together afterwards: one at a time, the calls would cost more than they save."""
+
+
+@contextmanager
+def stepping_in_backward(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, a large parameter takes its step as soon as a backward pass has its gradient, which is freed at once.
+
+    The bits are those of one step for all. Such gradients never fill the memory, and are read while still in the cache.
+    """
+    (group,) = optimizer.param_groups
+    everything = group["params"]
+
+    def step(parameter: Tensor) -> None:
+        group["params"] = [parameter]
+        optimizer.step()
+        parameter.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(step) for p in everything if p.numel() >= LARGE]
+    try:
+        yield
+        group["params"] = [p for p in everything if p.numel() < LARGE]
+        optimizer.step()
+    finally:
+        group["params"] = everything
+        optimizer.zero_grad(set_to_none=True)
+        for hook in hooks:
+            hook.remove()
 
 
 def set_learning_rate(trainer: Trainer, lr: float) -> None:

@@ -37,6 +37,19 @@ def noise(path: Path, size: tuple[int, int] = (24, 18), seed: int = 0, **options
     return path
 
 
+def spy(
+    monkeypatch: pytest.MonkeyPatch, place: Any, attribute: str, taken: list[str], name: str = ""
+) -> None:
+    """Every call of that function adds its name, or `name`, to `taken`."""
+    function = getattr(place, attribute)
+
+    def called(*arguments: Any) -> Any:
+        taken.append(name or attribute)
+        return function(*arguments)
+
+    monkeypatch.setattr(place, attribute, called)
+
+
 _ports = itertools.count(10_000 + os.getpid() * 101 % 20_000)
 
 

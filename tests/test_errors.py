@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -250,3 +251,30 @@ def test_threads_of_torch_spin_shortly_unless_the_user_says_otherwise() -> None:
     assert spins() == "10000"
     assert spins(GOMP_SPINCOUNT="77") == "77"
     assert spins(OMP_WAIT_POLICY="PASSIVE") == "0"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
+def test_a_command_keeps_the_memory_that_it_frees() -> None:
+    program = """if True:
+        import resource
+        from datasets.errors import run_command
+
+        def main():
+            for _ in range(2):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                bytearray(b"1") * (64 << 20)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+        run_command(main)
+    """
+
+    def page_faults(**settings: str) -> int:
+        """Of 64 MiB the second time: 16384 pages, or none."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-c", program]
+        return int(subprocess.check_output(command, env=environment | settings, cwd=ROOT, text=True))
+
+    assert page_faults() < 100
+    huge_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not huge_pages.exists() or "[always]" not in huge_pages.read_text():
+        assert page_faults(MALLOC_MMAP_MAX_="65536") > 10_000  # the user's setting decides

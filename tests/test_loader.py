@@ -391,6 +391,7 @@ def test_processes_may_start_while_workers_do() -> None:
 
 def test_a_server_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with too little memory for it."""
+    workers.start_server()  # or the first worker would start one, at another address
     monkeypatch.setattr(workers.forkserver._forkserver, "_forkserver_address", "\0nobody listens")
     with pytest.raises(RunError, match=r"^data loading: a worker process cannot be started: .*num_threads 0"):
         list(workers.map_in_workers(loader_functions.pids, [1], 1))

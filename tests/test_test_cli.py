@@ -444,14 +444,14 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import itertools, os, signal, sys
 from datasets import files, images
 
-def third_time_killed(path, data, durable=True, seen=[]):
-    seen.append(path)
+def third_time_killed(path, data, durable=True, calls=itertools.count(1)):
+    call = next(calls)  # no two threads get the same number
     with files.replacing(path, durable) as write:
         write(data)
-        if len(seen) == 3:
+        if call == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 images.write_atomically = third_time_killed

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan import step
 from gan.command_line import parse_train
 from gan.losses import GAN_LOSSES
 from gan.setup import build_trainer
-from gan.step import Trainer
+from gan.step import Trainer, stepping_in_backward
 
 TINY = [
     "--dataroot", "none", "--crop_size", "16", "--ngf", "4", "--ndf", "4", "--netG", "resnet_6blocks",
@@ -245,6 +246,53 @@ def test_bfloat16_and_channels_last_follow_float32(model: str) -> None:
         assert result.losses[name].item() == pytest.approx(loss.item(), rel=0.05, abs=0.02), name
     assert {p.dtype for network in other.networks.values() for p in network.parameters()} == {torch.float32}
     assert {image.dtype for image in result.images.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("large", [1, 10])
+def test_a_step_in_the_backward_pass_has_the_bits_of_one_afterwards(
+    large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight that is used twice, and one that is not used, too. Only one large gradient at a time is in memory."""
+    monkeypatch.setattr(step, "LARGE", large)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.twice, self.unused = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.twice(self.twice(self.first(x)).sin()).square().mean()  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    network = Network()
+    plain = copy.deepcopy(network)
+    early, late = (torch.optim.Adam(n.parameters(), lr=0.1, fused=True) for n in (network, plain))
+    alive: list[int] = []
+    for parameter in network.parameters():
+        count = lambda _: alive.append(sum(p.grad is not None for p in network.parameters()))
+        parameter.register_post_accumulate_grad_hook(count)
+    for x in torch.randn(3, 4, 3):
+        with stepping_in_backward(early):
+            network(x).backward()
+        late.zero_grad()
+        plain(x).backward()
+        late.step()
+    assert max(alive) == (1 if large == 1 else 3)  # two biases and a weight
+    assert all(p.grad is None for p in network.parameters())
+    for mine, right in zip(network.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, right)
+    assert early.state_dict()["param_groups"] == late.state_dict()["param_groups"]
+    torch.testing.assert_close(early.state_dict()["state"], late.state_dict()["state"], rtol=0, atol=0)
+
+
+def test_a_backward_pass_that_fails_leaves_the_optimizer_whole() -> None:
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(RuntimeError, match="stop"), stepping_in_backward(optimizer):
+        raise RuntimeError("stop")
+    assert optimizer.param_groups[0]["params"] == [*network.parameters()]
+    network(torch.ones(1, 2)).sum().backward()
+    assert network.weight.grad is not None  # no hook is left
 
 
 def names_of(trainer: Trainer) -> dict[str, Any]:

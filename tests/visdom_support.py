@@ -177,7 +177,7 @@ def real_server(folder: Path, login: tuple[str, str] | None = None) -> Iterator[
         server.kill()
 
 
-def wait_until(happens: Callable[[], bool], seconds: float = 240.0) -> None:
+def wait_until(happens: Callable[[], bool], seconds: float = 480.0) -> None:
     """Look until it happens; an AssertionError after so many seconds, which only what never happens takes."""
     deadline = time.monotonic() + seconds
     while not happens():

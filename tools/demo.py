@@ -21,8 +21,8 @@ SMALL = (
 )
 PIX2PIX = f"--model pix2pix --ngf 16 --n_layers_D 2 --n_epochs 5 --n_epochs_decay 3 --lr 0.002 {SMALL}"
 CYCLEGAN = (
-    "--model cycle_gan --upsample resize --ngf 8 --n_layers_D 3 --lambda_A 5 --lambda_B 5 --n_epochs 8 "
-    f"--n_epochs_decay 4 --lr 0.001 {SMALL}"
+    "--model cycle_gan --upsample resize --ngf 8 --n_layers_D 3 --lambda_A 5 --lambda_B 5 --n_epochs 10 "
+    f"--n_epochs_decay 6 --lr 0.001 --ema 0.995 {SMALL}"
 )
 TOWNS = "--count 100 --size 128"
 DAYS = "--count 100 --size 128 --extent 128 --task night"
