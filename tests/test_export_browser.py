@@ -175,6 +175,44 @@ def test_what_is_wrong_is_one_line(exported: Path, address: str, page: Any, tmp_
 
 
 @pytest.mark.parametrize("exported", ["resnet"], indirect=True)
+def test_a_scale_that_is_chosen_while_a_picture_is_read_loses_no_picture(
+    exported: Path, address: str, page: Any, tmp_path: Path
+) -> None:
+    page.add_init_script(
+        """const read = window.createImageBitmap;
+        let gate = Promise.resolve();
+        window.createImageBitmap = async (...picture) => (await gate, read(...picture));
+        window.closeGate = () => { gate = new Promise((resolve) => window.openGate = resolve); };"""
+    )
+    text = tmp_path / "notes.png"
+    text.write_text("no picture")
+    for name, size in {"first": (40, 30), "second": (30, 40)}.items():
+        picture(*size).save(tmp_path / f"{name}.png")
+    page.goto(address)
+    wait(page, "ready")
+    drop(page, tmp_path / "first.png")
+    wait(page, "done")
+
+    def drop_and_choose(file: Path, scale: str) -> None:
+        page.evaluate("closeGate()")
+        drop(page, file)
+        page.select_option("#scale", label=scale)
+        page.evaluate("openGate()")
+
+    drop_and_choose(tmp_path / "second.png", "the picture's size")
+    page.wait_for_selector("#save[download='second.png'][href]")
+    wait(page, "done")
+    assert page.inner_text("#told").startswith("30 × 40 pixels in")
+    drop_and_choose(text, "a half of it")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error") == "notes.png: is no picture that this browser can read"
+    page.select_option("#scale", label="a quarter of it")  # of the picture that is still shown
+    page.wait_for_selector("#save[download='second.png'][href]")
+    wait(page, "done")
+    assert page.inner_text("#told").startswith("8 × 10 pixels in") and not page.is_visible("#error")
+
+
+@pytest.mark.parametrize("exported", ["resnet"], indirect=True)
 def test_a_model_that_is_missing_is_told(exported: Path, address: str, page: Any) -> None:
     page.route("**/model.onnx", lambda route: route.fulfill(status=404))
     page.goto(address)

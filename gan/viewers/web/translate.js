@@ -10,7 +10,7 @@ function translatePage(by) {
   const [drop, file, problem, result, before, after, scale, told, save] =
     ["drop", "file", "error", "result", "before", "after", "scale", "told", "save"].map(at);
   const stage = document.querySelector(".stage"), split = document.querySelector(".split");
-  let source = null, saved = "", turn = 0;
+  let newest = null, turn = 0;  // newest: the promise of a picture
 
   function status(name, text = name) {
     at("status").dataset.status = name;
@@ -34,40 +34,35 @@ function translatePage(by) {
     return pen;
   }
 
-  async function open(chosen) {
+  function open(chosen) {
     if (!chosen) return;
+    const last = newest, name = `${chosen.name.replace(/\.[^.]*$/, "")}.png`;
+    const mine = newest = by.read(chosen).then((picture) => ({ ...picture, name }));
+    mine.catch(() => newest === mine && (newest = last));  // no picture: the last one stays
+    translate();
+  }
+
+  /** Translate the newest picture, also one that is still being read when the scale is changed. */
+  async function translate() {
     const mine = ++turn;  // only the newest question is answered
     problem.hidden = true;
     status("working", "translating");
     try {
-      const picture = await by.read(chosen);
+      const source = await newest;
       if (mine !== turn) return;
-      source = picture;
-    } catch (error) {
-      if (mine === turn) fail(error.message);
-      return;
-    }
-    saved = `${chosen.name.replace(/\.[^.]*$/, "")}.png`;
-    await translate();
-  }
-
-  async function translate() {
-    const mine = ++turn, { width, height } = source.bitmap;
-    problem.hidden = true;
-    URL.revokeObjectURL(save.href);
-    save.removeAttribute("href");
-    stage.style.setProperty("--wide", width);
-    stage.style.setProperty("--ratio", width / height);
-    stage.classList.add("stale");
-    stage.classList.toggle("pixels", width < 160);
-    drop.classList.add("small");
-    result.hidden = false;
-    try {
-      status("working", "translating");
+      const { bitmap: { width, height }, name } = source;
+      URL.revokeObjectURL(save.href);
+      save.removeAttribute("href");
+      stage.style.setProperty("--wide", width);
+      stage.style.setProperty("--ratio", width / height);
+      stage.classList.add("stale");
+      stage.classList.toggle("pixels", width < 160);
+      drop.classList.add("small");
+      result.hidden = false;
       told.textContent = "";
       draw(before, source.bitmap, width, height);
-      if (!after.width || stage.dataset.of !== saved) draw(after, source.bitmap, width, height);
-      stage.dataset.of = saved;
+      if (!after.width || stage.dataset.of !== name) draw(after, source.bitmap, width, height);
+      stage.dataset.of = name;
       const made = await by.translate(source, scale.value);
       if (mine !== turn) return;
       draw(after, made.after, width, height);
@@ -76,7 +71,7 @@ function translatePage(by) {
       const png = made.png ?? await new Promise((resolve) => after.toBlob(resolve));
       if (mine !== turn) return;
       save.href = URL.createObjectURL(png);
-      save.download = saved;
+      save.download = name;
       status("done");
     } catch (error) {
       if (mine === turn) fail(error.message);
