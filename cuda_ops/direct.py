@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cuda_ops import winograd
+from cuda_ops import few_channels, winograd
 from cuda_ops.padding import fold_reflection, pad
 
 Activation = Literal["none", "relu", "leaky_relu"]
@@ -374,6 +374,8 @@ def _convolution_gradient(
         return (
             winograd.weight_gradient(x, dz, padding) if of else winograd.input_gradient(dz, weight, padding)
         )
+    if of == 0 and few_channels.suits_transposed(dz, weight, conv.stride, conv.dilation, conv.groups):
+        return few_channels.convolve_transposed(dz, weight, conv.stride, padding, (x.shape[2], x.shape[3]))
     numbers = (conv.stride, padding, conv.dilation, False, (0, 0), conv.groups)
     wanted = (of == 0, of == 1, False)
     return torch.ops.aten.convolution_backward(dz, x, weight, None, *numbers, wanted)[of]

@@ -4,9 +4,7 @@ Few positions: the innermost layers of a U-Net see maps of 1x1 to 8x8 pixels wit
 their time goes into reading the weights. In every call, forward and backward, torch's CPU library first copies them
 into an order of its own. A matrix product takes them as they are.
 
-Few output channels: the last layer of the ResNet generator makes 3 channels out of 64, and the library computes its
-gradients as if there were 16. Seen from the other side, both are those of a layer that makes 64 channels out of 3, for
-which it has a fast form.
+Few output channels, as in the last layer of a generator: `cuda_ops/few_channels.py`.
 
 Many channels, and stride 1: `cuda_ops/winograd.py`.
 """
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cuda_ops import winograd
+from cuda_ops import few_channels, winograd
 from cuda_ops.direct import IntPair, is_transformed
 from cuda_ops.padding import pad
 
@@ -43,11 +41,11 @@ def conv2d(
         autocast = torch.is_autocast_enabled("cpu")
         if not autocast and winograd.suits(x, weight, stride, padding, dilation):
             return _StrideOne.apply(winograd, x, weight, bias, padding, reflect)  # (N, O, H', W')
-        if few and torch.is_grad_enabled():
+        if few:
             if autocast:  # as it does itself: float64 stays
                 narrow = torch.get_autocast_dtype("cpu")
                 x, weight = (v.to(narrow) if v.dtype == torch.float32 else v for v in (x, weight))
-            return _StrideOne.apply(_FewOutputs, x, weight, bias, padding, reflect)  # (N, O, H', W')
+            return _StrideOne.apply(few_channels, x, weight, bias, padding, reflect)  # (N, O, H', W')
     if reflect:
         x, padding = _mirrored(x, padding), (0, 0)
     if may_choose:
@@ -65,15 +63,19 @@ def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: IntPair, padding: IntPair, output_padding: IntPair
 ) -> Tensor:
     """`F.conv_transpose2d` without groups and dilation: (N, C, H, W) -> (N, O, H', W')."""
-    if not _may_choose(x, weight) or not _few_positions(x, weight, x.shape[2] * x.shape[3]):
-        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     kernel = (weight.shape[2], weight.shape[3])
     height, width = (
         (x.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + kernel[i] + output_padding[i] for i in (0, 1)
     )
-    # what every input pixel adds to the window around it: (N, H W, C) @ (C, O kh kw)
-    parts = F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1).t())
-    y = F.fold(parts.transpose(1, 2), (height, width), kernel, padding=padding, stride=stride)
+    may_choose = _may_choose(x, weight)
+    if may_choose and few_channels.suits_transposed(x, weight, stride):
+        y = few_channels.convolve_transposed(x, weight, stride, padding, (height, width))
+    elif may_choose and _few_positions(x, weight, x.shape[2] * x.shape[3]):
+        # what every input pixel adds to the window around it: (N, H W, C) @ (C, O kh kw)
+        parts = F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1).t())
+        y = F.fold(parts.transpose(1, 2), (height, width), kernel, padding=padding, stride=stride)
+    else:
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     return y if bias is None else y + bias.view(-1, 1, 1).to(y.dtype)
 
 
@@ -91,34 +93,10 @@ def _few_positions(x: Tensor, weight: Tensor, positions: int) -> bool:
     return 0 < x.shape[0] * positions * ROWS_PER_POSITION <= weight.shape[0]
 
 
-class _FewOutputs:
-    """The functions of `cuda_ops/winograd.py` for few output channels."""
-
-    @staticmethod
-    def convolve(x: Tensor, weight: Tensor, padding: IntPair) -> Tensor:
-        return F.conv2d(x, weight, padding=padding)
-
-    @staticmethod
-    def input_gradient(dy: Tensor, weight: Tensor, padding: IntPair) -> Tensor:
-        """dy * w', where w' (C, O, kh, kw) is the weight turned by 180 degrees, over a border as wide as the kernel."""
-        border = (weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1])
-        return F.conv2d(dy, weight.transpose(0, 1).flip(2, 3), padding=border)
-
-    @staticmethod
-    def weight_gradient(x: Tensor, dy: Tensor, padding: IntPair) -> Tensor:
-        """Turned back, the gradient of w' where x is the gradient of the output."""
-        kernel = [x.shape[i] + 2 * padding[i - 2] - dy.shape[i] + 1 for i in (2, 3)]
-        turned = x.new_empty(x.shape[1], dy.shape[1], *kernel)
-        border = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
-        numbers = ((1, 1), border, (1, 1), False, (0, 0), 1, (False, True, False))
-        dw = torch.ops.aten.convolution_backward(x, dy, turned, None, *numbers)[1]
-        return dw.flip(2, 3).transpose(0, 1)
-
-
 class _StrideOne(torch.autograd.Function):
     """Convolution with stride 1. It keeps x without its mirrored border, as a ReLU before it keeps it too.
 
-    form: the module `cuda_ops.winograd` or the class `_FewOutputs`.
+    form: `cuda_ops.winograd` or `cuda_ops.few_channels`.
     """
 
     @staticmethod

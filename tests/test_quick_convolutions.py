@@ -6,6 +6,7 @@ from conftest import spy
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from cuda_ops import few_channels
 from models import quick_convolutions
 from models.blocks import PlainConv2d, TransposedConv2d, up_conv
 from models.quick_convolutions import conv2d, conv_transpose2d
@@ -13,10 +14,12 @@ from models.quick_convolutions import conv2d, conv_transpose2d
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """`product` or `few outputs` for every call that takes that form."""
+    """`product` or `few outputs` for every call that takes that form, the second for however few pixels."""
     taken: list[str] = []
     spy(monkeypatch, quick_convolutions.F, "linear", taken, "product")
-    spy(monkeypatch, quick_convolutions._FewOutputs, "convolve", taken, "few outputs")
+    monkeypatch.setattr(few_channels, "LEAST_PRODUCTS", 0)
+    spy(monkeypatch, few_channels, "convolve", taken, "few outputs")
+    spy(monkeypatch, few_channels, "convolve_transposed", taken, "few outputs")
     return taken
 
 
@@ -27,11 +30,18 @@ CASES = {
     "uneven": (conv2d, F.conv2d, "product", (2, 2, 4, 1), (200, 2, 3, 2), 200, (2, 1), (1, 2), (1, 2)),
     "last layer": (conv2d, F.conv2d, "few outputs", (2, 16, 9, 8), (3, 16, 7, 7), 3, ONE, (0, 0), ONE),
     "PatchGAN": (conv2d, F.conv2d, "few outputs", (1, 9, 5, 6), (2, 9, 4, 3), 0, ONE, (1, 2), ONE),
+    "PatchGAN without padding": (conv2d, F.conv2d, "few outputs", (1, 4, 6, 6), (1, 4, 4, 4), 1, ONE, (0, 0), ONE),
+    "U-Net's last layer": (
+        conv_transpose2d, F.conv_transpose2d, "few outputs", (2, 12, 4, 5), (12, 3, 4, 4), 3, (2, 2), (1, 1), (0, 0)
+    ),
+    "ResNet's up with few outputs": (
+        conv_transpose2d, F.conv_transpose2d, "few outputs", (1, 8, 4, 3), (8, 2, 3, 3), 0, (2, 2), (1, 1), (1, 1)
+    ),
     "U-Net up": (
-        conv_transpose2d, F.conv_transpose2d, "product", (1, 96, 2, 3), (96, 3, 4, 4), 3, (2, 2), (1, 1), (0, 0)
+        conv_transpose2d, F.conv_transpose2d, "product", (1, 112, 2, 3), (112, 7, 4, 4), 7, (2, 2), (1, 1), (0, 0)
     ),
     "ResNet up": (
-        conv_transpose2d, F.conv_transpose2d, "product", (2, 128, 1, 4), (128, 2, 3, 3), 0, (2, 2), (1, 1), (1, 1)
+        conv_transpose2d, F.conv_transpose2d, "product", (2, 128, 1, 4), (128, 8, 3, 3), 0, (2, 2), (1, 1), (1, 1)
     ),
 }  # fmt: skip
 
@@ -104,10 +114,11 @@ def test_only_the_gradients_that_are_wanted_are_computed(chosen: list[str]) -> N
     [
         # of 64 rows, 4 positions take 16 each; 6 are too many
         (PlainConv2d(2, 64, 4, 2, 1), (1, 2, 4, 4), (1, 2, 6, 4)),
-        (up_conv(64, 2, 4, "transposed", bias=True), (2, 64, 1, 2), (3, 64, 1, 2)),
+        (up_conv(64, 8, 4, "transposed", bias=True), (2, 64, 1, 2), (3, 64, 1, 2)),
         (PlainConv2d(12, 3, 3), (1, 12, 5, 5), None),
+        (up_conv(12, 3, 4, "transposed", bias=True), (1, 12, 5, 5), None),
     ],
-    ids=["down", "up", "last"],
+    ids=["down", "up", "last", "last of a U-Net"],
 )
 def test_other_forms_elsewhere(
     layer: torch.nn.Module, yes: tuple[int, ...], no: tuple[int, ...] | None, chosen: list[str]
@@ -122,9 +133,9 @@ def test_other_forms_elsewhere(
 
 
 def test_no_pictures_and_too_small_ones_are_answered_as_by_torch(chosen: list[str]) -> None:
-    layer, up = PlainConv2d(2, 64, 4, 2), TransposedConv2d(64, 2, 4, 2, 1)
+    layer, up = PlainConv2d(2, 64, 4, 2), TransposedConv2d(64, 8, 4, 2, 1)
     assert layer(torch.zeros(0, 2, 8, 8)).shape == (0, 64, 3, 3)
-    assert up(torch.zeros(0, 64, 1, 1)).shape == (0, 2, 2, 2)
+    assert up(torch.zeros(0, 64, 1, 1)).shape == (0, 8, 2, 2)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         layer(torch.zeros(1, 2, 2, 2))
     assert not chosen
@@ -142,10 +153,9 @@ def test_forward_mode_and_float64_under_autocast_are_torchs(chosen: list[str]) -
     assert chosen == ["few outputs"] and y.dtype == torch.float64
 
 
-def test_more_outputs_and_inference_take_the_ordinary_form(chosen: list[str]) -> None:
+def test_more_outputs_take_the_ordinary_form(chosen: list[str]) -> None:
     PlainConv2d(12, 4, 3)(torch.zeros(1, 12, 5, 5))
-    with torch.no_grad():
-        PlainConv2d(12, 3, 3)(torch.zeros(1, 12, 5, 5))
+    TransposedConv2d(12, 7, 4, 2, 1)(torch.zeros(1, 12, 5, 5))
     assert not chosen
 
 
@@ -155,8 +165,9 @@ def test_more_outputs_and_inference_take_the_ordinary_form(chosen: list[str]) ->
         (PlainConv2d(512, 64, 4, 2, 1), (1, 512, 2, 2)),
         (TransposedConv2d(64, 512, 4, 2, 1), (1, 64, 2, 2)),
         (PlainConv2d(64, 3, 7), (1, 64, 12, 12)),
+        (TransposedConv2d(64, 3, 4, 2, 1), (1, 64, 6, 6)),
     ],
-    ids=["down", "up", "last"],
+    ids=["down", "up", "last", "last of a U-Net"],
 )
 def test_under_autocast_the_output_is_bfloat16(
     layer: torch.nn.Module, shape: tuple[int, ...], chosen: list[str]
