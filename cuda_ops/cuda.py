@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 
 from cuda_ops import direct
-from cuda_ops.direct import ConvParams, InputGradients, IntPair, OutputGradients
+from cuda_ops.direct import ConvParams, InputGradients, OutputGradients
 from cuda_ops.nvrtc import DTYPES, LAUNCHERS, Arguments, BuildError, Dims, Launcher, LaunchKernel, Unit
+from cuda_ops.padding import IntPair
 
 _MOST_GROUPS = 65535  # the second dimension of a grid
 _MOST_PIXELS = 2**30  # of one padded channel: such counts are 32 bits wide, whole tensors have 64-bit indices

@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cuda_ops import few_channels, winograd
-from cuda_ops.padding import fold_reflection, pad
+from cuda_ops.padding import IntPair, fold_reflection, pad
 
 Activation = Literal["none", "relu", "leaky_relu"]
-IntPair = tuple[int, int]
 Outputs = tuple[Tensor, Tensor, Tensor]  # y, mean and std
 OutputGradients = tuple[
     Tensor | None, Tensor | None, Tensor | None

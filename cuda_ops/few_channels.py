@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IntPair = tuple[int, int]
+from cuda_ops.padding import IntPair
 
 MOST_CHANNELS = 6
 """Of an output. With more, the library's own form is as quick."""

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_ops import cuda, direct
-from cuda_ops.direct import Activation, ConvParams, IntPair, Outputs, activate
+from cuda_ops.direct import Activation, ConvParams, Outputs, activate
 from cuda_ops.nvrtc import LAUNCHERS
+from cuda_ops.padding import IntPair
 
 Backend = Literal["auto", "reference", "direct", "cuda"]
 BACKENDS: tuple[str, ...] = get_args(Backend)

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IntPair = tuple[int, int]
+"""Rows and columns."""
+
 
 def pad(x: Tensor, pads: list[int], mode: str) -> Tensor:
     """`F.pad` of x (N, C, H, W) by `pads` (left, right, top, bottom) entries.
@@ -26,7 +29,7 @@ def pad(x: Tensor, pads: list[int], mode: str) -> Tensor:
     return x
 
 
-def fold_reflection(dx: Tensor, padding: tuple[int, int]) -> Tensor:
+def fold_reflection(dx: Tensor, padding: IntPair) -> Tensor:
     """The gradient of what was padded by reflection: dx (N, C, H+2ph, W+2pw) -> (N, C, H, W), a view of dx.
 
     Changes dx: every mirrored entry is added to its origin, always in the same order.

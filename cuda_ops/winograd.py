@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IntPair = tuple[int, int]
+from cuda_ops.padding import IntPair
 
 LEAST_CHANNELS = 128
 """With fewer channels in or out, the matrix products are too small to pay for the rest."""

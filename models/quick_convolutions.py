@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cuda_ops import few_channels, winograd
-from cuda_ops.direct import IntPair, is_transformed
-from cuda_ops.padding import pad
+from cuda_ops.direct import is_transformed
+from cuda_ops.padding import IntPair, pad
 
 ROWS_PER_POSITION = 16
 """A product is taken where the weight has this many rows (its first dimension) for every position of the batch."""
