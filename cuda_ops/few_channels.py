@@ -26,11 +26,11 @@ LEAST_PRODUCTS = 4_000_000
 
 def suits(x: Tensor, weight: Tensor, padding: IntPair) -> bool:
     """Whether `convolve` is quicker than torch's own. It takes that itself where it is not."""
-    kernel = weight.shape[2:]
-    height, width = (x.shape[2 + i] + 2 * padding[i] - kernel[i] + 1 for i in (0, 1))
-    return _pays(x, weight.shape[0], kernel[0] * kernel[1] * max(0, height) * max(0, width))
+    height, width = (x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in (0, 1))
+    return _pays(x, weight.shape[0], weight, max(0, height) * max(0, width))
 
 
+@torch.autocast("cpu", enabled=False)
 def convolve(x: Tensor, weight: Tensor, padding: IntPair) -> Tensor:
     """`F.conv2d` with stride 1: (N, C, H, W) and (O, C, kh, kw) -> (N, O, H', W'), for any O."""
     if not suits(x, weight, padding):
@@ -57,9 +57,10 @@ def suits_transposed(
     """Whether `convolve_transposed` of x (N, C, H, W) with weight (C, O, kh, kw) is quicker than torch's own."""
     if x.device.type != "cpu" or groups != 1 or dilation != (1, 1) or min(stride) == 1:
         return False
-    return _pays(x, weight.shape[1], weight.shape[2] * weight.shape[3] * x.shape[2] * x.shape[3])
+    return _pays(x, weight.shape[1], weight, x.shape[2] * x.shape[3])
 
 
+@torch.autocast("cpu", enabled=False)
 def convolve_transposed(
     x: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, size: IntPair
 ) -> Tensor:
@@ -77,12 +78,14 @@ def convolve_transposed(
     return F.pad(y, (-padding[1], right, -padding[0], below)).contiguous()
 
 
+@torch.autocast("cpu", enabled=False)
 def input_gradient(dy: Tensor, weight: Tensor, padding: IntPair) -> Tensor:
     """Of `convolve`: dy (N, O, H', W') -> (N, C, H, W), many channels out of few."""
     border = (weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1])
     return F.conv2d(dy, weight.transpose(0, 1).flip(2, 3), padding=border)
 
 
+@torch.autocast("cpu", enabled=False)
 def weight_gradient(x: Tensor, dy: Tensor, padding: IntPair) -> Tensor:
     """Of `convolve`: x (N, C, H, W) and dy (N, O, H', W') -> (O, C, kh, kw).
 
@@ -96,9 +99,12 @@ def weight_gradient(x: Tensor, dy: Tensor, padding: IntPair) -> Tensor:
     return dw.flip(2, 3).transpose(0, 1)
 
 
-def _pays(x: Tensor, channels: int, products: int) -> bool:
-    """products: of one picture, one input channel and one output channel."""
-    return channels <= MOST_CHANNELS and x.shape[1] * products >= LEAST_PRODUCTS and x.is_contiguous()
+def _pays(x: Tensor, channels: int, weight: Tensor, positions: int) -> bool:
+    """channels: of the output. positions: where a picture of x meets the filter."""
+    if channels > MOST_CHANNELS or x.dtype not in (torch.float32, torch.float64) or not x.is_contiguous():
+        return False
+    rows, columns = weight.shape[2:]
+    return min(rows, columns) > 1 and x.shape[1] * rows * columns * positions >= LEAST_PRODUCTS
 
 
 def _interleave(y: Tensor, rows: int, columns: int) -> Tensor:

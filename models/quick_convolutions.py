@@ -63,14 +63,15 @@ def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: IntPair, padding: IntPair, output_padding: IntPair
 ) -> Tensor:
     """`F.conv_transpose2d` without groups and dilation: (N, C, H, W) -> (N, O, H', W')."""
+    if not _may_choose(x, weight):
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     kernel = (weight.shape[2], weight.shape[3])
     height, width = (
         (x.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + kernel[i] + output_padding[i] for i in (0, 1)
     )
-    may_choose = _may_choose(x, weight)
-    if may_choose and few_channels.suits_transposed(x, weight, stride):
+    if not torch.is_autocast_enabled("cpu") and few_channels.suits_transposed(x, weight, stride):
         y = few_channels.convolve_transposed(x, weight, stride, padding, (height, width))
-    elif may_choose and _few_positions(x, weight, x.shape[2] * x.shape[3]):
+    elif _few_positions(x, weight, x.shape[2] * x.shape[3]):
         # what every input pixel adds to the window around it: (N, H W, C) @ (C, O kh kw)
         parts = F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1).t())
         y = F.fold(parts.transpose(1, 2), (height, width), kernel, padding=padding, stride=stride)

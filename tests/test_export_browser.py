@@ -193,17 +193,18 @@ def test_a_scale_that_is_chosen_while_a_picture_is_read_loses_no_picture(
     drop(page, tmp_path / "first.png")
     wait(page, "done")
 
-    def drop_and_choose(file: Path, scale: str) -> None:
+    def drop_and_choose(scale: str, *files: Path) -> None:
         page.evaluate("closeGate()")
-        drop(page, file)
+        for file in files:
+            drop(page, file)
         page.select_option("#scale", label=scale)
         page.evaluate("openGate()")
 
-    drop_and_choose(tmp_path / "second.png", "the picture's size")
+    drop_and_choose("the picture's size", tmp_path / "second.png")
     page.wait_for_selector("#save[download='second.png'][href]")
     wait(page, "done")
     assert page.inner_text("#told").startswith("30 × 40 pixels in")
-    drop_and_choose(text, "a half of it")
+    drop_and_choose("a half of it", text, text)
     page.wait_for_selector("#error:not([hidden])")
     assert page.inner_text("#error") == "notes.png: is no picture that this browser can read"
     page.select_option("#scale", label="a quarter of it")  # of the picture that is still shown

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cuda_ops import NormalizedConv2d, few_channels
+from models.blocks import PlainConv2d
 
 ONE, TWO, NONE = (1, 1), (2, 2), (0, 0)
 CASES = {
@@ -79,7 +80,11 @@ def test_it_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     few_channels.convolve(x, torch.zeros(7, 64, 7, 7), NONE)  # many outputs
     few_channels.convolve(x[:, :, :30, :30].contiguous(), torch.zeros(3, 64, 7, 7), NONE)  # small
     few_channels.convolve(x.to(memory_format=torch.channels_last), torch.zeros(3, 64, 7, 7), NONE)
-    assert asked == [12, 8, 7, 3, 3]
+    few_channels.convolve(x, torch.zeros(2, 64, 7, 7), NONE)
+    few_channels.convolve(x, torch.zeros(6, 64, 7, 7), NONE)
+    few_channels.convolve(x.bfloat16(), torch.zeros(3, 64, 7, 7).bfloat16(), NONE)
+    few_channels.convolve(x, torch.zeros(3, 64, 1, 40), NONE)  # nothing to share
+    assert asked == [12, 8, 7, 3, 3, 16, 24, 3, 3]
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         few_channels.convolve(torch.zeros(1, 64, 2, 2), torch.zeros(3, 64, 7, 7), NONE)
 
@@ -89,7 +94,8 @@ def test_it_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not suits(large, weight, ONE) and not suits(large, weight, TWO, TWO)
     assert not suits(large, weight, TWO, ONE, 2) and not suits(large, torch.zeros(64, 7, 4, 4), TWO)
     assert not suits(large.to(memory_format=torch.channels_last), weight, TWO)
-    assert not suits(large.to("meta"), weight, TWO)
+    assert not suits(large.to("meta"), weight, TWO) and not suits(large.bfloat16(), weight.bfloat16(), TWO)
+    assert suits(large, torch.zeros(64, 6, 4, 4), TWO)
 
 
 def test_float32_is_as_exact_as_torch() -> None:
@@ -138,3 +144,14 @@ def test_the_gradient_of_a_picture_in_the_layer(
         layer = NormalizedConv2d(3, 9, 3, padding=1, **other).double()
         torch.autograd.grad(layer(x).sum(), x)
     assert taken == ["convolve_transposed"]
+
+
+@pytest.mark.parametrize("layer", [NormalizedConv2d(4, 8, 4, 2, 1), PlainConv2d(4, 1, 3)], ids=["NC", "last"])
+def test_a_backward_pass_under_autocast_is_not_cast(layer: torch.nn.Module, always: None) -> None:
+    """Nor is torch's own."""
+    (x,) = draws((1, 4, 9, 8), dtype=torch.float32)
+    wanted = [x.requires_grad_(), *layer.parameters()]
+    expected = torch.autograd.grad(layer(x).sin().sum(), wanted)
+    loss = layer(x).sin().sum()
+    with torch.autocast("cpu"):
+        assert all(map(torch.equal, torch.autograd.grad(loss, wanted), expected))

@@ -10,7 +10,7 @@ function translatePage(by) {
   const [drop, file, problem, result, before, after, scale, told, save] =
     ["drop", "file", "error", "result", "before", "after", "scale", "told", "save"].map(at);
   const stage = document.querySelector(".stage"), split = document.querySelector(".split");
-  let newest = null, turn = 0;  // newest: the promise of a picture
+  let newest = null, shown = null, turn = 0;  // newest: a picture, or the promise of one
 
   function status(name, text = name) {
     at("status").dataset.status = name;
@@ -36,9 +36,8 @@ function translatePage(by) {
 
   function open(chosen) {
     if (!chosen) return;
-    const last = newest, name = `${chosen.name.replace(/\.[^.]*$/, "")}.png`;
-    const mine = newest = by.read(chosen).then((picture) => ({ ...picture, name }));
-    mine.catch(() => newest === mine && (newest = last));  // no picture: the last one stays
+    const name = `${chosen.name.replace(/\.[^.]*$/, "")}.png`;
+    newest = by.read(chosen).then((picture) => ({ ...picture, name }));
     translate();
   }
 
@@ -50,6 +49,7 @@ function translatePage(by) {
     try {
       const source = await newest;
       if (mine !== turn) return;
+      shown = source;
       const { bitmap: { width, height }, name } = source;
       URL.revokeObjectURL(save.href);
       save.removeAttribute("href");
@@ -74,7 +74,9 @@ function translatePage(by) {
       save.download = name;
       status("done");
     } catch (error) {
-      if (mine === turn) fail(error.message);
+      if (mine !== turn) return;
+      newest = shown;  // if that was no picture, the one before it stays
+      fail(error.message);
     }
   }
 
