@@ -195,7 +195,7 @@ def _reader() -> bytes:
     """What reads and resizes pictures: our code, and the decoders. With a change of it, caches are made anew."""
     files = (__file__, *(module.__file__ for module in (bands, decoding, images, tiff, transforms)))
     code = [Path(file or "").read_bytes() for file in files]
-    libraries = [f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs")]
+    libraries = [f"{name} {version(name)}" for name in ("pillow", "tifffile", "imagecodecs", "torch")]
     codecs = [f"{name} {features.version(name)}" for name in features.get_supported_codecs()]
     return b"\0".join([*code, *(text.encode() for text in libraries + codecs)])
 
