@@ -120,7 +120,8 @@ def resize(picture: Picture, size: Size) -> np.ndarray:
     A picture that shrinks is resized by torch, in a third of Pillow's time. That takes rows before columns; where
     Pillow does so too, the two are within two levels of each other.
     """
-    if isinstance(picture, Bands) or size[0] > picture.width or size[1] > picture.height:
+    shrinks = size != picture.size and size[0] <= picture.width and size[1] <= picture.height
+    if isinstance(picture, Bands) or not shrinks:
         return channels_first(picture.resize(size, Image.Resampling.BICUBIC))
     import torch  # not at the top: the options that are checked here answer without it
     from torch.nn import functional as F

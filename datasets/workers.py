@@ -6,6 +6,7 @@ from nothing. Results travel through pipes. So no shared memory is needed.
 """
 
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -102,6 +103,7 @@ def _start(function: Callable[[Any], Any], arguments: Sequence[Any]) -> _Worker:
     try:
         start_server()
         results, sending = context.Pipe(duplex=False)
+        _widen(sending)
         process = context.Process(target=_work, args=(function, arguments, sending), daemon=True)
         process.start()
     except (OSError, EOFError) as error:
@@ -109,6 +111,15 @@ def _start(function: Callable[[Any], Any], arguments: Sequence[Any]) -> _Worker:
         raise RunError("data loading", reason, _FIX) from error
     sending.close()  # or the end of the worker would not be seen
     return _Worker(process, results)
+
+
+def _widen(pipe: "Connection[Any, Any]") -> None:
+    """Room for 1 MiB, where Linux allows it: a worker goes on to the next picture before this one is fetched."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a user's pipes may hold so much in all
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
 def _work(function: Callable[[Any], Any], arguments: Sequence[Any], results: "Connection[Any, Any]") -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 SMALL = (
     "--norm nc_ms --netG unet_128 --no_dropout --netD n_layers --ndf 16 --load_size 128 --crop_size 128 "
-    "--display_freq 200 --print_freq 20 --num_threads 0 --visdom off"
+    "--display_freq 200 --print_freq 20 --num_threads 0 --cache_gb 1 --visdom off"
 )
 PIX2PIX = f"--model pix2pix --ngf 16 --n_layers_D 2 --n_epochs 5 --n_epochs_decay 3 --lr 0.002 {SMALL}"
 CYCLEGAN = (
