@@ -5,7 +5,7 @@
 Trains what is not there yet, in this order: all norms with the first seed, then all with the next. So whatever stops
 it leaves whole rounds. Two processes with different `--norms` or `--seeds` share the work. Each finished training
 becomes a file in `benchmarks/results/classify/`; after each one the table `benchmarks/results/classify.md` is written
-anew. The pictures are decoded once.
+anew, up to its heading "What it shows". The pictures are decoded once.
 """
 
 import argparse
@@ -28,6 +28,9 @@ RESULTS = Path(__file__).parent / "results"
 NORMS = {"gn": "GN", "nc": "NC", "gn_nc": "GN+NC", "bn": "BN", "bn_nc": "BN+NC"}
 PUBLISHED = {"gn": 10.14, "nc": 8.52, "gn_nc": 6.98}
 """Top-1 error of the paper's Table 1, CIFAR-10, in per cent."""
+
+READING = "## What it shows"
+"""From this heading on, the page is written by hand."""
 
 SAME = ("epochs", "width", "batch_size", "ghost_batch", "lr", "every", "train_pictures")
 """What trainings of one table have in common."""
@@ -120,7 +123,10 @@ def main() -> int:
 
 
 def write_table(folder: Path, seeds: str) -> Path:
-    """Write `classify.md` of all results that agree with the newest one in `SAME`. seeds: those that were wanted."""
+    """Write `classify.md` of all results that agree with the newest one in `SAME`, and keep what is under `READING`.
+
+    seeds: those that were wanted.
+    """
     files = sorted((folder / "classify").glob("*.json"), key=lambda path: path.stat().st_mtime)
     results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
     newest = results[-1]
@@ -145,7 +151,8 @@ def write_table(folder: Path, seeds: str) -> Path:
         missing=fill(f"Missing: {', '.join(missing)}." if missing else "Nothing is missing.", 119),
     )
     path = folder / "classify.md"
-    write_atomically(path, text.encode())
+    _, heading, reading = path.read_text().partition(READING) if path.exists() else ("", "", "")
+    write_atomically(path, (text + (f"\n{heading}{reading}" if heading else "")).encode())
     return path
 
 

@@ -289,6 +289,11 @@ def test_the_table_of_the_benchmark(tmp_path: Path) -> None:
     assert "| NC | 30.00 | 30.00 | 8.52 |" in lines
     missing = "NC seed 1, GN+NC seed 0, GN+NC seed 1, BN seed 0, BN seed 1, BN+NC seed 0, BN+NC seed 1"
     assert f"Missing: {missing}." in " ".join(lines)
+    page, own = tmp_path / "classify.md", f"\n{benchmark.READING}\n\nNC is ahead.\n"
+    page.write_text(page.read_text() + own)
+    (tmp_path / "classify" / "nc_0.json").unlink()
+    text = benchmark.write_table(tmp_path, "0,1").read_text()
+    assert text.endswith(own) and text.count(benchmark.READING) == 1 and "| NC | | | 8.52 |" in text
 
 
 @pytest.mark.slow

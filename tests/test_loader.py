@@ -278,6 +278,20 @@ def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, cause: str)
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes that grow are Linux's")
+def test_a_worker_goes_on_while_its_results_wait(tmp_path: Path) -> None:
+    fifo = tmp_path / "made"
+    os.mkfifo(fifo)
+    made = os.open(fifo, os.O_RDWR)  # also for writing, so that it never ends
+    results = workers.map_in_workers(loader_functions.told, [(str(fifo), number) for number in range(5)], 1)
+    assert len(next(results)) == 200_000
+    for number in range(5):  # a pipe of the usual 64 KiB would hold up the worker before the third
+        assert select.select([made], [], [], 120)[0], f"result {number} is not made"
+        assert os.read(made, 1) == bytes([number])
+    assert [len(result) for result in results] == [200_000] * 4
+    os.close(made)
+
+
 def test_abandoned_batches_leave_no_process() -> None:
     results = workers.map_in_workers(loader_functions.pids, list(range(50)), 2)
     pids = {next(results)["pid"] for _ in range(4)}
