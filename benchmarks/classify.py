@@ -12,25 +12,25 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from benchmarks.result_pages import write_page
 from benchmarks.steps import machine
-from datasets.errors import run_command
+from datasets.errors import UserError, run_command
 from datasets.files import write_atomically
 from gan.run import read_records
 from tools.class_pictures import LabelledPictures, Split, load_labelled
 from tools.classify import train
-from tools.classify_options import parse
+from tools.classify_options import ClassifyOptions, parse
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 NORMS = {"gn": "GN", "nc": "NC", "gn_nc": "GN+NC", "bn": "BN", "bn_nc": "BN+NC"}
 PUBLISHED = {"gn": 10.14, "nc": 8.52, "gn_nc": 6.98}
 """Top-1 error of the paper's Table 1, CIFAR-10, in per cent."""
-
-READING = "## What it shows"
-"""From this heading on, the page is written by hand."""
 
 SAME = ("epochs", "width", "batch_size", "ghost_batch", "lr", "every", "train_pictures")
 """What trainings of one table have in common."""
@@ -38,10 +38,11 @@ SAME = ("epochs", "width", "batch_size", "ghost_batch", "lr", "every", "train_pi
 TABLE = """# CIFAR-10 with each norm, on a CPU
 
 ResNet-18 at {width:g} of its width, {epochs} epochs, batch {batch_size}, SGD with a learning rate of {lr:g}; batch norm
-sees ghost batches of {ghost_batch}. {train_pictures:,} training and {test_pictures:,} test pictures. {date}, {CPU},
+sees ghost batches of {ghost_batch}. {train_pictures:,} training and {test_pictures:,} test pictures. {dates}, {CPU},
 1 thread, Python {python}, torch {torch}. To train what is missing and write this page:
 
-    python -m benchmarks.classify DATAROOT --seeds {seeds} --epochs {epochs} --batch_size {batch_size} --every {every}
+    python -m benchmarks.classify DATAROOT --seeds {seeds} --epochs {epochs} --width {width:g} --lr {lr:g} \\
+        --batch_size {batch_size} --every {every} --output {output}
 
 | norm | top-1 error, % | by seed | paper, % |
 |---|---|---|---|
@@ -84,12 +85,18 @@ def main() -> int:
         data.train.labels[:: arguments.every],
     )
     data = LabelledPictures(part, data.test, data.classes)
+    wanted = {
+        **{key: getattr(arguments, key) for key in ("epochs", "width", "batch_size", "lr", "every")},
+        "ghost_batch": ClassifyOptions().ghost_batch,
+        "train_pictures": len(data.train.labels),
+    }
     (arguments.output / "classify").mkdir(parents=True, exist_ok=True)
     for seed in map(int, arguments.seeds.split(",")):
         for norm in arguments.norms.split(","):
             name = f"classify_{norm}_{seed}"
             target = arguments.output / "classify" / f"{norm}_{seed}.json"
             if target.exists():
+                require_same(target, wanted)
                 continue
             flags = [
                 "--dataroot", arguments.dataroot, "--name", name, "--norm", norm, "--seed", seed,
@@ -109,32 +116,42 @@ def main() -> int:
                 "seed": seed,
                 **errors[-1],
                 "error_by_epoch": [metrics["test_error"] for metrics in errors],
-                "epochs": arguments.epochs,
-                **{key: getattr(options, key) for key in ("width", "batch_size", "ghost_batch", "lr")},
-                "every": arguments.every,
-                "train_pictures": len(data.train.labels),
+                **wanted,
                 "test_pictures": len(data.test.labels),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine("cpu"),
             }
             write_atomically(target, json.dumps(found, indent=1).encode() + b"\n")
             write_table(arguments.output, arguments.seeds)
+    write_table(arguments.output, arguments.seeds)  # of results that others have brought, too
     return 0
 
 
-def write_table(folder: Path, seeds: str) -> Path:
-    """Write `classify.md` of all results that agree with the newest one in `SAME`, and keep what is under `READING`.
+def require_same(result: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises UserError for a result of other settings than `wanted`."""
+    found = json.loads(result.read_text())
+    others = [f"{key} {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
+    if others:
+        fix = "name folders of their own for these results with --output and --checkpoints_dir"
+        raise UserError(result, f"is the result of other settings: {', '.join(others)}", fix)
 
-    seeds: those that were wanted.
+
+def write_table(folder: Path, seeds: str) -> Path:
+    """Write `classify.md` of all results, and keep what a reader wrote below it.
+
+    seeds: those that are wanted besides. Raises UserError for results that differ in `SAME`.
     """
-    files = sorted((folder / "classify").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    files = sorted((folder / "classify").glob("*.json"))
     results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
-    newest = results[-1]
-    results = [result for result in results if all(result[key] == newest[key] for key in SAME)]
+    newest = max(results, key=lambda result: result["date"])
+    for path in files:
+        require_same(path, {key: newest[key] for key in SAME})
+    dates = sorted(result["date"] for result in results)
+    wanted = sorted({*map(int, seeds.split(",")), *(result["seed"] for result in results)})
     rows, missing = [], []
     for norm, title in NORMS.items():
         own = {result["seed"]: result for result in results if result["norm"] == norm}
-        missing += [f"{title} seed {seed}" for seed in map(int, seeds.split(",")) if seed not in own]
+        missing += [f"{title} seed {seed}" for seed in wanted if seed not in own]
         errors = [result["test_error"] for result in own.values()]
         if not errors:
             rows.append(f"| {title} | | | {PUBLISHED.get(norm, '')} |")
@@ -147,12 +164,13 @@ def write_table(folder: Path, seeds: str) -> Path:
     text = TABLE.format(
         **newest | newest["machine"],
         rows="\n".join(rows),
-        seeds=seeds,
+        seeds=",".join(map(str, wanted)),
+        output=folder.resolve().relative_to(ROOT) if folder.resolve().is_relative_to(ROOT) else folder,
+        dates=" to ".join(sorted({dates[0], dates[-1]})),
         missing=fill(f"Missing: {', '.join(missing)}." if missing else "Nothing is missing.", 119),
     )
     path = folder / "classify.md"
-    _, heading, reading = path.read_text().partition(READING) if path.exists() else ("", "", "")
-    write_atomically(path, (text + (f"\n{heading}{reading}" if heading else "")).encode())
+    write_page(path, text)
     return path
 
 

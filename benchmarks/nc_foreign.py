@@ -26,6 +26,7 @@ from benchmarks.nc_layer import medians, peak_memory
 from benchmarks.positions import Position, generator_positions
 from benchmarks.steps import machine
 from cuda_ops import normalized_conv2d
+from cuda_ops.padding import pad
 
 EPS = 1e-14
 Layer = Callable[..., Tensor]
@@ -62,6 +63,11 @@ def tensors(p: Position, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Te
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), upstream
 
 
+def with_border(x: Tensor, p: Position) -> tuple[Tensor, int]:
+    """What both layers are given, and their padding: the other one knows zeros only, so a mirrored border is made."""
+    return (pad(x, [p.padding] * 4, "reflect"), 0) if p.reflect else (x, p.padding)
+
+
 def why_no_gradients(layer: Layer) -> str:
     """The error of its backward pass; nothing if that works."""
     p = Position("small", 2, 5, 5, 3, 3, 1, 1)
@@ -80,7 +86,8 @@ def difference(layer: Layer, p: Position, gradients: bool) -> float:
     for function in functions:
         *inputs, upstream = tensors(p, torch.float64)
         with torch.set_grad_enabled(gradients):
-            y = function(*inputs, p.stride, p.padding)
+            x, padding = with_border(inputs[0], p)
+            y = function(x, *inputs[1:], p.stride, padding)
         results.append([y.detach(), *(torch.autograd.grad(y, inputs, upstream) if gradients else ())])
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
 
@@ -91,7 +98,8 @@ def measure(layer: Layer, p: Position, repeats: int, gradients: bool) -> dict[st
     def call(function: Layer) -> Callable[[], None]:
         def run() -> None:
             with torch.set_grad_enabled(gradients):
-                y = function(*inputs, p.stride, p.padding)
+                x, padding = with_border(inputs[0], p)
+                y = function(x, *inputs[1:], p.stride, padding)
             if gradients:
                 torch.autograd.grad(y, inputs, upstream)
 
@@ -116,9 +124,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     layer, rows = foreign_layer(options.package), []
-    missing = why_no_gradients(layer)
+    missing, left_out = why_no_gradients(layer), ""
     for p in generator_positions():
         if p.output == (1, 1):
+            left_out = p.label
             continue
         rows.append(measure(layer, p, options.repeats, not missing))
         print(rows[-1], file=sys.stderr, flush=True)
@@ -143,7 +152,8 @@ def main() -> None:
             f"Forward only, since the other layer has no gradients: {missing}."
             if missing
             else "Forward and backward.",
-            "Batch 1. Difference: in float64, relative to the largest value.",
+            "Batch 1. Difference: in float64, relative to the largest value. Mirrored borders are made before both "
+            f"layers. Left out: {left_out}, with a single position.",
             tabulate(cells, headers, tablefmt="github", disable_numparse=True),
             f"Medians: {statistics.median(r['time'] for r in rows):.1f} times our time, "
             f"{statistics.median(r['memory'] for r in rows):.1f} times our memory.",

@@ -9,7 +9,7 @@ norms alone. Every few steps, on one fixed batch:
     gradient change  |g(w) - g(w - a g)| / |g|, largest over steps a up to 0.1, and the cosine there: gradient
                      predictiveness as in "How does batch normalization help optimization" (Santurkar et al. 2018)
 
-Writes `benchmarks/results/smoothness.md`.
+Writes `benchmarks/results/smoothness.md`, up to its heading "What it shows".
 """
 
 import argparse
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.result_pages import write_page
 from benchmarks.steps import machine
 from cuda_ops import NormalizedConv2d
 from datasets.errors import run_command
-from datasets.files import write_atomically
 from datasets.images import to_unit_range
 from tools.class_pictures import LabelledPictures, load_labelled
 
@@ -130,6 +130,8 @@ def measure(
             change, cosine = predictiveness(lambda: loss_of(fixed), weights)
             found["change"].append(change)
             found["cosine"].append(cosine)
+        if step == steps:
+            break
         loss = loss_of(torch.randint(len(labels), (64,), generator=order))
         found["loss"].append(loss.item())
         update.zero_grad()
@@ -192,7 +194,7 @@ def main() -> None:
         "steps": arguments.steps, "seeds": arguments.seeds, "count": len(data.train.labels), "rows": "\n".join(rows),
         "measurements": MEASUREMENTS,
     }  # fmt: skip
-    write_atomically(arguments.output, PAGE.format(**facts).encode())
+    write_page(arguments.output, PAGE.format(**facts))
 
 
 if __name__ == "__main__":

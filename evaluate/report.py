@@ -172,6 +172,11 @@ class Report:
             if counts and min(counts) < features:
                 fix = f"compare it at equal counts only, or use {other}"
                 remarks.append(f"{title} of {min(counts)} images is biased upwards: {fix}")
+        if any(row.interval_95 for row in self.rows):
+            of_mean = (
+                "; of a mean the standard deviation over seeds" if any(row.sd for row in self.rows) else ""
+            )
+            remarks.append(f"± is half the 95 % interval by the bootstrap over pictures{of_mean}")
         remarks += [str(row.details["remark"]) for row in self.rows if "remark" in row.details]
         return [*remarks, *self.notes]
 

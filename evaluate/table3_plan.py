@@ -4,7 +4,6 @@
 A) is the photo or the night, and the table's A -> B is map -> photo or day -> night, `--direction BtoA` on disk.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +194,8 @@ class PlannedTraining:
         data = self.setting.data
         images = self.preset.synthetic[0] if self.preset.synthetic else data.train_images
         if (data_dir / data.name).is_dir():
-            images = min(_count(data_dir / data.name, "train"), self.preset.most or sys.maxsize)
+            images = _count(data_dir / data.name, "train")
+        images = min(images, self.preset.most or images)
         return max(0, self.preset.epochs - self.epochs_done(checkpoints_dir)) * images
 
 
@@ -236,13 +236,14 @@ def missing_data(plan: Sequence[PlannedTraining], data_dir: Path) -> list[Path]:
 
 
 def count_notes(plan: Sequence[PlannedTraining], data_dir: Path) -> list[str]:
-    """A sentence for each real data set on disk that has other counts than the published one."""
+    """A sentence for each real data set of which other counts are taken than the published ones."""
     notes = []
     for data in dict.fromkeys(training.setting.data for training in plan):
         folder = data_dir / data.name
         if plan[0].preset.synthetic or not folder.is_dir():
             continue
         counts = [_count(folder, "train"), _count(folder, "test")]
+        counts[0] = min(counts[0], plan[0].preset.most or counts[0])
         if counts != [data.train_images, data.test_images]:
             notes.append(
                 f"{data.title}: {counts[0]} training and {counts[1]} test pictures, the published set has "

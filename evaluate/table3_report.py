@@ -10,7 +10,7 @@ from PIL import Image
 from datasets.errors import UserError
 from datasets.files import write_atomically
 from datasets.images import save_png
-from evaluate.bootstrap import half_width, of_mean
+from evaluate.bootstrap import half_width_of_few
 from evaluate.comparisons import Comparison
 from evaluate.metrics import METRICS
 from evaluate.pictures import Picture
@@ -100,7 +100,7 @@ def _difference(
         n, p = (setting.paper(flag, direction, norm) for norm in reversed(COMPARED))
         cells[flag] = Cell(
             float(differences.mean()) if len(differences) else None,
-            half_width(of_mean(differences, RESAMPLES)) if len(differences) > 1 else None,
+            half_width_of_few(differences, RESAMPLES) if len(differences) > 1 else None,
             None if n is None or p is None else n - p,
         )
     counts = _counts({seed: pono[seed] for seed in seeds}, {seed: nc[seed] for seed in seeds})
@@ -173,7 +173,7 @@ def write_table(
     below = [
         "Lower is better, and a negative NC − PONO is in favour of NC; for pixel accuracy it is the other way round.",
         "± is the standard deviation over seeds. NC − PONO is the mean of the differences of equal seeds, and its ± is "
-        "half the 95 % interval by the bootstrap over seeds, which is too narrow for few seeds.",
+        "half the 95 % interval by the bootstrap over seeds, widened by Student's t, since the seeds are few.",
         "LPIPS: to the target on paired data; over all pairs on Horse2Zebra.",
         *dict.fromkeys(text for result in results.values() for text in result["remarks"]),
         *([preset.remark] if preset.remark else []),

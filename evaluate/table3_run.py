@@ -200,6 +200,9 @@ class Work:
         data = self.data_dir / training.setting.data.name
         request = replace(self.evaluation, runs=(str(run),), dataroot=data, metrics=",".join(metrics))
         prepared = prepare(request, [run])
+        # Weights that cannot be had now empty a column; the results of one table are of one protocol all the same.
+        lite0 = any(flag.endswith("_lite0") for flag in self.preset.metrics)
+        prepared = replace(prepared, protocol=replace(prepared.protocol, lite0=lite0))
         self.pictures[training] = prepared.comparisons
         stored = self.results.get(training)
         if stored and not stored["not_computed"] and is_current(stored, prepared):

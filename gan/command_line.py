@@ -298,9 +298,6 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
         shown_bands(count, flat["show_bands"])  # raises where it cannot be
     measured = counts if flat["model"] == "cycle_gan" else counts[1:]
     best = flat["best_by"]
-    if str(best).split("_")[0] in ("fid", "kid", "lpips", "fd", "kd") and not {*measured} <= {1, 3}:
-        reason = f"{best} is defined for pictures of 1 or 3 channels, not of {max(measured)}"
-        raise UserError("--best_by", reason, "leave it out, or use another metric")
     if best == "val_l1" and flat["model"] == "cycle_gan":
         reason = "val_l1 needs pairs, and cycle_gan has none"
         raise UserError("--best_by", reason, "use fid with --eval_every N")
@@ -309,5 +306,8 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
     if best not in (known := _computed_metrics(flat)):
         reason = f"{best} is not among the computed metrics"
         raise UserError("--best_by", reason, f"allowed: {', '.join(known)}")
+    if best not in PIXEL_METRICS and not {*measured} <= {1, 3}:
+        reason = f"{best} is defined for pictures of 1 or 3 channels, not of {max(measured)}"
+        raise UserError("--best_by", reason, "leave it out, or use another metric")
     if not flat["eval_every"]:
         raise UserError("--best_by", f"{best} is never computed", "add --eval_every N")

@@ -3,10 +3,10 @@
 The paper (Tables 1 and 2) does not say which convolutions it replaces. This reading is ours: all of them, except
 depthwise convolutions, where a patch has one channel, and the last ones, whose outputs are scores and offsets.
 
-    nc      every convolution becomes NC with a bias, every norm goes
-    gn_nc   every convolution becomes NC, every norm becomes a GroupNorm
+    nc      every convolution becomes NC with a bias; batch, group and instance norms go
+    gn_nc   every convolution becomes NC, every batch norm becomes a GroupNorm
     bn_nc   every convolution becomes NC, the norms stay
-    gn      the convolutions stay, every norm becomes a GroupNorm
+    gn      the convolutions stay, every batch norm becomes a GroupNorm
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from cuda_ops.layer import NormalizedConv2d
@@ -25,12 +26,16 @@ Conversion = Literal["gn", "nc", "gn_nc", "bn_nc"]
 PREDICTORS = (
     "*cls_logits",
     "*bbox_pred",
+    "*bbox_reg",
+    "*bbox_ctrness",
+    "*_head.module_list.*",  # of SSD
     "*mask_fcn_logits",
     "*kps_score_lowres",
     "classifier.4",
     "aux_classifier.4",
+    "classifier.*_classifier",  # of LRASPP
 )
-"""Names of the last convolutions of torchvision's detectors, and of its DeepLabV3 and FCN."""
+"""Names of the last convolutions of torchvision's detectors, and of its DeepLabV3, FCN and LRASPP."""
 
 GROUPS = 32
 
@@ -52,8 +57,10 @@ def convert(model: nn.Module, norm: Conversion, keep: Sequence[str] = PREDICTORS
         raise ValueError(f"norm: unknown name {norm!r}, known are {', '.join(get_args(Conversion))}")
     changed = {}
     for parent, attribute, name, layer in list(_layers(model)):
-        if isinstance(layer, _BatchNorm | FrozenBatchNorm2d) and norm != "bn_nc":
-            new: nn.Module = nn.Identity() if norm == "nc" else _group_norm(layer)
+        if norm == "nc" and isinstance(layer, _BatchNorm | FrozenBatchNorm2d | _InstanceNorm | nn.GroupNorm):
+            new: nn.Module = nn.Identity()
+        elif isinstance(layer, _BatchNorm | FrozenBatchNorm2d) and norm != "bn_nc":
+            new = _group_norm(layer)
         elif isinstance(layer, nn.Conv2d) and norm != "gn":
             if layer.groups == layer.in_channels > 1 or any(fnmatchcase(name, pattern) for pattern in keep):
                 continue

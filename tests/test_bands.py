@@ -286,6 +286,10 @@ def test_metrics_of_five_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("--show_bands", "1,2"), "--show_bands: is 1,2 (allowed: one or three numbers"),
         (("--show_bands", "1,0,2"), "--show_bands: is 1,0,2"),
         (("--best_by", "fid", "--eval_every", 1), "--best_by: fid is defined for pictures of 1 or 3 channels"),
+        (
+            ("--eval_metrics", "recall_lite0", "--best_by", "recall_lite0", "--eval_every", 1),
+            "--best_by: recall_lite0 is defined for pictures of 1 or 3 channels",
+        ),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit(tmp_path: Path, flags: tuple[object, ...], said: str) -> None:

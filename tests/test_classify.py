@@ -16,6 +16,8 @@ from torchvision.datasets import CIFAR100
 from training_support import Outcome, call, differences, records, tree
 
 from benchmarks import classify as benchmark
+from benchmarks.result_pages import READING
+from datasets.errors import UserError
 from gan.checkpoint import load_checkpoint, save_checkpoint
 from models.classifier import GhostBatchNorm2d, resnet18_small
 from tools import classify
@@ -197,6 +199,8 @@ def test_the_learning_rate() -> None:
 BAD = {
     "--dataroot NOWHERE": "NOWHERE: no such folder (give a folder with train/CLASS",
     "--norm ln": "--norm: is ln (allowed: bn, gn, nc, gn_nc, bn_nc)",
+    "--width 0.02": "--width: is 0.02: a patch of a 1x1 convolution would be one value, which has no variance",
+    "--norm bn --ghost_batch 1 --size 8": "--ghost_batch: is 1, and the last maps of pictures of 8 pixels have one",
     "--width 0": "--width: is 0.0 (allowed: more than 0 to 16)",
     "--lr nan": "--lr: is nan (allowed: more than 0 to 1e+09)",
     "--n_epochs 0": "--n_epochs: is 0 (allowed: 1 or more)",
@@ -280,7 +284,7 @@ def test_a_checkpoint_without_a_part(few: Path, tmp_path: Path, part: str) -> No
 def test_the_table_of_the_benchmark(tmp_path: Path) -> None:
     (tmp_path / "classify").mkdir()
     facts = {"CPU": "x", "python": "3", "torch": "2", "date": "today"}
-    same = dict.fromkeys(benchmark.SAME, 1) | {"test_pictures": 9, "machine": facts}
+    same = dict.fromkeys(benchmark.SAME, 1) | {"test_pictures": 9, "machine": facts, "date": "2026-01-02"}
     for norm, seed, error in (("gn", 0, 50.0), ("nc", 0, 30.0), ("gn", 1, 52.0)):
         result = {"norm": norm, "seed": seed, "test_error": error, **same}
         (tmp_path / "classify" / f"{norm}_{seed}.json").write_text(json.dumps(result))
@@ -289,11 +293,17 @@ def test_the_table_of_the_benchmark(tmp_path: Path) -> None:
     assert "| NC | 30.00 | 30.00 | 8.52 |" in lines
     missing = "NC seed 1, GN+NC seed 0, GN+NC seed 1, BN seed 0, BN seed 1, BN+NC seed 0, BN+NC seed 1"
     assert f"Missing: {missing}." in " ".join(lines)
-    page, own = tmp_path / "classify.md", f"\n{benchmark.READING}\n\nNC is ahead.\n"
+    assert " test pictures. 2026-01-02, x,\n" in "\n".join(lines)
+    page, own = tmp_path / "classify.md", f"\n{READING}\n\nNC is ahead.\n"
     page.write_text(page.read_text() + own)
     (tmp_path / "classify" / "nc_0.json").unlink()
     text = benchmark.write_table(tmp_path, "0,1").read_text()
-    assert text.endswith(own) and text.count(benchmark.READING) == 1 and "| NC | | | 8.52 |" in text
+    assert text.endswith(own) and text.count(READING) == 1 and "| NC | | | 8.52 |" in text
+    other = same | {"norm": "nc", "seed": 2, "test_error": 1.0, "epochs": 3, "date": "2026-01-03"}
+    (tmp_path / "classify" / "nc_2.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="other settings: epochs 1, not 3"):
+        benchmark.write_table(tmp_path, "0,1")
+    assert page.read_text() == text
 
 
 @pytest.mark.slow

@@ -303,7 +303,8 @@ def test_identical_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     folder = write_pictures(tmp_path / "same", 3, 1)
     report = evaluate(fake=folder, real=folder, paired=True, output=tmp_path / "out", bootstrap=20)
     assert report["rows"][0]["values"] == {"psnr": "inf", "ssim": pytest.approx(1.0), "l1": 0.0}
-    assert "nan" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nan" not in out and "± is half the 95 % interval by the bootstrap over pictures" in out
 
 
 def _refusal(capsys: pytest.CaptureFixture[str], **flags: object) -> str:

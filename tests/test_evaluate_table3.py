@@ -9,6 +9,7 @@ import statistics
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from evaluate.table3_plan import (
     MAPS_PIX2PIX,
     PRESETS,
     PlannedTraining,
+    count_notes,
     parse_seeds,
     plan_trainings,
 )
@@ -143,7 +145,7 @@ def test_the_small_preset_trains_complete_pairs_first() -> None:
 
 
 def test_the_difference_is_of_pairs_with_an_interval() -> None:
-    """Against the standard library; the exact deviation of a resampled mean is known."""
+    """Against the standard library, by the textbook's interval of a mean."""
     small = PRESETS["small"]
     values = {"pono_ms": [0.30, 0.50, 0.40, 0.20], "nc_ms": [0.28, 0.49, 0.41, 0.15, 9.0]}
     results = {
@@ -159,8 +161,8 @@ def test_the_difference_is_of_pairs_with_an_interval() -> None:
     pairs = [n - p for n, p in zip(values["nc_ms"], values["pono_ms"], strict=False)]
     cell = difference.cells["lpips"]
     assert cell.mean == pytest.approx(statistics.mean(pairs)) and list(difference.seeds) == [0, 1, 2, 3]
-    exact = 1.96 * statistics.pstdev(pairs) / np.sqrt(len(pairs))
-    assert cell.spread == pytest.approx(exact, rel=0.1)
+    student = 3.182  # of 3 degrees of freedom, 97.5 %, from a printed table
+    assert cell.spread == pytest.approx(student * statistics.stdev(pairs) / np.sqrt(len(pairs)), rel=0.1)
     assert cell.published == pytest.approx(0.171 - 0.171) and pono.cells["fd_lite0"].published is None
     assert pono.cells["pixel_accuracy"].mean == 0.5
     lines = missing_lines(plan_trainings(small, range(5)), results)
@@ -335,6 +337,22 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert text.count("python train.py") == 24 and "not there yet" in text and "--run" in text
     assert run_table3(Table3Options(preset="smoke", only="maps_pix2pix_nc_ms_BtoA", device="cpu")) == 0
     assert "of training on this machine" in capsys.readouterr().out
+    assert run_table3(Table3Options(preset="small", no_estimate=True, data_dir=tmp_path)) == 0
+    assert (
+        capsys.readouterr().out.count("; 9600 steps to go\n") == 60
+    )  # 40 epochs of 240, also without the data
+
+
+def test_the_small_preset_tells_that_it_takes_a_part(tmp_path: Path) -> None:
+    for split, count in (("train", 1096), ("test", 1098)):  # as published
+        folder = tmp_path / "maps" / split
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.jpg").write_bytes(b"")
+    counted = [
+        count_notes(plan_trainings(PRESETS[name], [0], "maps"), tmp_path) for name in ("full", "small")
+    ]
+    assert counted[0] == [] and "240 training and 1098 test pictures" in counted[1][0]
 
 
 @pytest.fixture
@@ -392,6 +410,26 @@ def test_nothing_finished_is_lost(
         run_table3(small)
     with pytest.raises(UserError, match="other options: --test_mode train, not --test_mode eval"):
         run_table3(replace(small, test_mode="eval"))
+
+
+def test_a_missing_package_empties_a_column_and_loses_nothing(
+    small: Table3Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_table3(small, Runner(stop_at=1)) == 130
+    (first,) = (tmp_path / "kept").iterdir()
+    before, lost = first.read_bytes(), "efficientnet_lite_pytorch"
+    with monkeypatch.context() as patched:
+        patched.setattr("evaluate.weights.find_spec", lambda name: None if name == lost else find_spec(name))
+        assert run_table3(small, Runner(stop_at=1)) == 130
+    said = capsys.readouterr().out
+    assert f"fd_lite0, kd_lite0 cannot be computed: {lost}" in said and "evaluated already" in said
+    assert first.read_bytes() == before
+    (second,) = {*(tmp_path / "kept").iterdir()} - {first}
+    found = [json.loads(path.read_text()) for path in (first, second)]
+    assert found[0]["protocol"] == found[1]["protocol"]
+    assert ["fd_lite0" in result["rows"][0]["values"] for result in found] == [True, False]
+    assert run_table3(replace(small, no_train=True), Runner()) == 0  # the package is there again
+    assert "fd_lite0" in json.loads(second.read_text())["rows"][0]["values"] and first.read_bytes() == before
 
 
 def test_two_jobs_at_once(small: Table3Options, tmp_path: Path) -> None:

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18, resnet50
-from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn_v2,
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+    ssd300_vgg16,
+)
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
-from torchvision.models.segmentation import deeplabv3_resnet50
+from torchvision.models.segmentation import deeplabv3_resnet50, lraspp_mobilenet_v3_large
 
 from cuda_ops.layer import NormalizedConv2d
 from models.convert import convert
@@ -91,6 +96,29 @@ def test_what_stays_plain() -> None:
     assert not any(
         "BatchNorm" in type(layer).__name__ for layer in [*detector.modules(), *segmenter.modules()]
     )
+
+
+def test_the_last_convolutions_of_all_detectors_and_segmenters_stay_plain() -> None:
+    """All plain convolutions that are left, by what they compute; and no norm is left."""
+    left = {
+        retinanet_resnet50_fpn_v2: {"cls_logits", "bbox_reg"},
+        fcos_resnet50_fpn: {"cls_logits", "bbox_reg", "bbox_ctrness"},
+        ssd300_vgg16: {f"module_list.{scale}" for scale in range(6)},
+        lraspp_mobilenet_v3_large: {"low_classifier", "high_classifier"},
+    }
+    for make, wanted in left.items():
+        with torch.device("meta"):
+            model = make(weights=None, weights_backbone=None)
+            convert(model, "nc")
+        plain = [
+            name
+            for name, layer in model.named_modules()
+            if type(layer) is nn.Conv2d and not layer.groups == layer.in_channels > 1
+        ]
+        assert {end for end in wanted if any(name.endswith(end) for name in plain)} == wanted
+        assert all(name.endswith(tuple(wanted)) for name in plain)
+        norms = (nn.GroupNorm, nn.BatchNorm2d)
+        assert not [name for name, layer in model.named_modules() if isinstance(layer, norms)]
 
 
 def test_frozen_norms_of_a_pretrained_backbone() -> None:

@@ -101,5 +101,11 @@ def parse(argv: Sequence[str]) -> ClassifyOptions:
     if given.ghost_batch and given.batch_size % given.ghost_batch:
         reason = f"does not divide --batch_size {given.batch_size}"
         raise UserError("--ghost_batch", reason, "use a divisor of it, or 0")
+    if given.ghost_batch == 1 and given.size == LEAST["size"] and given.norm in ("bn", "bn_nc"):
+        reason = f"is 1, and the last maps of pictures of {given.size} pixels have one value: no variance"
+        raise UserError("--ghost_batch", reason, "use 2 or more, or a larger --size")
+    if round(given.width * 64) < 2 and "nc" in given.norm.split("_"):
+        reason = f"is {given.width}: a patch of a 1x1 convolution would be one value, which has no variance"
+        raise UserError("--width", reason, "allowed with normalized convolution: 0.024 or more")
     name = given.name or f"{given.dataroot.resolve().name}_{given.norm}"
     return dataclasses.replace(given, name=check_name(name))
