@@ -2,7 +2,7 @@
 # make test    format, lint, types and the whole suite, as CI runs them
 # make lowest  the suite again, on the oldest packages that are allowed, Python 3.11 or 3.12 (in CI too)
 # make newest  the browser and viewer tests on the newest Python that is installed (in CI too)
-# make check   format, lint and types only        make bench   the CPU benchmarks
+# make check   format, lint and types only        make bench   the NC layer on the CPU
 # make setup   the virtual environment only       make format  put the code in order
 # make gpu     everything that waits for an NVIDIA GPU: its tests, steps and the layer, in 9 minutes, without a network
 # make figures the size of the code against its limits

@@ -6,6 +6,7 @@ same value where the translation can hold it, else by a mask. A pixel with data 
 
 import importlib.util
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -122,7 +123,13 @@ class GeoTiff:
             if not self._has_gaps:
                 return values, np.ones(values.shape, bool)
             there = self._file.read_masks(window=window).transpose(1, 2, 0) > 0
-        values[~there] = self.value_range[0] if self.value_range else 0
+        black = math.floor(self.value_range[0]) if self.value_range else 0
+        if values.dtype.kind in "iu":
+            limits = np.iinfo(values.dtype)
+            if black < limits.min:  # no number of the file is as dark
+                values = values.astype(np.float64)
+            black = min(black, limits.max)  # all that is not above LOW is black
+        values[~there] = black
         return values, there
 
     def inspect(self) -> ImageInfo:

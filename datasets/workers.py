@@ -25,6 +25,7 @@ from datasets.errors import RunError, UserError, as_user_error
 from datasets.files import cores
 
 TIMEOUT = 120.0  # seconds without a result after which a worker counts as hanging
+SLICE = 2.0  # of that time
 _HAS_SERVER = sys.platform == "linux"
 _LEFT_TO_THE_PARENT = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
@@ -152,9 +153,12 @@ def _result(function: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _next(worker: _Worker, timeout: float) -> Any:
+    left = timeout
     try:
-        if worker.results.poll(timeout):
-            return worker.results.recv()
+        while left > 0:  # in slices: of the time for which all were stopped, as by Ctrl-Z, at most one counts
+            if worker.results.poll(min(left, SLICE)):
+                return worker.results.recv()
+            left -= SLICE
     except (OSError, EOFError) as error:
         worker.process.join()
         cause = _cause(worker.process.exitcode or 0)

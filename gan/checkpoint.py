@@ -181,7 +181,7 @@ def _load_last(folder: Path) -> tuple[dict[str, Any], Path]:
 
 def _of_epoch(folder: Path, epoch: int) -> Path:
     kept = list_checkpoints(folder)
-    for info in kept:  # newest first
+    for info in reversed(kept):  # oldest first: later ones were saved within the next epoch
         if info.epoch == epoch:
             return info.path
     epochs = ", ".join(map(str, sorted({info.epoch for info in kept if info.epoch is not None}))) or "none"

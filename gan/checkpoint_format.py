@@ -51,7 +51,7 @@ def encode(state: dict[str, Any], *, step: int, epoch: int) -> tuple[bytes, list
     """The header of a checkpoint file, and the tensors whose `raw_bytes` follow it, on the CPU.
 
     state: dicts with str or int keys, lists, tuples, str, int, float, bool, None, and tensors of the types above
-    (TypeError for anything else, ValueError for too many values). Equal tensors in one memory are stored once.
+    (TypeError for anything else, UserError for too many). Equal tensors in one memory are stored once.
     """
     packer = _Packer()
     content = packer.pack(state, "")
@@ -65,7 +65,7 @@ def encode(state: dict[str, Any], *, step: int, epoch: int) -> tuple[bytes, list
 def signed_header(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> tuple[bytes, list[Tensor]]:
     """The header of a safetensors file with the SHA-256 of everything, and the tensors whose `raw_bytes` follow it.
 
-    tensors: on the CPU, of the types above. Raises ValueError for a header that is too large.
+    tensors: on the CPU, of the types above. Raises UserError for a header that is too large.
     """
     # elements are aligned to their size if the largest come first
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
@@ -77,7 +77,8 @@ def signed_header(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> tu
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > LARGEST_HEADER:
-        raise ValueError(f"a state of {len(text)} bytes without its tensors is too large to be saved")
+        reason = f"would hold {len(text):,} bytes besides its numbers, at most {LARGEST_HEADER:,} can be read"
+        raise UserError("checkpoint", reason, "lower --pool_size, or train with pictures of one size")
     return len(text).to_bytes(8, "little") + text, list(tensors.values())
 
 

@@ -77,13 +77,16 @@ def write_page(translator: Translator, folder: Path, ort: str) -> None:
     if not {of_input, of_output} <= {1, 3}:
         reason = f"a browser shows 1 or 3 channels, and this model has {of_input} and {of_output}"
         raise UserError("--format web", reason, "use --format onnx")
+    value_range = translator.value_range
+    if value_range and not 0 <= value_range[0] < value_range[1] <= 255:
+        low, high = value_range
+        reason = f"the run's --value_range {low:g},{high:g} is of other files than a browser reads: 8 bits a channel"
+        raise UserError("--format web", reason, "use python -m gan.serve, which reads them as test.py does")
     (folder / "ort").mkdir()
     with find_runtime(ort) as runtime:
         for name, file in runtime.items():
             shutil.copyfile(file, folder / "ort" / name)
     shutil.copyfile(WEB / "worker.js", folder / "worker.js")
-    value_range = translator.options.data.value_ranges["AB".index(translator.direction[0])]
-    value_range = None if value_range == "auto" else value_range
     name = f"{translator.options.run.name} {translator.direction}"
     about = {
         "file": MODEL, "input_nc": of_input, "output_nc": of_output, "value_range": value_range,

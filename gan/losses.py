@@ -49,7 +49,12 @@ GAN_LOSSES: dict[str, GANLoss] = {
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """E[(|grad D(x)|_2 - 1)^2] at random points between real and fake, both (N, C, H, W); unweighted."""
+    """E[(|grad D(x)|_2 - 1)^2] at random points between real and fake, both (N, C, H, W); unweighted.
+
+    Of a stored fake of another size, and of the real picture, the part that both have is taken.
+    """
+    height, width = (min(sides) for sides in zip(real.shape[2:], fake.shape[2:], strict=True))
+    real, fake = real[:, :, :height, :width], fake[:, :, :height, :width]
     mix = torch.rand(real.shape[0], 1, 1, 1, device=real.device)
     points = (mix * real.detach() + (1 - mix) * fake.detach()).requires_grad_()
     prediction = discriminator(points)
@@ -98,10 +103,14 @@ class ImagePool:
         return place, place
 
     def state_dict(self) -> dict[str, Any]:
+        """images: (n, C, H, W) where all have one size, which keeps the header of a checkpoint small; else a list."""
         version, words, gauss = self._random.getstate()
-        return {"images": [image.cpu() for image in self.images], "random": [version, list(words), gauss]}
+        images: Tensor | list[Tensor] = [image.cpu() for image in self.images]
+        if len({image.shape for image in images}) == 1:
+            images = torch.stack(list(images))
+        return {"images": images, "random": [version, list(words), gauss]}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         version, words, gauss = state["random"]
-        self.images = [image.to(device) for image in state["images"]]
+        self.images = [image.to(device, copy=True) for image in state["images"]]  # apart from each other
         self._random.setstate((version, tuple(words), gauss))

@@ -47,6 +47,7 @@ class RunFolder:
         self.job_file = self.path / "run.job"
         self.page = self.path / "index.html"
         self._signature = ""
+        self._lock: os.stat_result | None = None
 
     def sample_folder(self, step: int) -> Path:
         """Where the sample pictures of a step are."""
@@ -94,6 +95,7 @@ class RunFolder:
                 reason = f"another training is using this run: {holder or 'an unknown process'}"
                 raise UserError(self.path, reason, "wait for it, stop it, or use another --name")
             owner = os.getpid()
+            self._lock = self.lock_file.stat()  # while it is open, no other file gets its number
             self._signature = f"pid {owner} on {socket.gethostname()}\n{secrets.token_hex(16)}\n"
             self._sign()
             try:
@@ -117,9 +119,17 @@ class RunFolder:
                 return file.read(1000).decode("utf-8", "replace")
         return ""
 
+    def _has_our_lock(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._lock is not None and os.path.samestat(self.lock_file.stat(), self._lock)
+        return False
+
     def require_ours(self) -> None:
         """UserError if the folder was exchanged for one with checkpoints of another training: they would be lost."""
-        if self._holder() != self._signature and any(self.path.glob("ckpt-*.*")):
+        holder = self._holder()
+        if not holder and self._has_our_lock():  # somebody has removed that file alone
+            self._sign()
+        elif holder != self._signature and any(self.path.glob("ckpt-*.*")):
             reason = "is another folder now, with checkpoints of its own"
             raise UserError(self.path, reason, "put the run's folder back")
 

@@ -296,10 +296,13 @@ class TrainingData:
     def steps_per_epoch(self) -> int:
         return -(-len(self.dataset) // (self.batch_size * self.world))
 
-    def batches_done(self, batches: int, world: int) -> int:
-        """How many batches of an epoch hold what `batches` of as many processes as `world` held; rounded down."""
-        done = batches * world * self.batch_size
-        return self.steps_per_epoch if done >= len(self.dataset) else done // (self.batch_size * self.world)
+    @property
+    def pictures_per_step(self) -> int:
+        return self.batch_size * self.world
+
+    def batches_done(self, pictures: int) -> int:
+        """How many batches hold the first `pictures` of an epoch; rounded down."""
+        return self.steps_per_epoch if pictures >= len(self.dataset) else pictures // self.pictures_per_step
 
     def batches(self, epoch: int, start: int) -> Iterable[Batch]:
         """The batches of an epoch (from 1) without the first `start`, which are done already."""
@@ -369,12 +372,17 @@ def _find_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None) 
     )
     least = max((getattr(network, "min_size", 1) for network in (networks or {}).values()), default=1)
     halves = 2 if sources.layout == "aligned" else 1
-    small = [(w, h) for w, h in report.sizes if min(w // halves, h) < least]
-    if data.preprocess == "none" and small:  # any other value makes pictures of at least --crop_size
+    made = {size: augmentation.resized((size[0] // halves, size[1])) for size in report.sizes}
+    small = [size for size in report.sizes if min(made[size]) < least]
+    if data.preprocess in ("none", "scale_width") and small:  # any other value makes pictures of --crop_size
+        (width, height), (w, h) = small[0], made[small[0]]
         reason = (
-            f"none: the networks need {least}x{least} pixels, and a picture has {small[0][0]}x{small[0][1]}"
+            f"{data.preprocess}: the networks need {least}x{least} pixels, and a picture of {width}x{height} "
         )
-        raise UserError("--preprocess", reason, "use resize_and_crop, or remove small pictures")
+        fix = "use resize_and_crop, or remove small pictures"
+        if data.preprocess == "scale_width":
+            fix = "raise --load_size, or use resize_and_crop"
+        raise UserError("--preprocess", f"{reason}would have {w}x{h}", fix)
     for entry in report.bad:
         log_text(f"left out: {printable(entry)}")
     everything = partial(

@@ -13,6 +13,7 @@ import torch
 from datasets.check import changes
 from datasets.errors import UserError, printable, say, set_log_file
 from datasets.files import remove_leftovers, write_atomically
+from datasets.images import PLAIN
 from gan.checkpoint import delete_others, list_checkpoints, load_checkpoint
 from gan.loop import Training
 from gan.options import DataGroup, ModelGroup, TrainOptions, changes_that_matter, from_dict, stored_dict
@@ -126,14 +127,16 @@ def resume(training: Training) -> None:
     if bool(training.trainer.averages) != ("averages" in state):
         what = "starts at the weights of" if training.trainer.averages else "is not kept after"
         say(f"--ema: the average {what} step {training.position.step}")
-    at, before = training.position, state.get("machine", {}).get("processes", 1)
-    if before != processes.world:
-        at.batches = data.batches_done(at.batches, before)
+    at, before = training.position, state.get("machine", {}).get("processes", 1) * saved["batch_size"]
+    if before != data.pictures_per_step:
+        at.batches = data.batches_done(at.batches * before)
     if not processes.is_first:
         return
     log.truncate(state["metrics_bytes"])
     delete_others(run.path, training.position.step, options.output.keep)  # what a kill in a save has left
-    if other_data or any(saved.get(name) != wanted[name] for name in YARDSTICK):
+    of_pictures = options.output.best_by not in (None, "val_l1")  # which show a part of many bands
+    by_bands = {"show_bands"} if of_pictures and options.model.output_nc not in PLAIN else set()
+    if other_data or any(saved.get(name) != wanted[name] for name in YARDSTICK | by_bands):
         _forget_best(training)
 
 

@@ -9,7 +9,6 @@ whose losses are not finite, and `StaticStep.first_bad` looks at it.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +176,3 @@ class BankedPool(ImagePool):
                 self.images.append(bank[write])
         drawn = torch.tensor(self._drawn, dtype=torch.int64).T
         self._places[:, : len(self._drawn)].copy_(drawn, non_blocking=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        return {**state, "images": [image.clone() for image in state["images"]]}

@@ -22,6 +22,7 @@ from datasets.files import ahead, behind
 from datasets.geotiff import GeoTiff
 from datasets.images import (
     TIFF_EXTENSIONS,
+    ValueRange,
     as_picture,
     converted,
     load_image,
@@ -85,6 +86,12 @@ class Translator:
         return channels(self.options, self.direction)[1]
 
     @property
+    def value_range(self) -> ValueRange | None:
+        """The input values that become black and white; None for those of the number format."""
+        wanted = self.options.data.value_ranges["AB".index(self.direction[0])]
+        return None if wanted == "auto" else wanted
+
+    @property
     def stored_options(self) -> dict[str, Any]:
         """The options of the training, as a checkpoint stores them."""
         return stored_dict(self.options)
@@ -108,14 +115,14 @@ class Translator:
         A tensor is (N, C, H, W) in [-1, 1], and so is its translation, float32 on the CPU. A size that the network
         cannot take is padded (by reflection where the picture is large enough, else by its edge) and cropped back.
         For a path or a Pillow picture there is a Pillow picture, for an array (H, W, C) uint8 an array: what test.py
-        writes, with pictures converted to the channels of the network, at the scale of the training. More than 4
-        channels are always an array. Raises UserError for anything else, and for what cannot be read.
+        writes, with pictures converted to the channels of the network, at the scale of the training. A path is read
+        with the run's --value_range; in Pillow pictures and arrays 0 is black and 255 white. More than 4 channels are
+        always an array. Raises UserError for anything else, and for what cannot be read.
         """
         if isinstance(picture, Tensor):
             return self._translated(picture)
         if isinstance(picture, str | Path):
-            wanted = self.options.data.value_ranges["AB".index(self.direction[0])]
-            image = load_image(Path(picture), self.input_nc, None if wanted == "auto" else wanted)
+            image = load_image(Path(picture), self.input_nc, self.value_range)
         elif isinstance(picture, Image.Image) or _is_pixels(picture):
             image = converted(picture, self.input_nc)
         else:

@@ -158,11 +158,11 @@ def translate_files(
         say(f"{len(placed)} GeoTIFF files are read as pictures alone: {fix}")
         placed = set()
 
-    def targets(inputs: Sequence[Path]) -> list[Path]:
-        return [output / (only_name or name) for name in output_names(inputs, root, suffix_of)]
-
+    # The names of all, before bad ones are left out: without them, names get shorter, and may be those of inputs.
+    names = output_names(inputs, root, suffix_of)
+    targets = {path: output / (only_name or name) for path, name in zip(inputs, names, strict=True)}
     same = output.exists() and output.resolve() == source.resolve()
-    if same or {path.resolve() for path in targets(inputs)} & {path.resolve() for path in inputs}:
+    if same or {path.resolve() for path in targets.values()} & {path.resolve() for path in inputs}:
         fix = "choose another, so that no picture is overwritten"
         raise UserError("--output", "is the input folder", fix)
     for folder in sorted({path.parent for path in inputs}) if root else ():
@@ -171,7 +171,7 @@ def translate_files(
     with new_folder(output):
         sources = Sources("folder", root or source.parent, ".", tuple(inputs), ())
         sources = _readable(sources, translator, skip_bad, inspect_placed if placed else inspect_image)
-        files = targets(sources.a)
+        files = [targets[path] for path in sources.a]
         for folder in sorted({file.parent for file in files}):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)

@@ -92,8 +92,7 @@ class _Site:
     def translate(self, name: str, content: bytes) -> tuple[bytes, bytes]:
         """The picture and its translation as PNG files. Raises UserError."""
         translator = self._translator
-        wanted = translator.options.data.value_ranges["AB".index(translator.direction[0])]
-        picture = load_received(name, content, translator.input_nc, None if wanted == "auto" else wanted)
+        picture = load_received(name, content, translator.input_nc, translator.value_range)
         if isinstance(picture, Bands):
             pixels = np.asarray(picture)
             return _png(as_picture(pixels)), _png(as_picture(translator(pixels)))

@@ -209,6 +209,20 @@ def test_five_bands_from_training_to_the_page(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(("best_by", "anew"), [("l1", True), ("val_l1", False)])
+def test_other_shown_bands_make_their_best_start_anew(tmp_path: Path, best_by: str, anew: bool) -> None:
+    for domain, k in itertools.product("AB", range(2)):
+        write_tiff(tmp_path / "data" / domain / "train" / f"{k}.tif", bands(5, seed=10 * k + (domain == "B")))
+    where = ("--name", "r", "--checkpoints_dir", tmp_path / "runs")
+    first = call(
+        "train", *where, *FLAGS, "--dataroot", tmp_path / "data", "--model", "pix2pix", "--input_nc", 5,
+        "--output_nc", 5, "--eval_every", 1, "--eval_metrics", "l1", "--best_by", best_by, "--n_epochs", 1,
+    )  # fmt: skip
+    assert first.code == 0, first.err
+    second = call("train", *where, "--continue_train", "--n_epochs", 2, "--show_bands", "4,3,2")
+    assert second.code == 0 and ("starts anew" in second.err) == anew, second.err
+
+
 def test_other_numbers_of_bands_in_the_two_domains(tmp_path: Path) -> None:
     for (split, k), (domain, count) in itertools.product(
         itertools.product(("train", "test"), range(2)), (("A", 2), ("B", 4))

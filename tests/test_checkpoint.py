@@ -153,6 +153,14 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert [info.step for info in list_checkpoints(tmp_path)] == [24]
 
 
+def test_an_epoch_is_where_it_ended(tmp_path: Path) -> None:
+    """Not what was saved within the next one, such as by --save_step_freq or a signal."""
+    for step, epoch in ((100, 0), (200, 0), (250, 1), (300, 1), (400, 1), (500, 2), (600, 2)):
+        save_checkpoint(tmp_path, {"step": step}, step=step, epoch=epoch, keep=9)
+    assert [load_checkpoint(tmp_path, epoch)[0]["step"] for epoch in (1, 2)] == [250, 500]
+    assert load_checkpoint(tmp_path, "last")[0]["step"] == 600
+
+
 def test_newest_is_by_step_and_not_by_name_or_time(tmp_path: Path) -> None:
     for number, step in enumerate((9, 10, 99_999_999, 100_000_000)):
         path = save(tmp_path, step, keep=9)
@@ -308,6 +316,6 @@ def test_only_plain_types_are_saved(tmp_path: Path, value: object, said: str) ->
 
 @pytest.mark.parametrize("value", [10**5000, [0] * 2_000_000], ids=["digits", "list"])
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, value: object) -> None:
-    with pytest.raises(ValueError, match=r"too large|limit"):
+    with pytest.raises((ValueError, UserError), match=r"at most 2,097,152|limit"):
         save_checkpoint(tmp_path, {"number": value}, step=1, epoch=0, keep=1)
     assert names(tmp_path) == []

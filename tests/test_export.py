@@ -287,6 +287,16 @@ def test_a_missing_package_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_cannot_read_values_beyond_8_bits(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path, "--value_range_A", "0,4095")
+    done = export(run, "web", tmp_path / "page")
+    assert (
+        done.code == 2
+        and "the run's --value_range 0,4095 is of other files than a browser reads" in done.error
+    )
+    assert not (tmp_path / "page").exists()
+
+
 @pytest.mark.parametrize("form", ["safetensors", "hub"])
 def test_nothing_is_overwritten(resnet: Path, tmp_path: Path, form: str) -> None:
     (tmp_path / "hub").mkdir()

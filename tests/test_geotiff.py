@@ -161,6 +161,22 @@ def test_pixels_without_data(
     assert np.abs(found[:, seen].astype(int) - black[:, seen]).max() <= (1 if depth == 8 else 3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [("uint8", (500, 3000)), ("uint8", (-100, 155)), ("uint16", (-20, 100)), ("int16", (-0.5, 1))],
+)
+def test_no_data_are_black_whatever_the_range(
+    tmp_path: Path, dtype: str, wanted: tuple[float, float]
+) -> None:
+    values = np.full((50, 70, 3), 90, dtype)
+    values[:9] = 7
+    source = GeoTiff(write(tmp_path / "x.tif", values, nodata=7), 3, wanted)
+    found = np.asarray(source.whole())
+    level = round(np.clip((90 - wanted[0]) / (wanted[1] - wanted[0]), 0, 1) * 255)
+    assert (found[:9] == 0).all() and (found[9:] == level).all()
+    source.close()
+
+
 @pytest.mark.parametrize(("nodata", "depth"), [(0, 8), (255, 8), (7, 16), (65535, 16)])
 def test_a_pixel_with_the_value_that_means_no_data_is_moved_by_one(
     tmp_path: Path, nodata: int, depth: int

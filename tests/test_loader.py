@@ -278,6 +278,27 @@ def test_a_failing_worker_ends_the_run_with_its_cause(function: Any, cause: str)
     assert multiprocessing.active_children() == []
 
 
+def test_the_time_for_which_a_run_is_stopped_does_not_count() -> None:
+    """After Ctrl-Z for an hour one wait has ended without a result; the next one has it."""
+
+    class Stopped:
+        waits = 0
+
+        def poll(self, seconds: float) -> bool:
+            self.waits += 1
+            return self.waits > 2
+
+        def recv(self) -> str:
+            return "result"
+
+    ends: Any = Stopped()
+    never: Any = Stopped()
+    never.waits = -(10**9)
+    assert workers._next(workers._Worker(None, ends), 120) == "result"  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="no data for 120 seconds, a worker hangs"):
+        workers._next(workers._Worker(None, never), 120)  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="pipes that grow are Linux's")
 def test_a_worker_goes_on_while_its_results_wait(tmp_path: Path) -> None:
     fifo = tmp_path / "made"

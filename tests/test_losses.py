@@ -60,6 +60,13 @@ def test_gradient_penalty_of_a_linear_discriminator() -> None:
     torch.testing.assert_close(w.grad, 2 * (length - 1) / length * w.detach())
 
 
+def test_gradient_penalty_of_a_stored_picture_of_another_size() -> None:
+    draws = torch.Generator().manual_seed(1)
+    real, fake = torch.randn(1, 3, 4, 6, generator=draws), torch.randn(1, 3, 5, 3, generator=draws)
+    penalty = gradient_penalty(lambda x: 2 * x.sum((1, 2, 3)), real, fake)  # what both have is 3 x 4 x 3
+    assert penalty.item() == pytest.approx((2 * 36**0.5 - 1) ** 2, rel=1e-5)
+
+
 def test_gradient_penalty_is_per_image_and_between_real_and_fake() -> None:
     """D(x) = |x|^2 / 2 has the gradient x: the penalty looks at the norm of each mixed image by itself."""
     seen: list[Tensor] = []

@@ -1,7 +1,10 @@
 """The image pool: what it hands out, how often, and that its state is all of it."""
 
+from pathlib import Path
+
 import torch
 
+from gan.checkpoint import load_file, save_checkpoint
 from gan.losses import ImagePool
 
 
@@ -76,6 +79,16 @@ def test_a_stored_state_does_not_change_with_the_pool() -> None:
     for k in range(1, 20):
         pool.query(image(k))
     assert len(state["images"]) == 1 and state["images"][0].mean() == 0
+
+
+def test_a_large_pool_fits_into_a_checkpoint(tmp_path: Path) -> None:
+    pool = ImagePool(20_000, seed=0)
+    for k in range(20_000):
+        pool.query(torch.full((1, 1, 1, 1), float(k)))
+    path = save_checkpoint(tmp_path, pool.state_dict(), step=1, epoch=0, keep=1)
+    twin = ImagePool(20_000, seed=9)
+    twin.load_state_dict(load_file(path))
+    assert [int(kept) for kept in twin.images] == list(range(20_000))
 
 
 def test_sizes_may_change_on_the_way() -> None:

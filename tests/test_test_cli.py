@@ -187,6 +187,19 @@ def test_names_that_need_care(runs: Path, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "out").iterdir()} == set(names)
 
 
+def test_a_name_does_not_depend_on_pictures_that_are_skipped(runs: Path, tmp_path: Path) -> None:
+    """`a.png` alone would become `a.png`, which is the picture itself."""
+    (tmp_path / "a.jpg").write_bytes(b"damaged")
+    picture(8, 8).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    outcome = run_on(
+        runs, tmp_path / "a.jpg", tmp_path, "--skip_bad", "--input", tmp_path / "a.jpg", tmp_path / "a.png"
+    )
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jpg", "a.png", "a.png.png"}
+
+
 def test_the_input_folder_is_no_output_folder(runs: Path, folder: Path, tmp_path: Path) -> None:
     before = tree(tmp_path)
     (tmp_path / "link").symlink_to(folder)

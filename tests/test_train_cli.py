@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -585,6 +586,42 @@ def test_a_run_folder_that_is_exchanged_spares_the_checkpoints_there(
     assert {name: after[name] for name in before if "ckpt" in name} == {
         name: content for name, content in before.items() if "ckpt" in name
     }
+
+
+def test_a_removed_holder_file_stops_no_save(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Removing(Viewer):
+        def progress(self, step: int, epoch: int) -> None:
+            if step == 7:
+                (runs / "r" / "run.holder").unlink()
+
+    monkeypatch.setattr(start, "choose_viewers", lambda *_: [Removing()])
+    outcome = go_on(runs, "--n_epochs", 3)
+    assert outcome.code == 0 and "not saved" not in outcome.err
+    assert last_state(runs / "r")["position"]["step"] == 9
+
+
+def test_pictures_that_scale_width_makes_too_small(aligned: Path, tmp_path: Path) -> None:
+    small = ("--preprocess", "scale_width", "--load_size", 16, "--crop_size", 32, "--netD", "basic")
+    outcome = pix2pix(aligned, tmp_path, *small)
+    assert outcome.code == 2 and "--preprocess: scale_width: the networks need 24x24 pixels" in outcome.error
+    assert "would have 16x32 (raise --load_size" in outcome.error and list(tmp_path.iterdir()) == []
+
+
+def test_another_batch_size_goes_on_behind_the_pictures_that_were_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Viewer):
+        def progress(self, step: int, epoch: int) -> None:
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    data = write_aligned(tmp_path / "data", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(start, "choose_viewers", lambda *_: [Stop()])
+        assert pix2pix(data, tmp_path / "runs", "--n_epochs", 1).code == 128 + signal.SIGTERM
+    outcome = go_on(tmp_path / "runs", "--override", "--batch_size", 2)
+    assert outcome.code == 0, outcome.err
+    assert last_state(tmp_path / "runs" / "r")["position"]["step"] == 5  # the last two of six, as one batch
 
 
 def test_what_a_kill_in_a_save_has_left_is_removed_at_the_next_start(runs: Path) -> None:

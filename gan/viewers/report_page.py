@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
+from datasets.files import write_atomically
 from gan.viewers import GRID, KEYS, Record, public_options, sample_file, shown_options, shown_records
 from gan.viewers.page import about_run, embed, fill, subtitle
 
@@ -68,7 +69,7 @@ def make_report_page(
         runs="\n".join(_run(run) for run in runs),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    write_atomically(output, page.encode(), durable=False)
     return output
 
 
