@@ -15,7 +15,8 @@ ClassifierNorm = Literal["bn", Conversion]
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that trains as if a batch (N, C, H, W) were N / `ghost` batches of `ghost` pictures.
 
-    The running statistics move once a batch, by the mean over its ghost batches. In evaluation it is a batch norm.
+    A ghost batch holds every (N / `ghost`)-th picture, which needs no copy. The running statistics move once a batch,
+    by the mean over its ghost batches. In evaluation it is a batch norm.
     """
 
     def __init__(self, channels: int, ghost: int) -> None:
@@ -27,15 +28,15 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         n, c, h, w = x.shape
         parts = n // self.ghost  # as channels, parts are normalized apart
-        apart = x.view(parts, self.ghost, c, h, w).transpose(0, 1).reshape(self.ghost, parts * c, h, w)
         assert self.running_mean is not None and self.running_var is not None
         mean, var = self.running_mean.repeat(parts), self.running_var.repeat(parts)
         weight, bias = self.weight.repeat(parts), self.bias.repeat(parts)
+        apart = x.reshape(self.ghost, parts * c, h, w)
         y = F.batch_norm(apart, mean, var, weight, bias, True, self.momentum or 0.0, self.eps)
         with torch.no_grad():
             self.running_mean.copy_(mean.view(parts, c).mean(0))
             self.running_var.copy_(var.view(parts, c).mean(0))
-        return y.view(self.ghost, parts, c, h, w).transpose(0, 1).reshape(n, c, h, w)
+        return y.view(n, c, h, w)
 
 
 def resnet18_small(classes: int, norm: ClassifierNorm, width: float = 1.0, ghost_batch: int = 0) -> nn.Module:

@@ -165,14 +165,14 @@ def test_ghost_batches_are_batch_norms_of_parts() -> None:
     nn.init.normal_(ghost.weight)
     nn.init.normal_(ghost.bias)
     plain.load_state_dict(ghost.state_dict())
-    means, variances, parts = [], [], []
-    for part in x.split(2):
+    means, variances, expected = [], [], torch.empty_like(x)
+    for k in range(len(x) // 2):
         assert plain.running_mean is not None and plain.running_var is not None
         plain.reset_running_stats()
-        parts.append(plain(part))
+        expected[k :: len(x) // 2] = plain(x[k :: len(x) // 2])
         means.append(plain.running_mean.clone())
         variances.append(plain.running_var.clone())
-    torch.testing.assert_close(ghost(x), torch.cat(parts))
+    torch.testing.assert_close(ghost(x), expected)
     torch.testing.assert_close(ghost.running_mean, torch.stack(means).mean(0))
     torch.testing.assert_close(ghost.running_var, torch.stack(variances).mean(0))
     plain.load_state_dict(ghost.state_dict())
@@ -181,7 +181,7 @@ def test_ghost_batches_are_batch_norms_of_parts() -> None:
 
 def test_the_norm_sees_a_ghost_batch_only() -> None:
     """The score of a picture depends on its own ghost batch with batch norm, and on itself alone with NC and GN."""
-    for norm, depends_on in {"bn": [0, 1], "bn_nc": [0, 1], "gn": [0], "nc": [0], "gn_nc": [0]}.items():
+    for norm, depends_on in {"bn": [0, 2], "bn_nc": [0, 2], "gn": [0], "nc": [0], "gn_nc": [0]}.items():
         torch.manual_seed(0)
         network = resnet18_small(3, norm, 0.05, ghost_batch=2).train()  # type: ignore[arg-type]
         x = torch.rand(4, 3, 16, 16, requires_grad=True)
