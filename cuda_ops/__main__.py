@@ -33,8 +33,8 @@ def _cuda() -> str:
     lines = []
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        failure = build_failure("cuda", index, FLOAT32)
         try:
+            failure = build_failure("cuda", index, FLOAT32)
             state = failure or f"available ({architecture_for(capability)})"
         except BuildError as error:
             state = str(error)

@@ -26,6 +26,9 @@ from torch.autograd import forward_ad
 from cuda_ops import few_channels, winograd
 from cuda_ops.padding import IntPair, fold_reflection, pad
 
+TAKERS = 3
+"""Entries of a filter that take what rounding leaves over. Each leaves about 2^-9 of it."""
+
 Activation = Literal["none", "relu", "leaky_relu"]
 Outputs = tuple[Tensor, Tensor, Tensor]  # y, mean and std
 OutputGradients = tuple[
@@ -158,7 +161,7 @@ class _NormalizedConv2d(torch.autograd.Function):
             if dz is None:
                 dx = (inner * map_a).sub_(map_b).flatten(1, 2)
             else:
-                filters = _centre(weight, conv.tf32).to(conv.compute) if filter_sums is None else weight
+                filters = _centre(weight, conv) if filter_sums is None else weight
                 dx = _convolution_gradient(0, dz, source, filters, conv, border, std).to(wide)
                 _per_group(dx, conv.groups).addcmul_(inner, map_a).sub_(map_b)
             if conv.reflect:
@@ -202,11 +205,11 @@ def _forward(
     if pivot is None and weight.dtype == conv.compute == mean.dtype and weight.numel() > 4 * x.numel():
         filter_sums = _per_group(weight.sum((1, 2, 3)).view(1, -1, 1, 1), conv.groups)
         z, part = convolve(weight), (filter_sums * mean.unsqueeze(2)).flatten(1, 2)
-        z.sub_(part)
+        z = z - part
         if part.norm() > 4 * z.norm():  # its digits are lost
             filter_sums = None
     if filter_sums is None:
-        z = convolve(_centre(weight, conv.tf32).to(conv.compute))
+        z = convolve(_centre(weight, conv))
 
     # no view of z per group: what a Function returns as a view takes no in-place ReLU
     scale = std.reciprocal()
@@ -227,9 +230,16 @@ def differentiable_backward(
     """The gradients by autograd's own rules, so that they can be differentiated again, or batched."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        # aliases: one input may have been computed from another, and the way through it is not this layer's
+        x, weight = x.view_as(x), weight.view_as(weight)
+        bias = None if bias is None else bias.view_as(bias)
         y, _, _, pivot, mean, std = _forward(x, weight, bias, conv)
-    outputs = (y, mean if pivot is None else mean + pivot, std)
-    pairs = [(v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None]
+    outputs = (y, mean if pivot is None else mean + pivot, std)  # the moments depend on x alone
+    pairs = [
+        (v, dv) for v, dv in zip(outputs, output_gradients, strict=True) if dv is not None and v.requires_grad
+    ]
+    if not pairs:
+        return None, None, None
     used, given = zip(*pairs, strict=True)
     inputs = [v for v, needed in zip((x, weight, bias), needs, strict=False) if needed and v is not None]
     found = iter(torch.autograd.grad(used, inputs, given, create_graph=again, allow_unused=True))
@@ -335,22 +345,42 @@ def _cast(output: Tensor, dtype: torch.dtype) -> Tensor:
     return output if output.dtype == dtype else output.to(dtype)
 
 
-def _centre(weight: Tensor, tf32: bool) -> Tensor:
-    """W~: every filter minus its mean, in float32 or wider.
+def _centre(weight: Tensor, conv: ConvParams) -> Tensor:
+    """W~: every filter minus its mean, in the dtype that the convolution computes in.
 
     Its entries must sum to zero as the convolution reads them, or the mean of a patch leaks into y, and a flat patch
-    multiplies that by 1 / sqrt(eps). So for TF32 they are rounded here, and the smallest one takes what is left over.
+    multiplies that by 1 / sqrt(eps). So where they are rounded, a few small ones take what is left over.
     """
+    was_rounded = weight.dtype == conv.compute and not conv.tf32
     weight = weight.to(statistics_dtype(weight))
     weight = weight - weight.mean((1, 2, 3), keepdim=True)
-    if not tf32:
-        return weight
+    if conv.compute.itemsize > 2 and not conv.tf32:
+        return weight.to(conv.compute)
+    round_ = round_to_tf32 if conv.tf32 else lambda values: values.to(conv.compute).to(values.dtype)
     exact = weight.detach().flatten(1)  # (O, n)
-    rounded = round_to_tf32(exact)
-    smallest = rounded.abs().argmin(1, keepdim=True)
-    rest = (exact - rounded).sum(1, keepdim=True) + rounded.gather(1, smallest)
-    rounded = rounded.scatter(1, smallest, round_to_tf32(rest)).view_as(weight)
-    return rounded + (weight - weight.detach())  # the value of the one, the gradient of the other
+    rounded = round_(exact)
+    if was_rounded:  # then a small mean is rounded away from every entry: too much for a few
+        rounded = rounded + _steps((exact - rounded).sum(1, keepdim=True), rounded, conv.compute)
+    rest = (exact - rounded).sum(1, keepdim=True)
+    for columns in rounded[:, : 32 * TAKERS].tensor_split(min(TAKERS, rounded.shape[1]), 1):
+        place = columns.abs().argmin(1, keepdim=True)
+        before = columns.gather(1, place)
+        after = round_(before + rest)
+        columns.scatter_(1, place, after)
+        rest = rest - (after - before)
+    rounded = rounded.view_as(weight)
+    if torch.is_grad_enabled():
+        rounded = rounded + (weight - weight.detach())  # the value of the one, the gradient of the other
+    return rounded.to(conv.compute)
+
+
+def _steps(total: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """(O, n): evenly spread steps of values by a unit in the last place of `dtype`; they sum to about total (O, 1)."""
+    exponent = torch.frexp(values).exponent
+    unit = torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps / 2), exponent) * (values != 0)
+    share = total / unit.sum(1, keepdim=True).clamp_min(torch.finfo(unit.dtype).tiny)  # a half at most
+    count = torch.arange(values.shape[1] + 1, device=values.device) * share
+    return unit * (count + 0.5).floor().diff(dim=1)
 
 
 def round_to_tf32(x: Tensor) -> Tensor:

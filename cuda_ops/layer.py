@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from cuda_ops.direct import Activation
 from cuda_ops.normalized_conv import Backend, Moments, PaddingMode, normalized_conv2d
@@ -57,7 +58,11 @@ class NormalizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Moments]:  # type: ignore[override]
         stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
-        left, right, top, bottom = pads = self._reversed_padding_repeated_twice
+        pads = self._reversed_padding_repeated_twice
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):  # may change, as in nn.Conv2d
+            down, across = _pair(self.padding)
+            pads = [across, across, down, down]
+        left, right, top, bottom = pads
         padding, symmetric = (0, 0), (left, top) == (right, bottom)
         mode: PaddingMode = "reflect" if self.padding_mode == "reflect" and symmetric else "zeros"
         if self.padding_mode == mode:

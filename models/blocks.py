@@ -1,7 +1,6 @@
 """The two blocks that the networks are made of, down (or level) and up; how they run; the check of input sizes."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -32,6 +31,8 @@ class TransposedConv2d(nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` without groups and dilation, in the form that is quickest."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is not None:
+            return super().forward(x, output_size)
         sizes: Any = (self.stride, self.padding, self.output_padding)
         return conv_transpose2d(x, self.weight, self.bias, *sizes)
 
@@ -158,18 +159,24 @@ def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
     """
     if not recompute or not torch.is_grad_enabled():
         return block(*inputs)
-    contexts = lambda: (contextlib.nullcontext(), _keeping_buffers(block))
+    contexts = lambda: (contextlib.nullcontext(), _KeepingBuffers(block))
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-@contextlib.contextmanager
-def _keeping_buffers(block: nn.Module) -> Iterator[None]:
-    """Afterwards the running statistics are what they were: the second pass over a batch does not count."""
-    buffers = [(buffer, buffer.clone()) for buffer in block.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, before in buffers:
+class _KeepingBuffers:
+    """Afterwards the running statistics are what they were: the second pass over a batch does not count.
+
+    It may be entered again and again: a retained graph is passed through more than once.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __enter__(self) -> None:
+        self._before = [(buffer, buffer.clone()) for buffer in self.block.buffers()]
+
+    def __exit__(self, *_: object) -> None:
+        for buffer, before in self._before:
             buffer.copy_(before)
 
 

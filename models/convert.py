@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision.ops import FrozenBatchNorm2d
@@ -55,13 +55,18 @@ def convert(model: nn.Module, norm: Conversion, keep: Sequence[str] = PREDICTORS
     """
     if norm not in get_args(Conversion):
         raise ValueError(f"norm: unknown name {norm!r}, known are {', '.join(get_args(Conversion))}")
-    changed = {}
-    for parent, attribute, name, layer in list(_layers(model)):
+    changed: dict[str, str] = {}
+    made: dict[nn.Module, nn.Module] = {}
+    places = []
+    for parent, attribute, name, layer in _layers(model):
+        if layer in made:  # used in several places
+            places.append((parent, attribute, name, made[layer]))
+            continue
         if norm == "nc" and isinstance(layer, _BatchNorm | FrozenBatchNorm2d | _InstanceNorm | nn.GroupNorm):
             new: nn.Module = nn.Identity()
         elif isinstance(layer, _BatchNorm | FrozenBatchNorm2d) and norm != "bn_nc":
             new = _group_norm(layer)
-        elif isinstance(layer, nn.Conv2d) and norm != "gn":
+        elif isinstance(layer, nn.Conv2d) and not isinstance(layer, NormalizedConv2d) and norm != "gn":
             if layer.groups == layer.in_channels > 1 or any(fnmatchcase(name, pattern) for pattern in keep):
                 continue
             if type(layer) is not nn.Conv2d:
@@ -71,7 +76,9 @@ def convert(model: nn.Module, norm: Conversion, keep: Sequence[str] = PREDICTORS
             new = _normalized(layer, bias=norm == "nc" or layer.bias is not None)
         else:
             continue
-        new.train(layer.training)
+        made[layer] = new.train(layer.training)
+        places.append((parent, attribute, name, new))
+    for parent, attribute, name, new in places:  # all or nothing
         setattr(parent, attribute, new)
         changed[name] = type(new).__name__
     return changed
@@ -80,8 +87,9 @@ def convert(model: nn.Module, norm: Conversion, keep: Sequence[str] = PREDICTORS
 def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Module]]:
     """(parent, attribute of the parent, full name, layer) of every layer below the model."""
     for prefix, parent in model.named_modules():
-        for attribute, layer in parent.named_children():
-            yield parent, attribute, f"{prefix}.{attribute}" if prefix else attribute, layer
+        for attribute, layer in parent._modules.items():  # named_children would leave out a second use
+            if layer is not None:
+                yield parent, attribute, f"{prefix}.{attribute}" if prefix else attribute, layer
 
 
 def _normalized(conv: nn.Conv2d, bias: bool) -> NormalizedConv2d:
@@ -103,7 +111,16 @@ def _normalized(conv: nn.Conv2d, bias: bool) -> NormalizedConv2d:
         new.bias = (
             conv.bias if conv.bias is not None else nn.Parameter(conv.weight.new_zeros(conv.out_channels))
         )
+        new.register_forward_hook(_apart)  # no norm follows
     return new
+
+
+def _apart(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+    """A copy, where the layer's kernels keep y for the backward pass.
+
+    What follows may write into it, as torchvision's activations and residual sums do.
+    """
+    return y.clone() if y.requires_grad and (y.device.type != "cpu" or layer.backend == "cuda") else None
 
 
 def _group_norm(norm: _BatchNorm | FrozenBatchNorm2d) -> nn.GroupNorm:

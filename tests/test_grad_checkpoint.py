@@ -78,6 +78,18 @@ def test_same_bits_less_memory(name: str) -> None:
         assert counts == {2}
 
 
+def test_a_retained_graph_serves_twice() -> None:
+    network = build_generator("resnet_6blocks", ngf=2, norm="batch", base_norm="batch", grad_checkpoint=True)
+    total = network(torch.randn(1, 3, 16, 16)).sum()
+    total.backward(retain_graph=True)
+    first = [p.grad.clone() for p in network.parameters()]
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    total.backward()
+    for one, p in zip(first, network.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, 2 * one, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(buffers, network.buffers(), strict=True))
+
+
 def test_without_gradients_it_is_a_plain_call(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_generator("resnet_6blocks", ngf=2, grad_checkpoint=True)
     assert network.grad_checkpoint and not build_generator("resnet_6blocks", ngf=2).grad_checkpoint

@@ -15,6 +15,7 @@ from torchvision.models.detection import (
     ssd300_vgg16,
 )
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
+from torchvision.models.resnet import BasicBlock
 from torchvision.models.segmentation import deeplabv3_resnet50, lraspp_mobilenet_v3_large
 
 from cuda_ops.layer import NormalizedConv2d
@@ -75,6 +76,55 @@ def test_the_weights_are_kept_and_the_result_is_the_definition() -> None:
                 y = F.group_norm(y, groups, batch_norm.weight, batch_norm.bias)
             y = F.relu(y)
         torch.testing.assert_close(model(x), y)
+
+
+def test_shared_convolutions_stay_shared_and_a_refused_model_is_as_it_was() -> None:
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert list(convert(model, "nc")) == ["0", "2"]
+    assert model[0] is model[2] and type(model[0]) is NormalizedConv2d
+
+    class Own(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Own(8, 8, 3))
+    with pytest.raises(ValueError, match="1 is a Own"):
+        convert(model, "nc")
+    assert type(model[0]) is nn.Conv2d
+    assert convert(model, "nc", keep=["1"]) == {"0": "NormalizedConv2d"}
+    assert convert(model, "nc", keep=["1"]) == {}  # a second time, nothing is left to do
+
+
+def test_what_follows_may_write_into_the_output(kernels_on_cpu: None) -> None:
+    """torchvision's activations and residual sums do; the kernels keep their output for the backward pass."""
+    for norm in KINDS:
+        torch.manual_seed(0)
+        model = convert_small(norm)
+        for layer in model.modules():
+            if isinstance(layer, NormalizedConv2d):
+                layer.backend = "cuda"
+        loss = model(torch.randn(2, 3, 16, 16)).square().sum()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+def convert_small(norm: str) -> nn.Module:
+    model = BasicNet()
+    convert(model, norm)  # type: ignore[arg-type]
+    return model
+
+
+class BasicNet(nn.Module):
+    """A residual block of torchvision, and a convolution without a norm before an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True))
+        self.block = BasicBlock(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.block(self.first(x))
+        return y
 
 
 def test_what_stays_plain() -> None:

@@ -128,6 +128,59 @@ def test_fused_activation_equals_the_activation_afterwards(activation: str, back
     assert_all_close(fused, (y, moments.mean, moments.std, *torch.autograd.grad(total, inputs)), 1e-12)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 200])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_keep_the_mean_of_a_flat_patch_out(dtype: torch.dtype, channels: int) -> None:
+    """A flat patch multiplies what the rounded filter sums to by 316; its true value is 0."""
+    torch.manual_seed(3)
+    x = torch.randn(1, channels, 32, 32) * 0.5
+    x[..., :16] = 1.0
+    w = torch.randn(16, channels, 7, 7) * 0.02
+    y = normalized_conv2d(x.to(dtype), w.to(dtype), backend="direct")
+    truth = normalized_conv2d(x.to(dtype).double(), w.to(dtype).double(), backend="reference")
+    assert isinstance(y, Tensor) and isinstance(truth, Tensor)
+    assert y[..., :10].float().square().mean().sqrt() < 2e-3 * truth[..., 16:].square().mean().sqrt()
+    assert relative(y[..., 16:], truth[..., 16:]) < 1e-2
+    w.requires_grad_()  # what is rounded has the gradient of what it was
+    ours, theirs = (
+        torch.autograd.grad(normalized_conv2d(*inputs, backend=backend).float().square().sum(), w)[0]  # type: ignore
+        for backend, inputs in (
+            ("direct", (x.to(dtype), w.to(dtype))),
+            ("reference", (x.to(dtype).double(), w.to(dtype).double())),
+        )
+    )
+    assert relative(ours, theirs) < 3e-2
+
+
+def test_an_input_that_depends_on_another_is_differentiated_once() -> None:
+    """Weight from x, bias from weight: also with create_graph, as gradient penalties and hypernetworks ask for."""
+    torch.manual_seed(5)
+    x0, w0 = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    found: dict[tuple[str, object], tuple[Tensor, ...]] = {}
+    for backend, again in product(("reference", "direct"), (False, True)):
+        x, base = x0.clone().requires_grad_(), w0.clone().requires_grad_()
+        w = base * (1 + x.mean()) ** 2
+        y = normalized_conv2d(x, w, w.sum((1, 2, 3)), backend=backend)  # type: ignore[arg-type]
+        assert isinstance(y, Tensor)
+        found[backend, again] = torch.autograd.grad(y.pow(3).sum(), (x, base), create_graph=again)
+        if again:
+            first, second = found[backend, again]
+            found[backend, "second"] = torch.autograd.grad(
+                first.square().sum() + second.square().sum(), (x, base)
+            )
+    for kind in (False, True, "second"):
+        torch.testing.assert_close(found["direct", kind], found["reference", kind], rtol=1e-9, atol=1e-9)
+
+
+def test_moments_in_a_loss_beside_a_frozen_input_can_be_differentiated_again() -> None:
+    x, w = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+    found = []
+    for backend in ("direct", "reference"):
+        y, moments = normalized_conv2d(x, w, return_moments=True, backend=backend)  # type: ignore[arg-type]
+        found.append(torch.autograd.grad(y.square().sum() + moments.std.sum(), w, create_graph=True)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize("offset", [0.0, 0.5, 1.0, 1.9, 2.1, 10.0, 100.0, 1000.0])
 def test_float32_keeps_its_digits_at_every_offset(channels: int, offset: float) -> None:

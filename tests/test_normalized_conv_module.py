@@ -67,6 +67,13 @@ def test_padding_same_keeps_its_digits_at_a_large_offset(kernel: int) -> None:
         assert (ours.double() - truth).norm() <= 2e-6 * truth.norm()
 
 
+def test_padding_that_is_changed_later_counts_as_in_conv2d() -> None:
+    layer, plain = NormalizedConv2d(2, 2, 3, padding=1), torch.nn.Conv2d(2, 2, 3, padding=1)
+    for one in (layer, plain):
+        one.dilation = one.padding = (2, 2)
+    assert layer(torch.randn(1, 2, 8, 8)).shape == plain(torch.randn(1, 2, 8, 8)).shape
+
+
 def test_is_a_conv2d_in_keys_and_initial_weights() -> None:
     arguments = (4, 6, 3, 2, 1, 1, 2)
     torch.manual_seed(3)
