@@ -377,12 +377,12 @@ def _find_data(options: TrainOptions, networks: Mapping[str, nn.Module] | None) 
     if data.preprocess in ("none", "scale_width") and small:  # any other value makes pictures of --crop_size
         (width, height), (w, h) = small[0], made[small[0]]
         reason = (
-            f"{data.preprocess}: the networks need {least}x{least} pixels, and a picture of {width}x{height} "
+            f"{data.preprocess}: the networks need {least}x{least} pixels, and a picture has {width}x{height}"
         )
         fix = "use resize_and_crop, or remove small pictures"
         if data.preprocess == "scale_width":
-            fix = "raise --load_size, or use resize_and_crop"
-        raise UserError("--preprocess", f"{reason}would have {w}x{h}", fix)
+            reason, fix = f"{reason}, which becomes {w}x{h}", "raise --load_size, or use resize_and_crop"
+        raise UserError("--preprocess", reason, fix)
     for entry in report.bad:
         log_text(f"left out: {printable(entry)}")
     everything = partial(

@@ -604,7 +604,7 @@ def test_pictures_that_scale_width_makes_too_small(aligned: Path, tmp_path: Path
     small = ("--preprocess", "scale_width", "--load_size", 16, "--crop_size", 32, "--netD", "basic")
     outcome = pix2pix(aligned, tmp_path, *small)
     assert outcome.code == 2 and "--preprocess: scale_width: the networks need 24x24 pixels" in outcome.error
-    assert "would have 16x32 (raise --load_size" in outcome.error and list(tmp_path.iterdir()) == []
+    assert "which becomes 16x32 (raise --load_size" in outcome.error and list(tmp_path.iterdir()) == []
 
 
 def test_another_batch_size_goes_on_behind_the_pictures_that_were_seen(
